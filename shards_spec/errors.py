@@ -1,0 +1,29 @@
+"""Errors that the user can act on: one sentence that says what, where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class FsarError(Exception):
+    """Something the user can put right; a command prints it as one sentence and exits with code 2."""
+
+
+class ShardError(FsarError):
+    """A shard set that is missing, unfinished, damaged or not what was asked for."""
+
+
+class ConfigError(FsarError):
+    """An option, key or name that does not exist or does not fit."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Text that offers the nearest known name: `did you mean "molo"? (known: ...)`."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    listing = f"known: {', '.join(names)}"
+    return f'did you mean "{near[0]}"? ({listing})' if near else listing

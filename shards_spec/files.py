@@ -1,0 +1,153 @@
+"""Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from shards_spec.errors import FsarError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TEMPORARY = ".tmp"  # every unfinished file ends with it; nothing that ends with it is ever read
+
+
+REFUSED = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EIO EROFS EACCES EPERM EFBIG EEXIST ENOTDIR EISDIR ENAMETOOLONG".split()  # noqa: SIM905
+}
+
+
+class DiskError(FsarError):
+    """The disk is full or refuses to be written."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write under `path` into one sentence; the finished files are untouched by then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        free = shutil.disk_usage(nearest_folder(path)).free / 1e6
+        raise DiskError(
+            f"cannot write {path}: {os.strerror(error.errno or 0)} ({free:.0f} MB free); "
+            "make room or choose another folder, then type the same command again: finished files are kept"
+        ) from error
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it: two runs at once would remove each other's unfinished files.
+
+    Raises:
+        FsarError: another process holds it.
+        DiskError: it cannot be made.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise FsarError(f"{folder} is being written by another process; wait for it or stop it") from None
+    finally:
+        os.close(handle)  # releases the lock; a killed run leaves nothing behind
+
+
+def nearest_folder(path: Path) -> Path:
+    """The closest folder above `path` that exists."""
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary(path: Path) -> Path:
+    """The name under which `path` is written before it is whole."""
+    return path.with_name(path.name + TEMPORARY)
+
+
+def publish(written: Path, path: Path) -> None:
+    """Give a finished temporary file its final name, durably.
+
+    Raises:
+        DiskError: the disk refuses.
+    """
+    with disk_errors(path):
+        written.replace(path)
+        sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+    """
+    with disk_errors(path):
+        with temporary(path).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary(path), path)
+
+
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401 -- JSON is what it is
+    """`value` as JSON text with a fixed key order and one final newline, so that equal values are equal bytes."""
+    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
+
+
+def json_line(value: Any) -> bytes:  # noqa: ANN401
+    """`value` as one line of JSON, without the newline."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """The content of a JSON file.
+
+    Raises:
+        FsarError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FsarError(f"{path} is missing") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise FsarError(f"{path} is damaged: it is no JSON ({error})") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted run left unfinished in `folder`."""
+    with disk_errors(folder):
+        for leftover in folder.glob(f"*{TEMPORARY}"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()

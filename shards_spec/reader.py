@@ -1,0 +1,299 @@
+"""Random access to a shard set: any frame of any video, by its catalogue row."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import zarr
+
+from shards_spec.errors import ShardError, suggest
+from shards_spec.files import read_json
+from shards_spec.index import INDEX, attributes_sha256, column_sha256, list_shards, pinned_hashes, shard_path
+from shards_spec.schema import FORMAT, Dataset, row_of_key
+from shards_spec.tar import BLOCK, parse_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
+
+
+class Columns:
+    """The columns of one group of `index.zarr`, each loaded whole and checked against its hash on first use."""
+
+    def __init__(self, index: Path, group: str, hashes: dict[str, str]) -> None:
+        self._index, self._group, self._hashes = index, group, hashes
+        self._loaded: dict[str, NDArray[Any]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return f"{self._group}/{name}" in self._hashes
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(f"{self._group}/{name}")
+        return self._loaded[name]
+
+    def _load(self, path: str) -> NDArray[Any]:
+        try:
+            column = np.asarray(zarr.open_array(self._index / path, mode="r")[:])
+        except Exception as error:
+            raise ShardError(f"{self._index}/{path} cannot be read ({error}); run fsar-shards reindex") from error
+        if column_sha256(column) != self._hashes.get(path):
+            raise ShardError(f"{self._index}/{path} is damaged; run fsar-shards reindex")
+        return column
+
+    def damaged(self) -> Iterator[str]:
+        """One line for each column that cannot be read or is not what was written."""
+        for path in self._hashes:
+            group, _, name = path.rpartition("/")
+            if group == self._group:
+                try:
+                    self[name]
+                except ShardError as error:
+                    yield str(error)
+
+    def text(self, name: str, position: int) -> str:
+        """One string of a text column."""
+        ends = self[f"{name}_ends"]
+        start = int(ends[position - 1]) if position else 0
+        data: bytes = self[f"{name}_bytes"][start : int(ends[position])].tobytes()
+        return data.decode("utf-8", "surrogateescape")
+
+
+class Series:
+    """One modality of a shard set: `rgb`, `diff1`, `flow1`, ...; `columns` are those of the index."""
+
+    def __init__(self, folder: Path, name: str, columns: Columns) -> None:
+        self.name, self._folder, self.columns = name, folder, columns
+        self._shard, self._offset = columns["shard"], columns["offset"]
+        self._first, self._size = columns["first"], columns["size"]
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._lock = threading.Lock()
+        self.codec = "jpeg"
+        self._check_shards()
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int32]:
+        """[V, 2] height and width of the stored frames of each video."""
+        return self.columns["stored_size"]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over the hashes of its shards."""
+        return hashlib.sha256(self.columns["shard_sha256"].tobytes()).hexdigest()
+
+    def kept(self, row: int) -> NDArray[np.int32]:
+        """[n] source frame numbers of the stored members of a video, ascending."""
+        frames: NDArray[np.int32] = self.columns["frame"][self._first[row] : self._first[row + 1]]
+        return frames
+
+    def scale(self, row: int) -> NDArray[np.float32]:
+        """[n] pixels of the stored field that code 127 stands for (flow series only).
+
+        Raises:
+            ShardError: this series has no scale.
+        """
+        if "scale" not in self.columns:
+            raise ShardError(f"{self._folder}: {self.name} has no scale: it is no flow series")
+        scale: NDArray[np.float32] = self.columns["scale"][self._first[row] : self._first[row + 1]]
+        return scale
+
+    def read(self, row: int, positions: Iterable[int]) -> list[bytes]:
+        """Encoded payloads of a video's members at `positions` of `kept(row)`; safe in threads.
+
+        Raises:
+            ShardError: no such member, or the shard ends before it.
+        """
+        first, last = int(self._first[row]), int(self._first[row + 1])
+        sizes = self._size[first:last].astype(np.int64)
+        starts = np.cumsum(BLOCK + -(-sizes // BLOCK) * BLOCK) - -(-sizes // BLOCK) * BLOCK + int(self._offset[row])
+        file = self._open(int(self._shard[row]), row)
+        payloads = []
+        for position in positions:
+            if not 0 <= position < last - first:
+                raise ShardError(f"{self._folder}: video {row} has {last - first} {self.name} members, not {position}")
+            data = os.pread(file.fileno(), int(sizes[position]), int(starts[position]))
+            if len(data) != sizes[position]:
+                raise ShardError(f"{file.name}: cut short: it ends before byte {starts[position] + sizes[position]}")
+            payloads.append(data)
+        return payloads
+
+    def close(self) -> None:
+        """Close its files."""
+        with self._lock:
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def _open(self, number: int, row: int) -> BinaryIO:
+        if number < 0:
+            raise ShardError(f"{self._folder}: video {row} failed in preprocessing; see failures.jsonl")
+        with self._lock:
+            file = self._files.pop(number, None) or shard_path(self._folder, self.name, number).open("rb")
+            self._files[number] = file
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)  # closed when the last thread that reads it lets go
+            return file
+
+    def _check_shards(self) -> None:
+        """Refuse a truncated or swapped shard before the first episode: by its size and its first member."""
+        numbers, sizes = self.columns["shard_number"], self.columns["shard_bytes"]
+        firsts = np.full(int(numbers.max(initial=-1)) + 1, -1)
+        present = np.flatnonzero(self._shard >= 0)[::-1]
+        firsts[self._shard[present]] = present
+        for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
+            path = shard_path(self._folder, self.name, number)
+            if not path.exists():
+                raise ShardError(f"{path} is missing; copy it again or type the fsar-preprocess command again")
+            found = path.stat().st_size
+            if found != size:
+                raise ShardError(
+                    f"{path} has {found} bytes where the index has {size}: it was cut short or replaced; "
+                    "copy it again, or run fsar-shards reindex if it was made again on purpose"
+                )
+            with path.open("rb") as file:
+                row = row_of_key(parse_header(file.read(BLOCK), 0, path).key)
+            if row != firsts[number]:
+                raise ShardError(f"{path} begins with video {row} where the index has {firsts[number]}: it was swapped")
+
+
+class ShardSet:
+    """A folder of shards, opened for random access; a context manager.
+
+    Attributes:
+        path: The folder.
+        dataset: Name, classes and splits.
+        labels: [V] class number of each catalogue row.
+        groups: [V] group number, -1 where none is known.
+        frames: [V] decoded source frames, 0 where the video failed.
+        fps: [V] source frames a second.
+    """
+
+    def __init__(self, path: Path, dataset: Dataset, hashes: dict[str, str]) -> None:
+        self.path, self.dataset, self._hashes = path, dataset, hashes
+        self._series: dict[str, Series] = {}
+        self._videos = Columns(path / INDEX, "videos", hashes)
+        self.labels: NDArray[np.int32] = self._videos["label"]
+        self.groups: NDArray[np.int32] = self._videos["group"]
+        self.frames: NDArray[np.int32] = self._videos["frames"]
+        self.fps: NDArray[np.float32] = self._videos["fps"]
+        self.num_videos = len(self.labels)
+
+    @staticmethod
+    def open(path: str | Path, *, series: Iterable[str] = ("rgb",)) -> ShardSet:
+        """Open a shard set and check the shards of the named series.
+
+        Raises:
+            ShardError: it is missing, unfinished, truncated, swapped, damaged or of another format.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise ShardError(f"{path} is no folder; make shards with: fsar-preprocess NAME --videos DIR --out {path}")
+        if not (path / INDEX).is_dir():
+            unfinished = bool(list_shards(path)) or (path / "plan.json").exists()
+            hint = (
+                "preprocessing is unfinished: type the same fsar-preprocess command again (or run fsar-shards reindex)"
+                if unfinished
+                else "it is no shard set: make one with fsar-preprocess"
+            )
+            raise ShardError(f"{path} has no {INDEX}; {hint}")
+        attributes = _attributes(path)
+        if pinned_hashes(path) != attributes["files"]:
+            raise ShardError(
+                f"{path}: dataset.json, plan.json or failures.jsonl changed; run fsar-shards reindex {path}"
+            )
+        shards = ShardSet(path, Dataset.load(path / "dataset.json"), attributes["columns"])
+        for name in series:
+            shards.series(name)
+        return shards
+
+    @property
+    def series_names(self) -> list[str]:
+        """Names of the stored series, `rgb` first."""
+        names = {key.split("/")[1] for key in self._hashes if key.startswith("series/")}
+        return sorted(names, key=lambda name: (name != "rgb", name))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the stored frames."""
+        return self.series("rgb").sha256
+
+    def series(self, name: str) -> Series:
+        """One modality.
+
+        Raises:
+            ShardError: it was not made, with the option that makes it; or one of its shards is damaged.
+        """
+        if name not in self._series:
+            if name not in self.series_names:
+                raise ShardError(
+                    f'{self.path} holds no "{name}" ({suggest(name, self.series_names)}); motion is added by '
+                    f"the fsar-preprocess command that made the folder with --motion {name.rstrip('0123456789')}"
+                )
+            self._series[name] = Series(self.path, name, Columns(self.path / INDEX, f"series/{name}", self._hashes))
+        return self._series[name]
+
+    def damaged_columns(self) -> Iterator[str]:
+        """One line for each damaged column of the index."""
+        for group in sorted({path.rpartition("/")[0] for path in self._hashes}):
+            yield from Columns(self.path / INDEX, group, self._hashes).damaged()
+
+    def name(self, row: int) -> str:
+        """Original name of a video."""
+        return self._videos.text("name", row)
+
+    def group_name(self, row: int) -> str | None:
+        """Name of a video's group; None where none is known."""
+        group = int(self.groups[row])
+        return None if group < 0 else self._videos.text("group_name", group)
+
+    def split_rows(self, split: str) -> NDArray[np.int64]:
+        """Catalogue rows of a split that were stored, ascending.
+
+        Raises:
+            ShardError: there is no such split.
+        """
+        if split not in self.dataset.splits:
+            known = suggest(split, self.dataset.splits) if self.dataset.splits else "it has none"
+            raise ShardError(
+                f'{self.path} has no split "{split}" ({known}); see --splits, --holdout of fsar-preprocess'
+            )
+        wanted = self.dataset.splits[split]
+        numbers = [i for i, name in enumerate(self.dataset.classes) if name in set(wanted.classes)]
+        stored = np.isin(self.labels, numbers) & (self.frames > 0)
+        if wanted.videos is not None:
+            listed = set(wanted.videos)
+            stored &= np.array([self.name(row) in listed for row in range(self.num_videos)], bool)
+        return np.flatnonzero(stored)
+
+    def close(self) -> None:
+        """Close its files."""
+        for series in self._series.values():
+            series.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """What the index says of itself: format, the hashes of its columns and of the small files."""
+    where = path / INDEX
+    raw = read_json(where / "zarr.json")
+    attributes = raw.get("attributes") if isinstance(raw, dict) else None
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        raise ShardError(f"{where} is not of format {FORMAT}; run fsar-shards reindex {path}")
+    if not {"columns", "files", "sha256"} <= set(attributes) or attributes["sha256"] != attributes_sha256(attributes):
+        raise ShardError(f"{where} is damaged; run fsar-shards reindex {path}")
+    return attributes

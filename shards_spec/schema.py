@@ -1,0 +1,225 @@
+"""The small files of a shard set: `dataset.json`, `plan.json`, `failures.jsonl`, and the key grammar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from shards_spec.errors import ShardError
+from shards_spec.files import json_line, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+FORMAT = 1
+KEY_DIGITS = 8
+
+Reason = Literal[
+    "unreadable",  # missing, no permission, a folder
+    "not-a-video",  # no container that we open
+    "no-video-stream",  # sound only
+    "no-frames",  # a video stream without pictures
+    "one-frame",  # a still: nothing moves in it
+    "truncated",  # the container says that bytes are missing
+    "damaged",  # the decoder met errors
+    "too-long",  # more frames than the limit
+    "too-large",  # larger pictures than the limit
+    "timeout",  # the decoder did not end in time
+]
+REASONS: tuple[str, ...] = get_args(Reason)
+
+
+def sample_key(row: int) -> str:
+    """Key of catalogue row `row`: `c` and eight digits; original names break ustar and DALI's index."""
+    return f"c{row:0{KEY_DIGITS}d}"
+
+
+def row_of_key(key: str) -> int:
+    """Catalogue row of a sample key.
+
+    Raises:
+        ShardError: it is no key of ours.
+    """
+    if len(key) != KEY_DIGITS + 1 or key[0] != "c" or not (key[1:].isascii() and key[1:].isdigit()):
+        raise ShardError(f'"{key}" is no sample key: expected c and {KEY_DIGITS} digits')
+    return int(key[1:])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The classes of a split and, where a published split lists videos, the names of its videos."""
+
+    classes: tuple[str, ...]
+    videos: tuple[str, ...] | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the split's content, independent of the order in which it was written."""
+        videos = None if self.videos is None else sorted(self.videos)
+        return hashlib.sha256(json_line([sorted(self.classes), videos])).hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Content of `dataset.json`: what the videos are, not how they were stored."""
+
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `dataset.json`."""
+        splits = {
+            name: {"classes": list(split.classes)}
+            | ({} if split.videos is None else {"videos": list(split.videos)})
+            | {"sha256": split.sha256}
+            for name, split in self.splits.items()
+        }
+        return {"format": FORMAT, "name": self.name, "classes": list(self.classes), "splits": splits}
+
+    @staticmethod
+    def load(path: Path) -> Dataset:
+        """Read `dataset.json`.
+
+        Raises:
+            ShardError: it is missing, damaged, of a later format, or its splits overlap.
+        """
+        raw = read_json(path)
+        check_format(raw, path)
+        try:
+            splits = {
+                name: Split(tuple(s["classes"]), tuple(s["videos"]) if "videos" in s else None)
+                for name, s in raw["splits"].items()
+            }
+            dataset = Dataset(raw["name"], tuple(raw["classes"]), splits)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"{path} is damaged: {error!r}") from error
+        check_disjoint(dataset.splits, path)
+        return dataset
+
+
+def check_disjoint(splits: Mapping[str, Split], where: Path | str) -> None:
+    """Refuse splits that share a class or a video.
+
+    Raises:
+        ShardError: naming both splits and what they share.
+    """
+    names = sorted(splits)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            shared = set(splits[a].classes) & set(splits[b].classes)
+            shared |= set(splits[a].videos or ()) & set(splits[b].videos or ())
+            if shared:
+                raise ShardError(
+                    f'{where}: the splits "{a}" and "{b}" share {len(shared)} classes or videos '
+                    f'(such as "{min(shared)}"): a test on them would say nothing'
+                )
+
+
+def check_format(raw: Any, path: Path) -> None:  # noqa: ANN401
+    """Refuse a file of another format version.
+
+    Raises:
+        ShardError: it is no object or its `format` is not ours.
+    """
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise ShardError(f"{path}: not of format {FORMAT}; make the shards again or use the fsar that made them")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Content of `plan.json`: everything that decides the bytes of the shards.
+
+    `series` maps a series' name to a flat table of its settings and tool versions.
+    """
+
+    dataset: str
+    rows_per_shard: int
+    catalogue_rows: int
+    catalogue_sha256: str
+    series: dict[str, dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `plan.json`."""
+        catalogue = {"rows": self.catalogue_rows, "sha256": self.catalogue_sha256}
+        return {
+            "format": FORMAT,
+            "dataset": self.dataset,
+            "rows_per_shard": self.rows_per_shard,
+            "catalogue": catalogue,
+            "series": self.series,
+        }
+
+    @staticmethod
+    def load(path: Path) -> Plan:
+        """Read `plan.json`.
+
+        Raises:
+            ShardError: it is missing, damaged or of another format.
+        """
+        raw = read_json(path)
+        check_format(raw, path)
+        try:
+            catalogue = raw["catalogue"]
+            return Plan(raw["dataset"], raw["rows_per_shard"], catalogue["rows"], catalogue["sha256"], raw["series"])
+        except (KeyError, TypeError) as error:
+            raise ShardError(f"{path} is damaged: {error!r}") from error
+
+    def check_same(self, wanted: Plan, where: Path) -> None:
+        """Refuse to mix shards of two plans in one folder; series that only one of them has are fine.
+
+        Raises:
+            ShardError: naming each setting that differs, with both values.
+        """
+        here, there = self._settings(), wanted._settings()
+        shared = [key for key in here if key in there and here[key] != there[key]]
+        for name in set(self.series) & set(wanted.series):
+            shared += [f"{name}.{key}" for key in set(self.series[name]) ^ set(wanted.series[name])]
+        if shared:
+            changes = "; ".join(f"{key} is {here.get(key)!r}, asked for {there.get(key)!r}" for key in sorted(shared))
+            raise ShardError(
+                f"{where} holds shards of another plan ({changes}); "
+                "use another --out folder, or the options and tools that made this one"
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        flat: dict[str, Any] = {"dataset": self.dataset, "rows_per_shard": self.rows_per_shard}
+        for name, settings in self.series.items():
+            flat |= {f"{name}.{key}": value for key, value in settings.items()}
+        return flat
+
+
+@dataclass(frozen=True, order=True)
+class Failure:
+    """One line of `failures.jsonl`: a video that could not be stored, and why."""
+
+    row: int
+    name: str
+    label: str
+    group: str | None
+    reason: str
+    detail: str
+
+    @staticmethod
+    def load_all(path: Path) -> dict[int, Failure]:
+        """Failures by catalogue row; empty where there is no file.
+
+        Raises:
+            ShardError: a line that is none of ours.
+        """
+        if not path.exists():
+            return {}
+        try:
+            rows = [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (ValueError, TypeError) as error:
+            raise ShardError(f"{path} is damaged: {error}") from error
+        return {failure.row: failure for failure in rows}
+
+    @staticmethod
+    def dump_all(failures: Iterable[Failure]) -> bytes:
+        """Content of `failures.jsonl`, sorted by row."""
+        return b"".join(json_line(vars(failure)) + b"\n" for failure in sorted(failures))

@@ -1,0 +1,186 @@
+"""What is known of one shard: the small JSON file and DALI's `.idx` beside each tar.
+
+Both are made from the tar or while it is written, and can be made again from the tar alone.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shards_spec.errors import FsarError, ShardError
+from shards_spec.files import disk_errors, json_line, read_json, sync_folder, write_whole
+from shards_spec.schema import row_of_key
+from shards_spec.tar import BLOCK, Member, file_sha256, padded, scan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+TAIL = ("cls", "json")  # the members of a sample that are no frames, in their stored order
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video inside one shard.
+
+    `frames` are the source numbers of its frame members, `sizes` and `crc32` describe all its
+    members in stored order: the frames, then `cls`, then `json`, whose content is `info`.
+    """
+
+    row: int
+    offset: int
+    frames: list[int]
+    sizes: list[int]
+    crc32: list[int]
+    info: dict[str, Any]
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after its last member's padding."""
+        return self.offset + sum(BLOCK + padded(size) for size in self.sizes)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One shard of one series."""
+
+    size: int
+    sha256: str
+    samples: list[Sample]
+
+    @property
+    def rows(self) -> set[int]:
+        """The catalogue rows that it holds."""
+        return {sample.row for sample in self.samples}
+
+    def to_json(self) -> bytes:
+        """Content of the file beside the tar."""
+        return json_line({"bytes": self.size, "sha256": self.sha256, "samples": [vars(s) for s in self.samples]})
+
+    @staticmethod
+    def load(path: Path) -> Summary:
+        """Read the summary beside a tar.
+
+        Raises:
+            FsarError: it is missing or damaged.
+        """
+        raw = read_json(path)
+        try:
+            return Summary(raw["bytes"], raw["sha256"], [Sample(**sample) for sample in raw["samples"]])
+        except (KeyError, TypeError) as error:
+            raise ShardError(f"{path} is damaged: {error!r}") from error
+
+
+def summarise(members: Iterable[Member], infos: dict[int, dict[str, Any]], path: Path) -> list[Sample]:
+    """Group the members of a shard, in stored order, into samples.
+
+    Raises:
+        ShardError: a sample that is not contiguous, not whole or not sorted.
+    """
+    grouped: dict[int, list[Member]] = {}
+    last = -1
+    for member in members:
+        row = row_of_key(member.key)
+        if row < last or (row in grouped and grouped[row][-1].extension >= member.extension):
+            raise ShardError(f"{path}: {member.name} at byte {member.offset} is out of order")
+        grouped.setdefault(row, []).append(member)
+        last = row
+    return [_sample(row, of_row, infos, path) for row, of_row in grouped.items()]
+
+
+def _sample(row: int, members: list[Member], infos: dict[int, dict[str, Any]], path: Path) -> Sample:
+    if tuple(m.extension for m in members[-2:]) != TAIL or row not in infos:
+        raise ShardError(f"{path}: the sample {members[0].key} is not whole (its cls or json is missing)")
+    try:
+        frames = [int(m.extension.partition(".")[0]) for m in members[:-2]]
+    except ValueError:
+        raise ShardError(f"{path}: the sample {members[0].key} has a member that is no frame") from None
+    sizes, crcs = [m.size for m in members], [m.crc32 for m in members]
+    return Sample(row, members[0].offset - BLOCK, frames, sizes, crcs, infos[row])
+
+
+def from_tar(tar: Path) -> Summary:
+    """Make the summary of a shard from its tar alone.
+
+    Raises:
+        ShardError: the tar is damaged.
+    """
+    members: list[Member] = []
+    infos: dict[int, dict[str, Any]] = {}
+    for member, data in scan(tar):
+        members.append(member)
+        if member.extension == "json":
+            try:
+                infos[row_of_key(member.key)] = json.loads(data)
+            except ValueError as error:
+                raise ShardError(f"{tar}: {member.name} at byte {member.offset} is no JSON ({error})") from error
+    return Summary(tar.stat().st_size, file_sha256(tar), summarise(members, infos, tar))
+
+
+def dali_index(samples: Iterable[Sample]) -> bytes:
+    """The `.idx` of DALI's `readers.webdataset` (its `wds2idx` v1.2): one line a sample."""
+    lines = []
+    for sample in samples:
+        key = f"c{sample.row:08d}"
+        extensions = [f"{frame:05d}.jpg" for frame in sample.frames] + list(TAIL)
+        offset, parts = sample.offset, []
+        for extension, size in zip(extensions, sample.sizes, strict=True):
+            parts.append(f"{extension} {offset + BLOCK} {size} {key}.{extension}")
+            offset += BLOCK + padded(size)
+        lines.append(" ".join(parts))
+    return "\n".join([f"v1.2 {len(lines)}", *lines, ""]).encode()
+
+
+def sidecars(tar: Path) -> tuple[Path, Path]:
+    """Paths of the `.idx` and the summary beside a tar."""
+    return tar.with_suffix(".idx"), tar.with_suffix(".json")
+
+
+def drop_sidecars(tar: Path) -> None:
+    """Remove both, durably: called before a shard is replaced, so that they never describe another tar."""
+    with disk_errors(tar):
+        for path in sidecars(tar):
+            path.unlink(missing_ok=True)
+        sync_folder(tar.parent)
+
+
+def write_sidecars(tar: Path, summary: Summary) -> None:
+    """Write both beside a whole tar."""
+    index, description = sidecars(tar)
+    write_whole(index, dali_index(summary.samples))
+    write_whole(description, summary.to_json())
+
+
+def check_as_described(tar: Path) -> None:
+    """Refuse a tar that is not the one that its summary describes: a new index would call the damage sound.
+
+    Raises:
+        ShardError: their SHA-256 differ. A missing or unreadable summary says nothing.
+    """
+    described: str | None = None
+    with suppress(FsarError):
+        described = Summary.load(sidecars(tar)[1]).sha256
+    if described is not None and described != file_sha256(tar):
+        raise ShardError(
+            f"{tar} is not the one that {tar.stem}.json describes: damaged or replaced; "
+            f"copy it again, or delete {tar.stem}.json to take it as it is"
+        )
+
+
+def load_or_make(tar: Path) -> Summary:
+    """The summary of a whole tar, made again where it is missing or describes another tar.
+
+    Raises:
+        ShardError: the tar is damaged.
+    """
+    index, description = sidecars(tar)
+    summary: Summary | None = None
+    with suppress(FsarError):
+        summary = Summary.load(description)
+    if summary is None or summary.size != tar.stat().st_size or not index.exists():
+        summary = from_tar(tar)
+        write_sidecars(tar, summary)
+    return summary

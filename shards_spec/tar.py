@@ -1,0 +1,161 @@
+"""One tar file of a series: written so that equal samples are equal bytes, scanned without trust."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from shards_spec.errors import ShardError
+from shards_spec.files import TEMPORARY, disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import BinaryIO
+
+BLOCK = 512
+OWNER = "fsar"
+MODE = 0o444
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole tar blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def archive_size(end: int) -> int:
+    """Size of a tar file whose last member ends (padding included) at `end`."""
+    return -(-(end + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
+def header(name: str, size: int) -> bytes:
+    """The only ustar header that our writer gives to a member of this name and size."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, MODE, 0
+    info.uname = info.gname = OWNER
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file inside a tar: its name, where its payload starts, its payload's size and CRC-32."""
+
+    name: str
+    offset: int
+    size: int
+    crc32: int
+
+    @property
+    def key(self) -> str:
+        """The sample it belongs to: all before the first dot."""
+        return self.name.partition(".")[0]
+
+    @property
+    def extension(self) -> str:
+        """All after the first dot."""
+        return self.name.partition(".")[2]
+
+
+class TarSeriesWriter:
+    """Writes one shard of one series under a temporary name of its own; publishing it is the caller's.
+
+    Args:
+        path: Final name of the shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from webdataset import TarWriter  # noqa: PLC0415 -- a third of a second that readers need not pay
+
+        self.path = path
+        # The process number keeps what an orphan of a killed run still writes apart from what we write.
+        self.written = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+        self.members: list[Member] = []
+        with disk_errors(path):
+            self._file: BinaryIO = self.written.open("wb")
+        self._tar = TarWriter(
+            self._file, user=OWNER, group=OWNER, mode=MODE, encoder=False, mtime=0, format="USTAR_FORMAT"
+        )
+
+    def add(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Append one sample: extension -> content; members are stored sorted by extension.
+
+        Raises:
+            DiskError: the disk is full or cannot be written.
+        """
+        with disk_errors(self.path):
+            for extension in sorted(files):
+                data = files[extension]
+                offset = self._tar.tarstream.offset + BLOCK
+                self._tar.write({"__key__": key, extension: data})
+                self.members.append(Member(f"{key}.{extension}", offset, len(data), zlib.crc32(data)))
+
+    def close(self) -> None:
+        """End the archive and make its bytes durable, still under the temporary name."""
+        with disk_errors(self.path):
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if not self._file.closed:  # what was written is not whole: it goes
+                with suppress(OSError):
+                    self._file.close()
+                self.written.unlink(missing_ok=True)
+
+
+def scan(path: Path) -> Iterator[tuple[Member, bytes]]:
+    """Members of a shard in order, with their payloads, from the tar alone; each header must be the one we would write.
+
+    Raises:
+        ShardError: naming the shard and the offset of the first header that is damaged or not ours.
+    """
+    with path.open("rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        position = 0
+        while True:
+            block = file.read(BLOCK)
+            if block == bytes(BLOCK):
+                break
+            member = parse_header(block, position, path)
+            data = file.read(padded(member.size))
+            if len(data) < padded(member.size):
+                raise ShardError(f"{path}: cut short inside {member.name} at byte {total}")
+            data = data[: member.size]
+            yield Member(member.name, member.offset, member.size, zlib.crc32(data)), data
+            position = member.offset + padded(member.size)
+        if archive_size(position) != total:
+            raise ShardError(f"{path}: has {total} bytes where its members need {archive_size(position)}")
+
+
+def parse_header(block: bytes, position: int, path: Path) -> Member:
+    """Read one 512-byte header and compare it with the one that we would write.
+
+    Raises:
+        ShardError: it differs.
+    """
+    try:
+        info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+        if header(info.name, info.size) != block:
+            raise ShardError(f"{path}: the header at byte {position} is damaged or not ours")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise ShardError(f"{path}: the header at byte {position} is damaged ({error})") from error
+    return Member(info.name, position + BLOCK, info.size, 0)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,89 @@
+"""Find every flipped bit of a shard set, and say where it is."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from shards_spec.errors import ShardError
+from shards_spec.index import shard_path
+from shards_spec.reader import ShardSet
+from shards_spec.schema import sample_key
+from shards_spec.summary import dali_index, from_tar, sidecars
+from shards_spec.tar import BLOCK, archive_size, file_sha256, header, padded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from shards_spec.reader import Columns
+
+
+def verify(folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> list[str]:
+    """Check every byte of every shard against the index, the index against its hashes, and the files beside each tar.
+
+    Args:
+        folder: The shard set.
+        progress: Called with the bytes checked, shard by shard.
+
+    Returns:
+        One line a fault: shard, member and byte offset; empty when all is well.
+
+    Raises:
+        ShardError: the set cannot be opened at all.
+    """
+    with ShardSet.open(folder, series=()) as shards:
+        faults = list(shards.damaged_columns())
+        for name in shards.series_names:
+            try:
+                columns = shards.series(name).columns
+                for number, sha256 in zip(columns["shard_number"].tolist(), columns["shard_sha256"], strict=True):
+                    path = shard_path(folder, name, number)
+                    faults += _check_shard(path, number, sha256.tobytes().hex(), columns)
+                    progress(path.stat().st_size)
+            except ShardError as error:
+                faults.append(str(error))
+    return list(dict.fromkeys(faults))
+
+
+def _check_shard(path: Path, number: int, sha256: str, columns: Columns) -> list[str]:
+    if file_sha256(path) != sha256:
+        return list(_locate(path, number, columns)) or [f"{path}: damaged after its last member"]
+    summary = from_tar(path)
+    contents = zip(sidecars(path), (dali_index(summary.samples), summary.to_json()), strict=True)
+    return [
+        f"{beside}: missing or not what {path.name} holds; run fsar-shards reindex"
+        for beside, content in contents
+        if not beside.is_file() or beside.read_bytes() != content
+    ]
+
+
+def _locate(path: Path, number: int, columns: Columns) -> Iterator[str]:
+    """Each member whose header, payload or padding differs from what the index says."""
+    with path.open("rb") as file:
+        position = 0
+        for name, size, crc in _members(number, columns):
+            if file.read(BLOCK) != header(name, size):
+                yield f"{path}: {name}: header damaged at byte {position}"
+            data = file.read(padded(size))
+            if zlib.crc32(data[:size]) != crc:
+                yield f"{path}: {name}: content damaged between bytes {position + BLOCK} and {position + BLOCK + size}"
+            elif any(data[size:]):
+                yield f"{path}: {name}: padding damaged after byte {position + BLOCK + size}"
+            position += BLOCK + padded(size)
+        rest = file.read()
+        if any(rest) or position + len(rest) != archive_size(position):
+            yield f"{path}: end of the archive damaged after byte {position}"
+
+
+def _members(number: int, columns: Columns) -> Iterator[tuple[str, int, int]]:
+    """Name, size and CRC-32 of every member of a shard in stored order."""
+    first = columns["first"]
+    for row in (columns["shard"] == number).nonzero()[0].tolist():
+        start, stop = int(first[row]), int(first[row + 1])
+        before = 2 * int((columns["shard"][:row] >= 0).sum())  # cls and json of the videos before it
+        names = [f"{frame:05d}.jpg" for frame in columns["frame"][start:stop].tolist()] + ["cls", "json"]
+        sizes = columns["size"][start:stop].tolist() + columns["tail"][row].tolist()
+        crcs = columns["crc32"][start + before : stop + before + 2].tolist()
+        for name, size, crc in zip(names, sizes, crcs, strict=True):
+            yield f"{sample_key(row)}.{name}", size, crc
