@@ -1,0 +1,132 @@
+"""Which videos a data set has: their names, labels, groups and files, in one fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards_spec.errors import FsarError
+from shards_spec.files import json_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from shards_spec import Dataset
+
+EXTENSIONS = frozenset(
+    ".avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .ts .wmv .asf .flv .3gp".split()  # noqa: SIM905 -- a list reads longer
+)
+
+
+class CatalogueError(FsarError):
+    """Videos that cannot be found, named or told apart."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video file of a data set.
+
+    Attributes:
+        name: Path below the videos folder, with `/`: the name that leaves the shard set in splits and results.
+        label: Name of its class.
+        group: Name of what it shares with others (source video, scene, sitting); None where not known.
+        path: The file.
+    """
+
+    name: str
+    label: str
+    group: str | None
+    path: Path = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The videos of a data set in catalogue order, its classes and splits, and what the lists named in vain."""
+
+    dataset: Dataset
+    videos: list[Video]
+    unmatched: list[str] = field(default_factory=list)
+
+    def sha256(self, rows: int) -> str:
+        """Hash of the first `rows` videos: names, labels and groups, never files or their place."""
+        digest = hashlib.sha256()
+        for video in self.videos[:rows]:
+            digest.update(json_line([video.name, video.label, video.group]) + b"\n")
+        return digest.hexdigest()
+
+    def coverage(self) -> Iterator[str]:
+        """Lines of text: how many videos each class has, and each split."""
+        counts = Counter(video.label for video in self.videos)
+        present = [name for name in self.dataset.classes if counts[name]]
+        width = max((len(name) for name in present), default=0)
+        for name in present:
+            yield f"  {name:{width}} {counts[name]:6}"
+        absent = [name for name in self.dataset.classes if not counts[name]]
+        if absent:
+            yield f"  without a video: {len(absent)} of {len(self.dataset.classes)} classes ({shorten(absent)})"
+        for name, split in self.dataset.splits.items():
+            with_videos = sum(bool(counts[c]) for c in split.classes)
+            videos = len(split.videos) if split.videos is not None else sum(counts[c] for c in split.classes)
+            yield f"  split {name}: {with_videos} of {len(split.classes)} classes, {videos} videos"
+        if self.unmatched:
+            yield f"  listed but not found: {len(self.unmatched)} videos ({shorten(self.unmatched)})"
+
+
+def shorten(names: list[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every video file below `folder`, links followed once, and folders that are named like a video.
+
+    Hidden files and folders are passed over: `._name.avi` beside `name.avi` is what some systems leave in archives.
+
+    Raises:
+        CatalogueError: the folder is missing or no folder.
+    """
+    if not folder.is_dir():
+        raise CatalogueError(f"{folder} is no folder; name the folder of your videos with --videos")
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        named = [name for name in folders if Path(name).suffix.lower() in EXTENSIONS]
+        folders[:] = [name for name in folders if name not in named]
+        videos = [name for name in files if Path(name).suffix.lower() in EXTENSIONS and name[0] != "."]
+        yield from (Path(place, name) for name in named + videos)
+
+
+def text_of(path: Path) -> str:
+    """A path below the videos folder as the same text under every locale: UTF-8, with `/`."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "surrogateescape")
+
+
+def arrange(videos: Iterable[Video], folder: Path) -> list[Video]:
+    """Sort videos by label and name, and refuse what cannot be told apart.
+
+    Raises:
+        CatalogueError: no video at all, or two of one class whose names differ in folder or extension only.
+    """
+    ordered = sorted(videos, key=lambda video: (video.label, video.name))
+    if not ordered:
+        raise CatalogueError(f"{folder} holds no video ({', '.join(sorted(EXTENSIONS))}); expected class/video files")
+    stems: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for video in ordered:
+        stems[video.label, video.path.stem].append(video.name)
+    for (label, stem), names in stems.items():
+        if len(names) > 1:
+            raise CatalogueError(
+                f'{folder}: class "{label}" has {len(names)} videos of the name "{stem}" ({shorten(names)}); '
+                "if they are one video keep one, else rename one"
+            )
+    return ordered

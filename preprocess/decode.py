@@ -1,0 +1,237 @@
+"""One video file -> its frames as YUV planes, through one ffmpeg process that opens nothing else."""
+
+from __future__ import annotations
+
+import re
+import signal
+import stat
+import subprocess
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import ffmpeg
+import imageio_ffmpeg
+import numpy as np
+
+from preprocess.container import missing_bytes
+from shards_spec import FsarError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import IO
+
+    from numpy.typing import NDArray
+
+    from shards_spec.schema import Reason
+
+# Containers only: playlists and concat scripts, which open other files, are refused whatever their name.
+CONTAINERS = "mov,avi,matroska,webm,mpegts,mpeg,asf,flv"
+MOST_FRAMES = 99_999  # five digits number a frame
+MOST_SIDE = 16_384  # a JPEG's side has 16 bits, and a flow picture is two fields high
+MIN_FRAMES = 2
+SOURCE_SIZE = re.compile(r"Video: .*?\b([1-9]\d{0,4})x([1-9]\d{0,4})\b")  # not the tag "0x0002"
+
+ERROR_LINE = re.compile(r"(?:\[[^\]]*\] )*\[(?:error|fatal)\] ?(.*)")
+
+
+class VideoError(Exception):
+    """A video that cannot be stored: `reason` from the closed list, `detail` without paths or times."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class Planes(NamedTuple):
+    """One frame, full-range BT.601 YUV 4:2:0 as in JFIF: [h, w], [ceil(h/2), ceil(w/2)] twice, uint8."""
+
+    y: NDArray[np.uint8]
+    u: NDArray[np.uint8]
+    v: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Size of the stored frames: all squashed to `height` x `width`, or the short side scaled to `short`."""
+
+    height: int = 0
+    width: int = 0
+    short: int = 0
+
+    def scale(self) -> tuple[str, str]:
+        """Width and height for ffmpeg's scale filter; -2 keeps the aspect and rounds to even."""
+        if self.short:
+            return f"if(gt(iw,ih),-2,{self.short})", f"if(gt(iw,ih),{self.short},-2)"
+        return str(self.width), str(self.height)
+
+    def __str__(self) -> str:
+        return f"short side {self.short}" if self.short else f"{self.height}x{self.width}"
+
+
+@cache
+def ffmpeg_program() -> str:
+    """Path of the ffmpeg to use: the system's, or the one that the imageio-ffmpeg wheel carries.
+
+    Raises:
+        FsarError: there is none.
+    """
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise FsarError("no ffmpeg found; install it, or the package imageio-ffmpeg which carries one") from error
+
+
+@cache
+def ffmpeg_version() -> str:
+    """Version of the decoder, a part of every plan."""
+    first = subprocess.run([ffmpeg_program(), "-version"], capture_output=True, text=True, check=True).stdout
+    return "ffmpeg " + first.split()[2]
+
+
+def command(path: Path, geometry: Geometry) -> list[str]:
+    """The ffmpeg call that decodes `path` to YUV4MPEG2 on standard output, bit-exact on every CPU."""
+    source = ffmpeg.input(
+        f"file:{path}",
+        protocol_whitelist="file",
+        format_whitelist=CONTAINERS,
+        threads=1,
+        flags="bitexact",
+        idct="simple",
+    )
+    width, height = geometry.scale()
+    scaled = source["V:0"].filter(  # V: a cover picture is no video
+        "scale",
+        width,
+        height,
+        flags="bilinear+accurate_rnd+bitexact",
+        out_range="full",
+        out_color_matrix="bt601",
+    )
+    output = scaled.output("pipe:1", format="yuv4mpegpipe", pix_fmt="yuvj420p", strict=-1, fps_mode="passthrough")
+    log = ["-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info"]
+    return list(output.global_args(*log, "-filter_threads", "1").compile(cmd=ffmpeg_program()))
+
+
+class VideoReader:
+    """Iterates the `Planes` of a video; a context manager that leaves no process behind.
+
+    Attributes:
+        fps: Nominal frames a second.
+        size: Height and width of the delivered frames.
+        source_size: Height and width of the video's own frames.
+    """
+
+    def __init__(self, path: Path, geometry: Geometry, *, time_limit: float) -> None:
+        _check_file(path)
+        self._path, self._late = path, False
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the reader; a pipe could fill up and block
+        self._process = subprocess.Popen(
+            command(path, geometry),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            process_group=0,  # Ctrl-C is for us: a decoder that it ends would look like a damaged video
+        )
+        self._watch = threading.Timer(time_limit, self._stop_late)
+        self._watch.start()
+        self.fps, self.size, self.source_size = 0.0, (0, 0), (0, 0)
+
+    def __iter__(self) -> Iterator[Planes]:
+        """Frames in order.
+
+        Raises:
+            VideoError: the video is not whole, not sound or too large; frames before the fault were delivered.
+        """
+        assert self._process.stdout is not None
+        count = 0
+        for count, planes in enumerate(self._frames(self._process.stdout), 1):
+            if count > MOST_FRAMES:
+                raise VideoError("too-long", f"more than {MOST_FRAMES} frames")
+            yield planes
+        self._check_end(count)
+
+    def _frames(self, pipe: IO[bytes]) -> Iterator[Planes]:
+        header = pipe.readline()
+        if not header:
+            return
+        fields = {field[:1]: field[1:] for field in header.decode("ascii").split()[1:]}
+        width, height = int(fields["W"]), int(fields["H"])
+        rate, per = map(int, fields["F"].split(":"))
+        self.fps, self.size = rate / per, (height, width)
+        if max(height, width) > MOST_SIDE:
+            raise VideoError("too-large", f"frames of {width}x{height}")
+        half = (-(-height // 2), -(-width // 2))
+        luma, chroma = height * width, half[0] * half[1]
+        while pipe.readline():  # "FRAME\n"
+            data = pipe.read(luma + 2 * chroma)
+            if len(data) < luma + 2 * chroma:
+                return
+            flat = np.frombuffer(data, np.uint8)
+            u, v = flat[luma : luma + chroma], flat[luma + chroma :]
+            yield Planes(flat[:luma].reshape(height, width), u.reshape(half), v.reshape(half))
+
+    def _check_end(self, count: int) -> None:
+        """Decide, after the last frame, whether the video was whole."""
+        code = self._process.wait()
+        self._log.seek(0)
+        log = self._log.read().decode("utf-8", "replace")
+        if self._late:
+            raise VideoError("timeout", "the decoder did not end within the time limit")
+        if -code in {signal.SIGKILL, signal.SIGTERM}:  # it says nothing about the video
+            raise FsarError("the decoder was killed (out of memory?); type the same command again")
+        missing = missing_bytes(self._path)
+        if missing:
+            raise VideoError("truncated", f"the container declares {missing} bytes beyond the end of the file")
+        if count == 0:
+            raise _why_nothing(log)
+        errors = [match[1] for line in log.splitlines() if (match := ERROR_LINE.match(line))]
+        if errors or code:
+            first = re.sub(r"0x[0-9a-f]+|'?file:.*", "", errors[0]) if errors else f"exit code {code}"
+            raise VideoError("damaged", f"the decoder met {max(len(errors), 1)} errors, the first: {first.strip()}")
+        if count < MIN_FRAMES:
+            raise VideoError("one-frame", "a single picture: nothing moves in it")
+        size = SOURCE_SIZE.search(log)
+        self.source_size = (int(size[2]), int(size[1])) if size else self.size
+
+    def _stop_late(self) -> None:
+        self._late = True
+        self._process.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.cancel()
+        if self._process.poll() is None:
+            self._process.kill()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.wait()
+        self._log.close()
+
+
+def _why_nothing(log: str) -> VideoError:
+    """The reason why a decoder delivered no picture at all."""
+    if "matches no streams" in log:
+        return VideoError("no-video-stream", "sound without pictures")
+    if "Stream #0:" not in log:
+        return VideoError("not-a-video", "no container that is known (AVI, MP4/MOV, Matroska/WebM, MPEG, ASF, FLV)")
+    return VideoError("no-frames", "a video stream is declared but no picture follows")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise VideoError("unreadable", "a folder that is named like a video")
+        if not stat.S_ISREG(mode):  # to open a pipe would wait for ever
+            raise VideoError("unreadable", "no regular file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise VideoError("not-a-video", "the file is empty")
+    except OSError as error:
+        raise VideoError("unreadable", error.strerror or "it cannot be opened") from error

@@ -1,0 +1,68 @@
+"""`--dry-run`: what a run would cost, measured on a few of its videos."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from preprocess.decode import VideoError, VideoReader
+from preprocess.encode import create_encoder
+from preprocess.stage import wanted_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from preprocess.catalogue import Catalogue
+    from preprocess.stage import Settings
+
+SAMPLED = 8
+
+
+def estimate(catalogue: Catalogue, out: Path, settings: Settings) -> Iterator[str]:
+    """Lines of text: each series' share of time and bytes, and the whole run's, from a few evenly spaced videos."""
+    videos = catalogue.videos
+    chosen = videos[:: max(1, len(videos) // SAMPLED)][:SAMPLED]
+    series = list(wanted_plan(catalogue, settings).series)
+    seconds: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    measured = 0
+    for video in chosen:
+        try:
+            _measure(video.path, settings, series, seconds, sizes)
+            measured += 1
+        except VideoError as error:
+            yield f"  {video.name}: {error}"
+    if not measured:
+        yield "nothing could be decoded: no estimate"
+        return
+    scale = len(videos) / measured
+    total = sum(seconds.values())
+    yield f"estimate from {measured} of {len(videos)} videos, one core (nothing is written to {out}):"
+    for name in ("decode", *series):
+        size = f"{sizes[name] * scale / 1e9:9.3f} GB {sizes[name] / sum(sizes.values()):6.1%}" if sizes[name] else ""
+        yield f"  {name:8} {seconds[name] * scale / 60:8.1f} min {seconds[name] / total:6.1%} {size}"
+    wall = total * scale / 60 / settings.workers
+    yield f"  all      {wall:8.1f} min with {settings.workers} workers, {sum(sizes.values()) * scale / 1e9:.3f} GB"
+
+
+def _measure(path: Path, settings: Settings, series: list[str], seconds: Counter[str], sizes: Counter[str]) -> None:
+    encoders = {name: create_encoder(name) for name in series}
+    mark = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal mark
+        now = time.perf_counter()
+        seconds[name] += now - mark  # type: ignore[assignment]  # Counter is typed for counts only
+        mark = now
+
+    with VideoReader(path, settings.geometry, time_limit=settings.time_limit) as reader:
+        for frame in reader:
+            lap("decode")
+            for name, encoder in encoders.items():
+                encoder.add(frame)
+                lap(name)
+    lap("decode")
+    for name, encoder in encoders.items():
+        sizes[name] += sum(len(data) for data in encoder.members().values())

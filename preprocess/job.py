@@ -1,0 +1,97 @@
+"""One unit of work: the videos of one shard -> the temporary tars of that shard, in a process of its own."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from preprocess.decode import Geometry, VideoError, VideoReader
+from preprocess.encode import create_encoder
+from shards_spec.files import json_line
+from shards_spec.index import shard_path
+from shards_spec.schema import Failure, sample_key
+from shards_spec.summary import Summary, summarise
+from shards_spec.tar import TarSeriesWriter, file_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from preprocess.catalogue import Video
+
+
+@dataclass(frozen=True)
+class Job:
+    """The videos of one shard by catalogue row, and the series of it to write."""
+
+    shard: int
+    videos: dict[int, Video]
+    classes: dict[str, int]
+    series: tuple[str, ...]
+    out: Path
+    geometry: Geometry
+    time_limit: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard whose tars are whole: final path -> (temporary path, summary); `rows` are those that were tried."""
+
+    shard: int
+    rows: set[int]
+    tars: dict[Path, tuple[Path, Summary]]
+    failures: list[Failure]
+
+
+def run(job: Job, report: Callable[[int], None]) -> Finished:
+    """Decode the videos of a job and write its series under temporary names.
+
+    Args:
+        job: What to do.
+        report: Called after every video with the number of its frames (0: it failed).
+
+    Raises:
+        DiskError: the disk is full; the temporary files are gone by then.
+    """
+    failures: list[Failure] = []
+    infos: dict[int, dict[str, dict[str, Any]]] = {}
+    with ExitStack() as stack:
+        paths = {name: shard_path(job.out, name, job.shard) for name in job.series}
+        writers = {name: stack.enter_context(TarSeriesWriter(path)) for name, path in paths.items()}
+        for row, video in job.videos.items():
+            try:
+                infos[row] = _store(row, video, job, writers)
+            except VideoError as error:
+                failures.append(Failure(row, video.name, video.label, video.group, error.reason, error.detail))
+            report(next(iter(infos[row].values()))["frames"] if row in infos else 0)
+    tars = {
+        paths[name]: (writer.written, _summary(writer, {row: info[name] for row, info in infos.items()}))
+        for name, writer in writers.items()
+    }
+    return Finished(job.shard, set(job.videos), tars, failures)
+
+
+def _store(row: int, video: Video, job: Job, writers: Mapping[str, TarSeriesWriter]) -> dict[str, dict[str, Any]]:
+    """Decode one video once, and append it to every series; nothing is written before all of it is known good."""
+    encoders = {name: create_encoder(name) for name in writers}
+    count = 0
+    with VideoReader(video.path, job.geometry, time_limit=job.time_limit) as reader:
+        for frame in reader:
+            count += 1
+            for encoder in encoders.values():
+                encoder.add(frame)
+    common = {"name": video.name, "label": video.label, "group": video.group, "frames": count}
+    source = {"fps": round(reader.fps, 4), "source_size": list(reader.source_size)}
+    infos = {name: common | source | encoder.info() for name, encoder in encoders.items()}
+    for name, writer in writers.items():
+        files = dict(encoders[name].members())
+        files["cls"] = str(job.classes[video.label]).encode()
+        files["json"] = json_line(infos[name])
+        writer.add(sample_key(row), files)
+    return infos
+
+
+def _summary(writer: TarSeriesWriter, infos: dict[int, dict[str, Any]]) -> Summary:
+    samples = summarise(writer.members, infos, writer.path)
+    return Summary(writer.written.stat().st_size, file_sha256(writer.written), samples)

@@ -1,0 +1,204 @@
+"""The stage videos -> shards: what is missing is made, what is whole is kept, and the index comes last."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from preprocess.encode import series_plans
+from preprocess.job import Finished, Job
+from preprocess.pool import work
+from shards_spec import ShardError
+from shards_spec.files import json_bytes, only_writer, publish, sweep, write_whole
+from shards_spec.index import INDEX, build_index, drop_index, shard_path
+from shards_spec.schema import Failure, Plan
+from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from preprocess.catalogue import Catalogue
+    from preprocess.decode import Geometry
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How videos are stored (the first four) and how the work is done (the others: no byte depends on them)."""
+
+    geometry: Geometry
+    motion: tuple[str, ...] = ("diff", "flow")
+    rows_per_shard: int = 64
+    time_limit: float = 300.0
+    workers: int = 1
+    retry_failed: bool = False
+
+
+def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Failure]:
+    """Make or complete the shard set `out`.
+
+    Returns:
+        The videos that could not be stored, as in `failures.jsonl`.
+
+    Raises:
+        FsarError: the folder holds another plan or catalogue, or is being written by another run; disk full.
+    """
+    with only_writer(out):
+        plan = _settle_plan(catalogue, out, settings)
+        sweep(out)
+        state = _State(catalogue, out, plan, settings)
+        jobs = state.jobs()
+        if jobs or state.changed():
+            drop_index(out)
+        state.write()
+        try:
+            _work(jobs, state, settings)
+        finally:
+            sweep(out)
+        _refuse_nothing_stored(state)
+        if not (out / INDEX).exists():
+            build_index(out)
+        return sorted(state.failures.values())
+
+
+def wanted_plan(catalogue: Catalogue, settings: Settings) -> Plan:
+    """The plan that a catalogue and settings ask for."""
+    rows = len(catalogue.videos)
+    series = series_plans(settings.geometry, list(settings.motion))
+    return Plan(catalogue.dataset.name, settings.rows_per_shard, rows, catalogue.sha256(rows), series)
+
+
+def _settle_plan(catalogue: Catalogue, out: Path, settings: Settings) -> Plan:
+    """The plan that the folder will have: the one asked for, and the series that it holds already."""
+    plan = wanted_plan(catalogue, settings)
+    if (out / "plan.json").exists():
+        held = Plan.load(out / "plan.json")
+        held.check_same(plan, out)
+        if catalogue.sha256(held.catalogue_rows) != held.catalogue_sha256 or plan.catalogue_rows < held.catalogue_rows:
+            raise ShardError(
+                f"{out} was made from other videos: the first {held.catalogue_rows} videos in order of class and name "
+                "changed (videos may only be added at the end); use another --out folder, or restore them"
+            )
+        plan = replace(plan, series=held.series | plan.series)
+    return plan
+
+
+class _State:
+    """Which videos failed so far, and which shards are still to be made."""
+
+    def __init__(self, catalogue: Catalogue, out: Path, plan: Plan, settings: Settings) -> None:
+        self.catalogue, self.out, self.plan, self.settings = catalogue, out, plan, settings
+        self.failures = Failure.load_all(out / "failures.jsonl")
+
+    def jobs(self) -> list[Job]:
+        """What is to be done, shard by shard."""
+        count = -(-len(self.catalogue.videos) // self.plan.rows_per_shard)
+        return [job for number in range(count) if (job := self._job(number))]
+
+    def changed(self) -> list[Path]:
+        """The small files whose content is not as it should be."""
+        return [path for path, data in self._small_files().items() if not path.exists() or path.read_bytes() != data]
+
+    def write(self) -> None:
+        """Write the small files that changed."""
+        for path in self.changed():
+            write_whole(path, self._small_files()[path])
+
+    def publish(self, done: Finished) -> None:
+        """Give a finished shard its final names.
+
+        The failures go first: a shard counts as whole only when it holds all of its videos but those,
+        so that a crash between any two of these steps leaves a shard that the next run makes again.
+        """
+        before = self.failures
+        self.failures = {row: f for row, f in before.items() if row not in done.rows}
+        self.failures |= {failure.row: failure for failure in done.failures}
+        if self.failures != before:
+            write_whole(self.out / "failures.jsonl", Failure.dump_all(self.failures.values()))
+        for tar, (written, summary) in done.tars.items():
+            drop_sidecars(tar)
+            if summary.samples:
+                publish(written, tar)
+                write_sidecars(tar, summary)
+            else:
+                written.unlink()
+                tar.unlink(missing_ok=True)
+
+    def _small_files(self) -> dict[Path, bytes]:
+        return {
+            self.out / "plan.json": json_bytes(self.plan.to_json()),
+            self.out / "dataset.json": json_bytes(self.catalogue.dataset.to_json()),
+            self.out / "failures.jsonl": Failure.dump_all(self.failures.values()),
+        }
+
+    def _rows(self, number: int) -> range:
+        size = self.plan.rows_per_shard
+        return range(number * size, min((number + 1) * size, len(self.catalogue.videos)))
+
+    def _job(self, number: int) -> Job | None:
+        rows = self._rows(number)
+        failed = {row for row in rows if row in self.failures}
+        retry = bool(failed) and self.settings.retry_failed
+        expected = set(rows) - failed
+        missing = [name for name in self.plan.series if retry or self._held(name, number) != expected]
+        if not missing:
+            return None
+        # A failed video is tried again only on request; a shard whose failures are not yet settled tries all.
+        skipped = set() if retry or len(missing) == len(self.plan.series) else failed
+        dataset = self.catalogue.dataset
+        return Job(
+            shard=number,
+            videos={row: self.catalogue.videos[row] for row in rows if row not in skipped},
+            classes={label: i for i, label in enumerate(dataset.classes)},
+            series=tuple(missing),
+            out=self.out,
+            geometry=self.settings.geometry,
+            time_limit=self.settings.time_limit,
+        )
+
+    def _held(self, series: str, number: int) -> set[int]:
+        tar = shard_path(self.out, series, number)
+        if tar.exists():
+            with suppress(ShardError):  # one that was cut short or replaced since is made again
+                return load_or_make(tar).rows
+        return set()
+
+
+def _work(jobs: list[Job], state: _State, settings: Settings) -> None:
+    total = len(state.catalogue.videos)
+    todo = sum(len(job.videos) for job in jobs)
+    frames = failed = 0
+    bar = tqdm(total=total, initial=total - todo, unit="video", desc="preprocess", smoothing=0.05)
+    with bar, closing(work(jobs, settings.workers)) as messages:  # closing: no worker outlives an error
+        for message in messages:
+            if isinstance(message, Finished):
+                _refuse_new_failures(message, state)
+                state.publish(message)
+            else:
+                frames, failed = frames + message.frames, failed + (message.frames == 0)
+                elapsed = max(bar.format_dict["elapsed"], 1e-3)
+                bar.set_postfix_str(f"{frames / elapsed:.0f} frames/s, {failed} failed", refresh=False)
+                bar.update()
+
+
+def _refuse_new_failures(done: Finished, state: _State) -> None:
+    """When a series is added, a video that the others hold must not fail: they would no longer match."""
+    for failure in done.failures:
+        others = [name for name in state.plan.series if shard_path(state.out, name, done.shard) not in done.tars]
+        if others and failure.row not in state.failures:
+            raise ShardError(
+                f"{failure.name} is stored in {', '.join(others)} but cannot be decoded now ({failure.reason}: "
+                f"{failure.detail}); restore the file and type the same command again"
+            )
+
+
+def _refuse_nothing_stored(state: _State) -> None:
+    total = len(state.catalogue.videos)
+    if len(state.failures) == total:
+        first = min(state.failures.values(), key=lambda failure: failure.row)
+        raise ShardError(
+            f"none of the {total} videos could be stored (the first, {first.name}: {first.reason}, {first.detail}); "
+            f"see {state.out / 'failures.jsonl'}, repair them and add --retry-failed"
+        )
