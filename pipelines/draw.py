@@ -1,0 +1,75 @@
+"""Random draws: the small interface every sampling rule draws through, and its counter-based source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import MutableSequence
+
+_BLOCK = 256  # words fetched at once: one call for a test episode, three for a training episode
+_WORD = 1 << 64
+
+
+class Draw(Protocol):
+    """What a sampling rule may ask for; `random.Random` satisfies it as it is."""
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
+
+    def uniform(self, a: float, b: float, /) -> float:
+        """Return a number between a and b."""
+
+    def randint(self, a: int, b: int, /) -> int:
+        """Return a whole number from a to b, both included."""
+
+    def shuffle(self, x: MutableSequence[Any], /) -> None:
+        """Put x in a random order, in place."""
+
+
+class PhiloxDraw:
+    """Draws of episode n: a pure function of (seed, n), with nothing carried over from other episodes.
+
+    Philox is keyed by (seed, n), so any episode can be planned without those before it. A whole number
+    takes the high half of word * range: the bias is at most range / 2**64, which no run can notice.
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+
+    Raises ConfigError when the seed or the number does not fit 64 bits.
+    """
+
+    def __init__(self, seed: int, n: int) -> None:
+        for name, value in (("seed", seed), ("episode number", n)):
+            if not 0 <= value < _WORD:
+                raise ConfigError(f"the {name} {value} is out of range: use one from 0 to 2**64 - 1")
+        self._bits = np.random.Philox(key=seed + (n << 64))
+        self._words: list[int] = []
+
+    def _word(self) -> int:
+        if not self._words:
+            self._words = self._bits.random_raw(_BLOCK).tolist()
+            self._words.reverse()  # taken from the end, which is cheap, yet in the order of the generator
+        return self._words.pop()
+
+    def random(self) -> float:
+        """Return a number in [0, 1) of 53 random bits."""
+        return (self._word() >> 11) * 2.0**-53
+
+    def uniform(self, a: float, b: float, /) -> float:
+        """Return a number between a and b."""
+        return a + (b - a) * self.random()
+
+    def randint(self, a: int, b: int, /) -> int:
+        """Return a whole number from a to b, both included; ValueError when there is none."""
+        if b < a:
+            raise ValueError(f"no whole number lies between {a} and {b}")
+        return a + ((self._word() * (b - a + 1)) >> 64)
+
+    def shuffle(self, x: MutableSequence[Any], /) -> None:
+        """Put x in a random order, in place (Fisher-Yates)."""
+        for i in range(len(x) - 1, 0, -1):
+            j = self.randint(0, i)
+            x[i], x[j] = x[j], x[i]

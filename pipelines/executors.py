@@ -1,0 +1,53 @@
+"""What decodes an episode's reads: the common interface, and the choice between the two executors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pipelines.dali import DaliExecutor, dali_is_installed
+from pipelines.portable import PortableExecutor
+from shards_spec.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.plan import Reads
+    from shards_spec import ShardSet
+
+EXECUTORS = ("auto", "dali", "portable")
+DEVICES = ("cpu", "gpu")
+
+
+class Executor(Protocol):
+    """Decodes windows of stored frames; `decode` may be called from several threads."""
+
+    def decode(self, reads: Reads) -> torch.Tensor:
+        """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one cannot be decoded."""
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+
+
+def create_executor(
+    name: str,
+    shards: ShardSet,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    pin_memory: bool = False,
+) -> Executor:
+    """Make the executor "dali", "portable", or "auto": DALI where it is installed.
+
+    threads: decoding threads (default: one a core). device: where JPEG is decoded, "cpu" or "gpu" (DALI
+    only; its hardware decoder differs by a few levels). pin_memory: put frames where a GPU copies them fast.
+    Raises ConfigError for a name or device that does not exist, or for DALI where it is not installed.
+    """
+    if name not in EXECUTORS:
+        raise ConfigError(f'there is no executor "{name}": {suggest(name, EXECUTORS)}')
+    if device not in DEVICES:
+        raise ConfigError(f'there is no decoding device "{device}": {suggest(device, DEVICES)}')
+    if name == "dali" or (name == "auto" and dali_is_installed()):
+        return DaliExecutor(shards, threads=threads, device=device, pin_memory=pin_memory)
+    if device == "gpu":
+        raise ConfigError('decoding on the gpu needs DALI: pip install "fsar[dali]", or decode on the cpu')
+    return PortableExecutor(shards, threads=threads, pin_memory=pin_memory)

@@ -1,0 +1,314 @@
+"""An episode as data: which pixels are read, and which clips are made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.draw import PhiloxDraw
+from pipelines.sampling import RULES_WITH_FPS, ClassPool, distinct, frame_rule
+from shards_spec.errors import ConfigError, ShardError, suggest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pipelines.draw import Draw
+    from shards_spec import ShardSet
+
+    Ints = npt.NDArray[np.int64]
+
+# Colour jitter of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn)
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY = 0.5, 0.5, 0.5, 0.25, 0.3
+_GROUPS = ("disjoint", "any")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Windows of stored frames, all of one size, as a struct of arrays.
+
+    rows, frames, tops, lefts: int64 [R]. frames are positions among the kept frames of a video; tops and
+    lefts are the window's corner in pixels of the stored frame; size is the window's height and width.
+    """
+
+    modality: str
+    rows: Ints
+    frames: Ints
+    tops: Ints
+    lefts: Ints
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Colour jitter of one clip: three factors, a hue shift in turns, their order, grey first or not.
+
+    order holds the places of (brightness, contrast, saturation, hue), first applied first.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    order: tuple[int, ...]
+    grey: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """One clip: frames `indices` [T] of the plan's reads number `reads`, flipped, cropped, jittered.
+
+    box is the crop's (top, left) after flip and resize; None where the window read is the crop already.
+    """
+
+    reads: int
+    indices: tuple[int, ...]
+    flip: bool
+    box: tuple[int, int] | None
+    jitter: Jitter | None
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """Everything that is random about episode n.
+
+    class_ids: int64 [way], places in the data set's class table. support: way * shot views grouped by
+    class; query: Q views; query_labels: int64 [Q] in [0, way). support_rows, query_rows: catalogue rows.
+    """
+
+    n: int
+    way: int
+    shot: int
+    class_ids: Ints
+    reads: tuple[Reads, ...]
+    support: tuple[View, ...]
+    query: tuple[View, ...]
+    query_labels: Ints
+    support_rows: Ints
+    query_rows: Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRules:
+    """How episodes are drawn: `queries` is per class, sizes are in pixels.
+
+    Stored frames that are not resize x resize already are resized to exactly that first, aspect not
+    kept. Raises ConfigError when a value is impossible.
+    """
+
+    way: int = 5
+    shot: int = 1
+    queries: int = 1
+    frames: int = 8
+    frame_rule: str = "segment"
+    random_frames: bool = False
+    resize: int = 256
+    crop: int = 224
+    random_crop: bool = False
+    query_flip: bool = False
+    query_jitter: bool = False
+    groups: str = "disjoint"
+
+    def __post_init__(self) -> None:
+        frame_rule(self.frame_rule)
+        if self.groups not in _GROUPS:
+            raise ConfigError(f'there is no value "{self.groups}" of groups: {suggest(self.groups, _GROUPS)}')
+        for name in ("way", "shot", "queries", "frames", "resize", "crop"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.crop > self.resize:
+            raise ConfigError(
+                f"crop {self.crop} is larger than resize {self.resize}: give a crop of at most {self.resize}"
+            )
+
+    @property
+    def videos_per_class(self) -> int:
+        """Videos that an episode takes of each of its classes."""
+        return self.shot + self.queries
+
+
+class _ReadList:
+    """Collects the windows of one size, clip by clip."""
+
+    def __init__(self) -> None:
+        self._clips: list[tuple[int, int, int]] = []  # (row, top, left)
+        self._counts: list[int] = []  # frames of each clip
+        self._frames: list[int] = []
+
+    def add(self, row: int, frames: list[int], top: int, left: int) -> tuple[int, ...]:
+        """Add the frames of one clip, each once; return the places [T] of its frames."""
+        unique = list(dict.fromkeys(frames))
+        first = len(self._frames)
+        self._clips.append((row, top, left))
+        self._counts.append(len(unique))
+        self._frames += unique
+        if len(unique) == len(frames):
+            return tuple(range(first, first + len(frames)))
+        return tuple([first + unique.index(frame) for frame in frames])
+
+    def reads(self, modality: str, size: tuple[int, int]) -> Reads:
+        clips = np.repeat(np.array(self._clips, dtype=np.int64), self._counts, axis=0)  # [R, 3]
+        frames = np.array(self._frames, dtype=np.int64)
+        return Reads(modality, clips[:, 0], frames, clips[:, 1], clips[:, 2], size)
+
+
+class _ReadLists:
+    """One list for each window size, numbered in the order of their first clips."""
+
+    def __init__(self) -> None:
+        self._lists: dict[tuple[int, int], tuple[int, _ReadList]] = {}
+
+    def of_size(self, height: int, width: int) -> tuple[int, _ReadList]:
+        return self._lists.setdefault((height, width), (len(self._lists), _ReadList()))
+
+    def reads(self, modality: str) -> tuple[Reads, ...]:
+        return tuple(reads.reads(modality, size) for size, (_, reads) in self._lists.items())
+
+
+class EpisodeStream:
+    """Episodes of one split: `plan(n)` is a pure function of (seed, n), so n is the whole state.
+
+    short_videos counts the videos of fewer frames than a clip, whose frames are repeated.
+    Raises ShardError when the split or the frames do not exist, ConfigError when an episode of these
+    rules cannot be drawn from every class of the split.
+    """
+
+    def __init__(self, shards: ShardSet, split: str, rules: EpisodeRules, *, seed: int) -> None:
+        PhiloxDraw(seed, 0)  # refuses an impossible seed here and not at the first episode
+        self.split, self.rules, self.seed = split, rules, seed
+        rows = shards.split_rows(split)  # [n]
+        self._sizes = shards.series("rgb").sizes  # [V, 2]
+        self._frames = shards.frames  # [V]
+        self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
+        self._rule = frame_rule(rules.frame_rule)
+        self._pools = _class_pools(shards, split, rows, disjoint=rules.groups == "disjoint")
+        self._check_classes(shards)
+        self._check_fps(shards, rows)
+        self.short_videos = int((self._frames[rows] < rules.frames).sum())
+
+    def plan(self, n: int) -> EpisodePlan:
+        """Plan episode n, touching no stored frame; the draws come in the order of the reference code."""
+        rules, draw = self.rules, PhiloxDraw(self.seed, n)
+        pools = self._choose_classes(draw)
+        support: list[int] = []
+        query: list[tuple[int, int]] = []  # (row, label)
+        for label, pool in enumerate(pools):
+            ours, theirs = pool.choose(draw, rules.shot, rules.queries)
+            support += ours
+            query += [(row, label) for row in theirs]
+        draw.shuffle(query)  # the place of a query must say nothing about its class
+        reads = _ReadLists()
+        support_views = tuple([self._view(draw, row, reads, query=False) for row in support])
+        query_views = tuple([self._view(draw, row, reads, query=True) for row, _ in query])
+        return EpisodePlan(
+            n=n,
+            way=rules.way,
+            shot=rules.shot,
+            class_ids=np.array([pool.label for pool in pools], dtype=np.int64),
+            reads=reads.reads("rgb"),
+            support=support_views,
+            query=query_views,
+            query_labels=np.array([label for _, label in query], dtype=np.int64),
+            support_rows=np.array(support, dtype=np.int64),
+            query_rows=np.array([row for row, _ in query], dtype=np.int64),
+        )
+
+    def _choose_classes(self, draw: Draw) -> list[ClassPool]:
+        places = distinct(draw, len(self._pools))
+        return [self._pools[next(places)] for _ in range(self.rules.way)]
+
+    def _view(self, draw: Draw, row: int, reads: _ReadLists, *, query: bool) -> View:
+        """Draw one clip: frames, then flip, crop x, crop y, jitter."""
+        rules = self.rules
+        frames = self._rule(
+            draw,
+            int(self._frames[row]),
+            steps=rules.frames,
+            random_frames=rules.random_frames,
+            fps=0.0 if self._fps is None else float(self._fps[row]),
+        )
+        flip = query and rules.query_flip and draw.random() < 0.5
+        top, left = _crop_corner(draw, rules)
+        jitter = _draw_jitter(draw) if query and rules.query_jitter else None
+        height, width = self._sizes[row].tolist()
+        if (height, width) == (rules.resize, rules.resize):
+            # the crop box lies on the flipped frame, the window on the stored one
+            start = rules.resize - rules.crop - left if flip else left
+            number, windows = reads.of_size(rules.crop, rules.crop)
+            return View(number, windows.add(row, frames, top, start), flip, None, jitter)
+        number, windows = reads.of_size(height, width)
+        return View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter)
+
+    def _check_classes(self, shards: ShardSet) -> None:
+        rules = self.rules
+        if len(self._pools) < rules.way:
+            raise ConfigError(
+                f'split "{self.split}" has {len(self._pools)} classes and a {rules.way}-way episode needs '
+                f"{rules.way}: use a smaller way or another split"
+            )
+        for pool in self._pools:
+            if not pool.can_serve(rules.shot, rules.queries):
+                name = shards.dataset.classes[pool.label]
+                raise ConfigError(_too_few(name, self.split, pool, rules))
+
+    def _check_fps(self, shards: ShardSet, rows: Ints) -> None:
+        if self._fps is None:
+            return
+        unknown = rows[~(self._fps[rows] > 0)]
+        if len(unknown):
+            raise ShardError(
+                f'frame rule "{self.rules.frame_rule}" needs the frame rate of every video, and '
+                f'{len(unknown)} videos of split "{self.split}" in {shards.path} have none (the first: '
+                f'"{shards.name(int(unknown[0]))}"): use frame rule "segment"'
+            )
+
+
+def _class_pools(shards: ShardSet, split: str, rows: Ints, *, disjoint: bool) -> list[ClassPool]:
+    """One pool a class of the split, in the split's order, also for a class without videos."""
+    place = {name: label for label, name in enumerate(shards.dataset.classes)}
+    labels = [place[name] for name in shards.dataset.splits[split].classes]
+    rows = rows[np.argsort(shards.labels[rows], kind="stable")]
+    edges = np.searchsorted(shards.labels[rows], [[label, label + 1] for label in labels])  # [C, 2]
+    pools = []
+    for label, (start, stop) in zip(labels, edges.tolist(), strict=True):
+        own = rows[start:stop]
+        pools.append(ClassPool.build(label, own, shards.groups[own] if disjoint else None))
+    return pools
+
+
+def _too_few(name: str, split: str, pool: ClassPool, rules: EpisodeRules) -> str:
+    have, need = len(pool.rows), rules.videos_per_class
+    parts = f"{rules.shot} support and {rules.queries} query videos"
+    if have < need:
+        return (
+            f'class "{name}" of split "{split}" has {have} videos and an episode needs {need} ({parts}): '
+            f"use fewer shots or queries, or leave the class out of the split"
+        )
+    return (
+        f'class "{name}" of split "{split}" has {have} videos in {len(pool.sizes)} groups and an episode '
+        f"needs {parts} that share no group, which these groups cannot give: use fewer shots or queries, or "
+        f"groups = any"
+    )
+
+
+def _crop_corner(draw: Draw, rules: EpisodeRules) -> tuple[int, int]:
+    """Top and left of the crop on the resized frame: random (x is drawn first) or the centre."""
+    room = rules.resize - rules.crop
+    if not rules.random_crop:
+        return room // 2, room // 2
+    left = int(draw.uniform(0, room))
+    return int(draw.uniform(0, room)), left
+
+
+def _draw_jitter(draw: Draw) -> Jitter:
+    brightness = draw.uniform(1 - _BRIGHTNESS, 1 + _BRIGHTNESS)
+    contrast = draw.uniform(1 - _CONTRAST, 1 + _CONTRAST)
+    saturation = draw.uniform(1 - _SATURATION, 1 + _SATURATION)
+    hue = draw.uniform(-_HUE, _HUE)
+    order = [0, 1, 2, 3]
+    draw.shuffle(order)
+    return Jitter(brightness, contrast, saturation, hue, tuple(order), draw.random() < _GREY)

@@ -1,0 +1,93 @@
+"""Decoding with simplejpeg and threads: runs everywhere, and is what other executors are held against."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import simplejpeg
+import torch
+
+from shards_spec.errors import ShardError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pipelines.plan import Reads
+    from shards_spec import ShardSet
+
+    Pixels = npt.NDArray[np.uint8]
+
+
+def clips_of(reads: Reads) -> list[tuple[int, int]]:
+    """Bounds [start, stop) of the runs of reads that belong to one video."""
+    edges = [0, *(np.flatnonzero(np.diff(reads.rows)) + 1).tolist(), len(reads)]
+    return list(pairwise(edges))
+
+
+def read_payloads(shards: ShardSet, reads: Reads, start: int, stop: int) -> list[bytes]:
+    """Encoded frames of reads [start, stop), which all belong to one video."""
+    series = shards.series(reads.modality)
+    return series.read(int(reads.rows[start]), reads.frames[start:stop])
+
+
+def decode_jpeg(payload: bytes, scratch: Pixels, *, where: str) -> Pixels:
+    """Decode one RGB frame [H, W, 3] into scratch, exactly; ShardError saying where when it is damaged."""
+    try:
+        # the fast modes are off by up to 53 levels at colour edges
+        return np.asarray(simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False, buffer=scratch))
+    except ValueError as error:
+        raise ShardError(f"{where} is not a whole JPEG ({error}): run fsar-shards verify") from error
+
+
+def frame_name(shards: ShardSet, reads: Reads, i: int) -> str:
+    """Words that say which frame read i is, for a message."""
+    row, frame = int(reads.rows[i]), int(reads.frames[i])
+    return f'stored {reads.modality} frame {frame} of video "{shards.name(row)}" in {shards.path}'
+
+
+class PortableExecutor:
+    """Decodes a clip a task on `threads` threads (default: one a core), bit for bit as libjpeg-turbo."""
+
+    def __init__(self, shards: ShardSet, *, threads: int | None = None, pin_memory: bool = False) -> None:
+        self._shards, self._pin_memory = shards, pin_memory
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="fsar-decode")
+        self._local = threading.local()
+
+    def decode(self, reads: Reads) -> torch.Tensor:
+        """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one cannot be decoded."""
+        frames = torch.empty(len(reads), *reads.size, 3, dtype=torch.uint8, pin_memory=self._pin_memory)
+        out = frames.numpy()
+        tasks = [self._pool.submit(self._decode_clip, reads, *bounds, out) for bounds in clips_of(reads)]
+        try:
+            for task in tasks:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+        return frames
+
+    def _decode_clip(self, reads: Reads, start: int, stop: int, out: Pixels) -> None:
+        stored = self._shards.series(reads.modality).sizes[reads.rows[start]].tolist()
+        height, width = reads.size
+        payloads = read_payloads(self._shards, reads, start, stop)
+        for i, payload in enumerate(payloads, start):
+            where = frame_name(self._shards, reads, i)
+            frame = decode_jpeg(payload, self._scratch(stored[0] * stored[1] * 3), where=where)
+            top, left = int(reads.tops[i]), int(reads.lefts[i])
+            out[i] = frame[top : top + height, left : left + width]
+
+    def _scratch(self, count: int) -> Pixels:
+        """Pixels for one whole frame, kept for each thread: fresh memory costs more than the copy."""
+        scratch: Pixels | None = getattr(self._local, "scratch", None)
+        if scratch is None or len(scratch) < count:
+            scratch = self._local.scratch = np.empty(count, dtype=np.uint8)
+        return scratch
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

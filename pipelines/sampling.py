@@ -1,0 +1,187 @@
+"""Which frames of a video, and which videos of a class: pure functions of a `Draw`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from shards_spec.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy.typing as npt
+
+    from pipelines.draw import Draw
+
+_SHORTEST_WINDOW = 64  # source frames; the reference's Kinetics window can run backwards below it
+_KINETICS_RATE = 35.0  # DATA.SAMPLING_RATE of the reference's Kinetics recipe, in source frames
+_KINETICS_FPS = 12.0  # its TARGET_FPS
+
+
+class FrameRule(Protocol):
+    """Chooses `steps` frames, in order, among a video's `num_frames` >= 1."""
+
+    def __call__(self, draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
+        """Return frame numbers [steps], each in [0, num_frames)."""
+
+
+def _repeated(num_frames: int, steps: int) -> list[int]:
+    """All frames of a short video in order, each repeated about equally often."""
+    return [step * num_frames // steps for step in range(steps)]
+
+
+def _centres(num_frames: int, steps: int) -> list[int]:
+    if num_frames < steps:
+        return _repeated(num_frames, steps)
+    length = num_frames // steps
+    return [step * length + length // 2 for step in range(steps)]
+
+
+def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
+    """Choose one frame in each of `steps` equal segments: a random one, or the centre.
+
+    Segments hold num_frames // steps frames, so the last num_frames % steps are never used, as in the
+    reference code (alibaba-mmai-research/MoLo). Departures from it: it has no centre rule and tests on
+    random frames; it fails on a video of fewer frames than steps, whose frames are repeated here in order.
+    """
+    del fps
+    length = num_frames // steps
+    if not random_frames or length < 1:
+        return _centres(num_frames, steps)
+    return [draw.randint(step * length, step * length + length - 1) for step in range(steps)]
+
+
+def kinetics(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
+    """Choose frames evenly spread over one window, as the reference code does for Kinetics.
+
+    The window starts at a random frame, or in the middle of what remains. Departure: on videos under 64
+    frames, or where the window would not be longer than the 35 frames that the reference takes off its
+    end, its frame numbers run backwards; there the centres of the segments are taken, as in `segment`.
+    """
+    window = steps * _KINETICS_RATE * fps / _KINETICS_FPS
+    if window > num_frames:
+        window = float(steps * (num_frames // steps))
+    if num_frames < _SHORTEST_WINDOW or window <= _KINETICS_RATE:
+        return _centres(num_frames, steps)
+    last_start = max(num_frames - window + 1, 0.0)
+    start = draw.uniform(0.0, last_start) if random_frames else last_start / 2
+    return _truncated_linspace(start, start + window - _KINETICS_RATE, steps, last=num_frames - 1)
+
+
+def _truncated_linspace(start: float, end: float, steps: int, *, last: int) -> list[int]:
+    # float32 and from both ends, as torch.linspace computes it: truncation would show any difference
+    low, high = np.float32(start), np.float32(end)
+    stride = (high - low) / np.float32(max(steps - 1, 1))
+    half = max(steps // 2, 1)
+    points = [low + stride * np.float32(i) for i in range(half)]
+    points += [high - stride * np.float32(steps - 1 - i) for i in range(half, steps)]
+    return [int(min(max(float(point), 0.0), float(last))) for point in points]
+
+
+def still(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
+    """Repeat the centre frame: the control that shows what a method knows without any motion."""
+    del draw, random_frames, fps
+    return [num_frames // 2] * steps
+
+
+FRAME_RULES: Mapping[str, FrameRule] = {"segment": segment, "kinetics": kinetics, "still": still}
+RULES_WITH_FPS = frozenset({"kinetics"})  # these need the frame rate of every video
+
+
+def frame_rule(name: str) -> FrameRule:
+    """Return the frame rule of that name; ConfigError with the nearest name when there is none."""
+    if name not in FRAME_RULES:
+        raise ConfigError(f'there is no frame rule "{name}": {suggest(name, FRAME_RULES)}')
+    return FRAME_RULES[name]
+
+
+def distinct(draw: Draw, population: int) -> Iterator[int]:
+    """Yield all of range(population) in a random order, at a cost of only what is taken.
+
+    A Fisher-Yates shuffle whose array is a dictionary of the places that differ from the identity.
+    """
+    moved: dict[int, int] = {}
+    for i in range(population):
+        j = draw.randint(i, population - 1)
+        yield moved.get(j, j)
+        moved[j] = moved.get(i, i)
+
+
+@dataclass(frozen=True)
+class ClassPool:
+    """The videos of one class, and the groups that support and queries may not share.
+
+    rows: [n] catalogue rows. groups: [n] in [0, G). sizes: [G] videos of each group; biggest: the
+    largest of them. A video without a known group is a group of its own.
+    """
+
+    label: int
+    rows: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    biggest: int
+
+    @classmethod
+    def build(cls, label: int, rows: npt.NDArray[np.int64], groups: npt.NDArray[np.int32] | None) -> ClassPool:
+        """Make the pool of rows [n]; groups [n] as in the index (-1: unknown), None: no video has one."""
+        alone = -1 - np.arange(len(rows), dtype=np.int64)  # [n], unlike any group number
+        keys = alone if groups is None else np.where(groups < 0, alone, groups)
+        _, numbers, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+        return cls(label, rows, numbers, sizes, int(sizes.max(initial=0)))
+
+    def can_serve(self, shot: int, queries: int) -> bool:
+        """Tell whether `shot` support and `queries` query videos of different groups exist."""
+        return self._completes({}, 0, shot, queries)
+
+    def choose(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], list[int]]:
+        """Draw rows of support [shot] and queries [queries]; needs `can_serve(shot, queries)`.
+
+        Both are drawn without replacement; no group is on both sides. A support video is passed over
+        only when its group would leave too few videos to the other side, so no class is drawn in vain.
+        """
+        support, held = self._support(draw, shot, queries)
+        query: list[int] = []
+        for place in distinct(draw, len(self.rows)):
+            if int(self.groups[place]) not in held:
+                query.append(int(self.rows[place]))
+            if len(query) == queries:
+                break
+        return support, query
+
+    def _support(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], dict[int, int]]:
+        """Rows of the support videos, and the groups they hold with their sizes."""
+        support: list[int] = []
+        held: dict[int, int] = {}
+        for place in distinct(draw, len(self.rows)):
+            group = int(self.groups[place])
+            if group not in held:
+                wider = {**held, group: int(self.sizes[group])}
+                if not self._completes(wider, sum(wider.values()), shot, queries):
+                    continue  # and never again: a wider choice cannot make room for this group
+                held = wider
+            support.append(int(self.rows[place]))
+            if len(support) == shot:
+                break
+        return support, held
+
+    def _completes(self, held: dict[int, int], videos: int, shot: int, queries: int) -> bool:
+        """Tell whether support can hold these groups (of so many videos) and perhaps more.
+
+        Exact: the sums that further groups can reach are the bits of a whole number. Where the biggest
+        group fits into the slack, adding groups one at a time cannot miss, and no sums are needed.
+        """
+        room = len(self.rows) - queries - videos  # videos that further support groups may hold
+        missing = max(shot - videos, 0)
+        if room < missing:
+            return False
+        slack = len(self.rows) - shot - queries
+        if missing == 0 or slack >= self.biggest - 1:
+            return True
+        sums = 1
+        for group, size in enumerate(self.sizes.tolist()):
+            if group not in held:
+                sums |= sums << size
+        return (sums >> missing) & ((1 << (room - missing + 1)) - 1) != 0
