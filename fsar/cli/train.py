@@ -1,0 +1,176 @@
+"""The command `fsar-train`: shards -> a trained model, its accuracy on novel classes, a report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fsar.cli.options import config_options, overrides
+from fsar.config import STYLES, build_config, choose_recipe, read_recipe
+from fsar.data import choose_device
+from fsar.evaluation import shuffle_frames
+from fsar.methods import METHODS, find_method, method_options
+from fsar.report import write_report
+from fsar.results import describe
+from fsar.training import Trainer, check_resumable
+from shards_spec import ShardSet
+from shards_spec.console import run_command
+from shards_spec.errors import ConfigError, suggest
+from shards_spec.files import json_bytes, read_json, write_whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsar.config import RunConfig
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@click.option("--method", default=None, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: molo]")
+@click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set, method and shot]")
+@click.option("--recipe-style", help=f"One of {', '.join(STYLES)}.  [default: the recipe's]")
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-SHOTshot]")
+@click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
+@click.option("--shuffle-control", is_flag=True, help="Also test with the frames of each clip shuffled.")
+@click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
+@config_options
+def cli(
+    folder: Path,
+    method: str | None,
+    recipe: str | None,
+    recipe_style: str | None,
+    run: Path | None,
+    *,
+    resume: bool,
+    shuffle_control: bool,
+    print_config: bool,
+    **given: Any,  # noqa: ANN401 -- the keys of the configuration
+) -> None:
+    """Train a few-shot method from shards, select on val, test once.
+
+    Every key of a recipe is an option: --lr, --episodes, --recons-weight, ...
+    """
+    with ShardSet.open(folder) as shards:
+        config = resolve(shards.dataset.name, method, recipe, recipe_style, overrides(given))
+        config = replace(config, num_classes=config.num_classes or _training_classes(shards))
+        if print_config:
+            click.echo(config.to_toml(), nl=False)
+            return
+        run = run or Path("runs") / f"{config.method}-{shards.dataset.name}-{config.shot}shot".replace(":", ".")
+        _settle_run(run, config, shards, resume=resume)
+        device = choose_device(config.device)
+        result = train_and_test(config, shards, run, device=device, resume=resume, shuffled=shuffle_control)
+    report = write_report(run, result, config.flat())
+    click.echo(f"result: {run / 'result.json'}; report: {report}")
+
+
+def resolve(
+    dataset: str, method: str | None, recipe: str | None, style: str | None, given: dict[str, Any]
+) -> RunConfig:
+    """The configuration of a run: the recipe, its style, then what was given.
+
+    Raises:
+        ConfigError: unknown names or values.
+    """
+    find_method(method or "molo")
+    name = recipe or choose_recipe(dataset, method or "molo", int(given.get("shot", 1)))
+    click.echo(f"recipe: {name}" + ("" if recipe else f" (for data set {dataset})"), err=True)
+    table = read_recipe(name)
+    if method and method != table.get("method"):
+        table = _adapt(table, method)
+    if style is not None:
+        if style not in STYLES:
+            raise ConfigError(f'--recipe-style "{style}": {suggest(style, STYLES)}')
+        table |= {"recipe_style": style} | STYLES[style]
+    return build_config(table | given)
+
+
+def _adapt(table: dict[str, Any], method: str) -> dict[str, Any]:
+    """A recipe for another method: options that only its own method has are left out, and named."""
+    foreign = set(method_options(table["method"])) - set(method_options(method))
+    dropped = sorted(foreign & set(table))
+    if dropped:
+        click.echo(f"left out, since {method} has no such options: {', '.join(dropped)}", err=True)
+    return {key: value for key, value in table.items() if key not in dropped} | {"method": method}
+
+
+def _training_classes(shards: ShardSet) -> int:
+    if "train" not in shards.dataset.splits:
+        raise ConfigError(f"{shards.path} has no training classes; see --holdout, --train-classes of fsar-preprocess")
+    return len(shards.dataset.splits["train"].classes)
+
+
+def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
+    """Start a run folder, or check that it can be resumed: the configuration, and the shards that it saw."""
+    saved, seen = (
+        run / "config.toml",
+        {"shards": shards.sha256} | {name: split.sha256 for name, split in shards.dataset.splits.items()},
+    )
+    if resume:
+        if not saved.exists():
+            raise ConfigError(f"--resume: {run} holds no run; start it without --resume")
+        check_resumable(run, config, build_config(read_recipe(str(saved))))
+        if read_json(run / "data.json") != seen:
+            raise ConfigError(f"--resume: {run} was trained on other shards or splits than {shards.path}")
+        return
+    if (run / "checkpoints" / "last.safetensors").exists():
+        raise ConfigError(f"{run} holds a run already; go on with --resume, or choose another folder with --run")
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(run / "data.json", json_bytes(seen))
+    write_whole(saved, config.to_toml().encode())
+
+
+def train_and_test(
+    config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, shuffled: bool
+) -> dict[str, Any]:
+    """Train, load the selected checkpoint, test it once, write `result.json`."""
+    start = time.monotonic()
+    with Trainer(config, shards, run, device=device, resume=resume) as trainer:
+        test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
+        _announce(trainer, config, shards, run, device)
+        trainer.train()
+        selected = trainer.load_selected()
+        result = trainer.evaluate(test, config.test_episodes, label="test")
+        table = describe(config, shards, trainer.model, result, device=device)
+        click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes: {result}")
+        if shuffled:
+            control = trainer.evaluate(test, config.test_episodes, change=shuffle_frames, label="shuffled")
+            table["shuffled_frames"] = control.to_json()
+            click.echo(f"the same episodes, each clip's frames shuffled: {control}")
+    table |= {
+        "selected_on": config.select_on if trainer.selects else "last",
+        "selected_after": selected,
+        "episodes_trained": config.episodes,
+        "episodes_skipped": trainer.progress.skipped,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    write_whole(run / "result.json", json_bytes(table))
+    return table
+
+
+def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, device: torch.device) -> None:
+    count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    splits = ", ".join(f"{name} {len(split.classes)}" for name, split in shards.dataset.splits.items())
+    size = f"{count / 1e6:.2f} M parameters"
+    click.echo(f"{config.method} with trunk {config.trunk}: {size}, on {device}, {config.precision}")
+    click.echo(f"data set {shards.dataset.name}: classes {splits}; run folder {run}")
+    if not trainer.selects:
+        click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
+    if trainer.train_source.stream.short_videos:
+        short = trainer.train_source.stream.short_videos
+        click.echo(f"{short} training videos have fewer than {config.frames} frames: theirs are repeated")
+    if trainer.progress.n:
+        click.echo(f"resumed after {trainer.progress.n} of {config.episodes} episodes")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(cli)
+
+
+if __name__ == "__main__":
+    main()

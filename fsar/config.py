@@ -1,0 +1,224 @@
+"""The configuration of a run: one flat table, from a recipe, overridden by options, saved with the run."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from fsar.methods import METHODS, method_options
+from shards_spec.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Options in which the reference code and sound practice differ; one run follows one of the two throughout.
+STYLES: dict[str, dict[str, Any]] = {
+    "reference": {"lr_clock": "reference", "decay_norms": "reference", "test_frames": "random"},
+    "fixed": {"lr_clock": "single", "decay_norms": "none", "test_frames": "centre"},
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "recipe_style": tuple(STYLES),
+    "lr_clock": ("reference", "single"),
+    "decay_norms": ("reference", "none"),
+    "test_frames": ("random", "centre"),
+    "select_on": ("val", "test", "last"),
+    "precision": ("fp32", "bf16"),
+    "groups": ("disjoint", "any"),
+    "executor": ("auto", "dali", "portable"),
+}
+# What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
+FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every"})
+# Options of methods that a run derives itself.
+DERIVED = frozenset({"trunk", "channels", "frames", "num_classes"})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every value of a run; `options` holds what only the method understands."""
+
+    method: str
+    trunk: str
+    # A file with torchvision's names, "fetch" for torchvision's published one, or "random"; empty is refused.
+    trunk_weights: str = ""
+    dataset: str = ""  # the data set that the recipe is meant for
+    num_classes: int = 0  # rows of the auxiliary classifier; 0: one a training class
+    recipe_style: str = "fixed"
+    # Episodes
+    way: int = 5
+    shot: int = 1
+    queries: int = 6  # per class, in training
+    test_way: int = 5
+    test_shot: int = 1
+    test_queries: int = 1
+    groups: str = "disjoint"
+    # Frames
+    frames: int = 8
+    frame_rule: str = "segment"
+    test_frames: str = "centre"
+    resize: int = 256
+    crop: int = 224
+    random_crop: bool = True
+    query_flip: bool = True
+    query_jitter: bool = True
+    # Optimisation; the clock counts episodes
+    episodes: int = 6000
+    episodes_per_step: int = 4
+    lr: float = 5e-5
+    warmup_lr: float = 1e-5
+    lr_clock: str = "single"
+    lr_epoch: int = 2000  # episodes in an epoch of the clock
+    lr_steps: tuple[float, ...] = (0.0,)  # epochs at which the rate changes
+    lr_factors: tuple[float, ...] = (1.0,)
+    weight_decay: float = 1e-3
+    decay_norms: str = "none"
+    # Validation, test, checkpoints: in episodes
+    val_every: int = 500
+    val_episodes: int = 1000
+    test_episodes: int = 10_000
+    select_on: str = "val"
+    checkpoint_every: int = 500
+    log_every: int = 20
+    seed: int = 0
+    eval_seed: int = 0
+    # Execution
+    precision: str = "fp32"
+    device: str = "auto"
+    executor: str = "auto"
+    threads: int = 0  # 0: one a core
+    prefetch: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """All values in one table."""
+        table = asdict(self)
+        options: dict[str, Any] = table.pop("options")
+        return table | options
+
+    def to_toml(self) -> str:
+        """The whole configuration as a recipe."""
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.flat().items())
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Keys whose values decide the result and are not the same."""
+        ours, theirs = self.flat(), other.flat()
+        keys = sorted((ours.keys() | theirs.keys()) - FREE)
+        return [f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+TYPES: dict[str, Any] = {key: kind for key, kind in get_type_hints(RunConfig).items() if key != "options"}
+
+
+def method_option_types() -> dict[str, Any]:
+    """Every option of the methods of the registry that a recipe may set, with the type of its default."""
+    defaults: dict[str, object] = {}
+    for name in METHODS:
+        defaults |= {key: value for key, value in method_options(name).items() if key not in DERIVED}
+    return {key: Any if value is None else type(value) for key, value in defaults.items()}
+
+
+def build_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check a flat table and make the configuration.
+
+    Raises:
+        ConfigError: an unknown key (the nearest is named), a value of another type or outside the choices,
+            or options of both recipe styles.
+    """
+    for key in ("method", "trunk"):
+        if key not in values:
+            raise ConfigError(f'the configuration has no "{key}"; take a recipe, or set it')
+    allowed = set(method_options(str(values["method"]))) - DERIVED
+    for key in values:
+        if key not in TYPES and key not in allowed:
+            raise ConfigError(
+                f'unknown key "{key}" for method {values["method"]}; {suggest(key, TYPES.keys() | allowed)}'
+            )
+    loop = {key: _typed(key, values[key], TYPES[key]) for key in values if key in TYPES}
+    hints = method_option_types()
+    options = {k: _typed(k, v, hints.get(k, Any)) for k, v in values.items() if k not in TYPES}
+    config = RunConfig(**loop, options=options)
+    _check(config)
+    return config
+
+
+def _check(config: RunConfig) -> None:
+    for key, choices in CHOICES.items():
+        if getattr(config, key) not in choices:
+            raise ConfigError(f'{key} = "{getattr(config, key)}": {suggest(getattr(config, key), choices)}')
+    for key, value in STYLES[config.recipe_style].items():
+        if getattr(config, key) != value:
+            raise ConfigError(
+                f'{key} = "{getattr(config, key)}" is not of the recipe style "{config.recipe_style}" '
+                f'("{value}" is): a run follows one style throughout; choose it with --recipe-style'
+            )
+    for key in ("episodes", "episodes_per_step", "val_every", "checkpoint_every", "log_every", "lr_epoch"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"{key} = {getattr(config, key)}: must be at least 1")
+    for key in ("val_every", "checkpoint_every", "episodes"):
+        if getattr(config, key) % config.episodes_per_step:
+            raise ConfigError(
+                f"{key} = {getattr(config, key)} is no multiple of episodes_per_step = {config.episodes_per_step}: "
+                "checkpoints lie between optimiser steps"
+            )
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 -- a value of any kind is what is checked
+    """`value` as `kind`, or a sentence that says what was expected."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind not in (int, float, bool, str, Any):  # a tuple of numbers
+        if isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value):
+            return tuple(float(item) for item in value)
+    elif kind is Any or type(value) is kind:
+        return value
+    raise ConfigError(f"{key} = {value!r}: expected {KINDS.get(kind, 'a list of numbers')}")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the project."""
+    folder = resources.files("fsar").joinpath("recipes")
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The table of a recipe: a name that ships with the project, or a TOML file.
+
+    Raises:
+        ConfigError: there is none, or it is no flat TOML.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = resources.files("fsar").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f'no recipe "{name}"; give a .toml file, or {suggest(name, recipe_names())}')
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name} is no TOML: {error}") from error
+    nested = [key for key, value in table.items() if isinstance(value, dict)]
+    if nested:
+        raise ConfigError(f"recipe {name} has the table [{nested[0]}]; recipes are flat")
+    return table
+
+
+def choose_recipe(dataset: str, method: str, shot: int) -> str:
+    """The recipe that ships for a data set, method and number of shots.
+
+    Raises:
+        ConfigError: there is none, or the method is unknown.
+    """
+    method_options(method)
+    tables = {name: read_recipe(name) for name in recipe_names()}
+    for name, table in tables.items():
+        if (table["dataset"], table["method"], table["shot"]) == (dataset, method, shot):
+            return name
+    raise ConfigError(
+        f'no recipe ships for data set "{dataset}", method {method}, {shot}-shot; '
+        f"choose one with --recipe ({', '.join(tables)}) and override what differs"
+    )

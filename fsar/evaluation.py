@@ -1,0 +1,205 @@
+"""Episodes -> accuracy, with what can be claimed from it: two intervals, per class, confusion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from fsar.data import Source
+    from fsar.episode import Episode
+    from fsar.methods import FewShotMethod
+    from pipelines.plan import EpisodePlan
+
+Z95 = 1.96
+REPLICATES = 2000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to each query of N episodes of Q queries: catalogue rows and class numbers.
+
+    Attributes:
+        classes: [N, way] classes of each episode.
+        support: [N, way * shot] rows of the support videos, grouped by class.
+        query: [N, Q] rows of the query videos.
+        truth: [N, Q] their classes.
+        said: [N, Q] the classes that the model chose.
+    """
+
+    classes: NDArray[np.int64]
+    support: NDArray[np.int64]
+    query: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    said: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracy with its intervals (half widths, 95 %), all as shares of 1.
+
+    Attributes:
+        interval_episodes: 1.96 s / sqrt(episodes), over episodes drawn from these videos; what papers print.
+        interval_videos: From a bootstrap over the test videos within class; what may be claimed of new videos.
+        per_class: Accuracy of the queries of each class.
+        confusion: Class -> class that was said -> number of queries.
+    """
+
+    accuracy: float
+    interval_episodes: float
+    interval_videos: float
+    chance: float
+    episodes: int
+    queries: int
+    videos: int
+    per_class: dict[str, float]
+    confusion: dict[str, dict[str, int]]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.accuracy:.1%} (chance {self.chance:.0%}); 95 % intervals: +-{self.interval_episodes:.1%} over "
+            f"{self.episodes} episodes, +-{self.interval_videos:.1%} over {self.videos} videos; {self.queries} queries"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(vars(self))
+
+
+def evaluate(
+    model: FewShotMethod,
+    source: Source,
+    episodes: int,
+    *,
+    classes: Sequence[str],
+    precision: str = "fp32",
+    change: Callable[[EpisodePlan, Episode], Episode] | None = None,
+    label: str = "evaluate",
+) -> Result:
+    """Accuracy of a model on episodes 0 to `episodes` of a source; the model is left in the mode it had.
+
+    Args:
+        model: The model, on the source's device.
+        source: Where the episodes come from.
+        episodes: How many.
+        classes: Names of the data set's classes.
+        precision: fp32 or bf16 (autocast).
+        change: Replaces an episode before the model sees it, as a control does.
+        label: Name of the progress bar.
+    """
+    answers = collect(model, _changed(source, episodes, change, label), precision=precision)
+    return summarise(answers, classes, way=source.stream.rules.way)
+
+
+def _changed(
+    source: Source, episodes: int, change: Callable[[EpisodePlan, Episode], Episode] | None, label: str
+) -> Iterator[tuple[EpisodePlan, Episode]]:
+    bar = tqdm(source.episodes(0, episodes), total=episodes, unit="episode", desc=label, leave=False)
+    for plan, episode, _ in bar:
+        yield plan, change(plan, episode) if change else episode
+
+
+@torch.no_grad()
+def collect(
+    model: FewShotMethod, episodes: Iterator[tuple[EpisodePlan, Episode]], *, precision: str = "fp32"
+) -> Answers:
+    """Run a model in eval mode over episodes of equal size and note its answers."""
+    was_training = model.training
+    model.eval()
+    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+    try:
+        for plan, episode in episodes:
+            with autocast(episode.query_labels.device, precision):
+                said = model(episode).logits.argmax(dim=1).cpu().numpy()  # [Q] episode labels
+            truth = plan.class_ids[plan.query_labels]
+            row = (plan.class_ids, plan.support_rows, plan.query_rows, truth, plan.class_ids[said])
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+    finally:
+        model.train(was_training)
+    return Answers(*(np.stack(column) for column in columns))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which the model computes in bfloat16 where that is safe, or nothing changes."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:
+    """All figures from the answers."""
+    correct = answers.truth == answers.said  # [N, Q]
+    by_episode = correct.mean(axis=1)
+    count = len(by_episode)
+    spread = float(by_episode.std(ddof=1)) if count > 1 else math.nan
+    present = np.unique(answers.truth)
+    confusion = {
+        classes[c]: {classes[k]: int(n) for k, n in zip(*_counts(answers.said[answers.truth == c]), strict=True)}
+        for c in present
+    }
+    return Result(
+        accuracy=float(correct.mean()),
+        interval_episodes=Z95 * spread / math.sqrt(count),
+        interval_videos=video_interval(answers),
+        chance=1 / way,
+        episodes=count,
+        queries=correct.size,
+        videos=len(np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]))),
+        per_class={classes[c]: float(correct[answers.truth == c].mean()) for c in present},
+        confusion=confusion,
+    )
+
+
+def _counts(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    numbers, counts = np.unique(values, return_counts=True)
+    return numbers.tolist(), counts.tolist()
+
+
+def video_interval(answers: Answers) -> float:
+    """Half width of the 95 % interval over videos: a bootstrap that draws the videos of each class anew.
+
+    A replicate gives each video the number of times w it was drawn. Weighting every answer with the product of
+    the w of its query and support videos would be exact but is hopelessly noisy, so that product is taken to
+    first order (the infinitesimal jackknife): accuracy + sum over videos of (w - 1) * influence, where a video's
+    influence is the sum of (answer - accuracy) over the answers that it took part in, over all answers.
+    """
+    correct = (answers.truth == answers.said).astype(np.float64)
+    residual = (correct - correct.mean()) / correct.size  # [N, Q]
+    rows, place = np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]), return_inverse=True)
+    split = answers.support.size
+    influence = np.zeros(len(rows))
+    np.add.at(influence, place[:split], np.repeat(residual.sum(axis=1), answers.support.shape[1]))
+    np.add.at(influence, place[split:], residual.ravel())
+    shots = answers.support.shape[1] // answers.classes.shape[1]
+    label = np.zeros(len(rows), np.int64)
+    label[place] = np.concatenate([np.repeat(answers.classes, shots, axis=1).ravel(), answers.truth.ravel()])
+    generator = np.random.Generator(np.random.Philox(0))  # the interval of the same answers is the same
+    shifts = np.zeros(REPLICATES)
+    for c in np.unique(label):
+        members = influence[label == c]
+        shares = np.full(len(members), 1 / len(members))
+        shifts += (generator.multinomial(len(members), shares, size=REPLICATES) - 1) @ members
+    low, high = np.quantile(shifts, [0.025, 0.975])
+    return float(high - low) / 2
+
+
+def shuffle_frames(plan: EpisodePlan, episode: Episode) -> Episode:
+    """The same episode with the frames of each clip in another order: the control for the use of time."""
+    generator = torch.Generator().manual_seed(plan.n)
+
+    def shuffled(clips: torch.Tensor) -> torch.Tensor:
+        flat = clips.flatten(0, -5)  # [V, T, 3, H, W]
+        orders = torch.stack([torch.randperm(flat.shape[1], generator=generator) for _ in flat]).to(flat.device)
+        return torch.stack([clip[order] for clip, order in zip(flat, orders, strict=True)]).view_as(clips)
+
+    assert episode.support is not None
+    assert episode.query is not None
+    return replace(episode, support=shuffled(episode.support), query=shuffled(episode.query))

@@ -1,0 +1,49 @@
+"""Few-shot methods, by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+from fsar.methods.base import Embedding, FewShotMethod, Output
+from fsar.methods.molo import MoLo
+from fsar.methods.prototype import Prototype
+from shards_spec.errors import ConfigError, suggest
+
+METHODS: dict[str, type[FewShotMethod]] = {"molo": MoLo, "prototype": Prototype}
+
+
+def find_method(name: str) -> type[FewShotMethod]:
+    """Class of a method: a name of METHODS, or `module:Class` for one's own; ConfigError when there is none."""
+    if ":" not in name:
+        if name not in METHODS:
+            raise ConfigError(f'there is no method "{name}"; {suggest(name, METHODS)}')
+        return METHODS[name]
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f'method "{name}" cannot be imported ({error}); give module:Class') from error
+    if not (isinstance(found, type) and issubclass(found, FewShotMethod)):
+        raise ConfigError(f'method "{name}" is not a FewShotMethod; derive it from fsar.methods.FewShotMethod')
+    return found
+
+
+def method_options(name: str) -> dict[str, object]:
+    """Options of a method and their defaults (`inspect.Parameter.empty` where there is none)."""
+    parameters = inspect.signature(find_method(name)).parameters
+    return {key: parameter.default for key, parameter in parameters.items()}
+
+
+def create_method(name: str, **options: object) -> FewShotMethod:
+    """Model of a method with random weights; ConfigError with the nearest name for an unknown method or option."""
+    method = find_method(name)
+    known = method_options(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f'method "{name}" has no option "{option}"; {suggest(option, known)}')
+    model: FewShotMethod = method(**options)  # type: ignore[arg-type]  # each class checks its own values
+    return model
+
+
+__all__ = ["METHODS", "Embedding", "FewShotMethod", "Output", "create_method", "find_method", "method_options"]

@@ -1,0 +1,152 @@
+"""The contract of a few-shot method: features -> embedding -> logits and losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from fsar.matching import full_precision
+from fsar.trunks import Features, Trunk, create_trunk
+from fsar.trunks.base import mean_pool
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from fsar.episode import Episode
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What matching needs to know of videos; it depends on each video alone.
+
+    The leading shape is [V], [way, shot] or [Q], whichever set of videos it holds.
+    """
+
+    tokens: Tensor  # [..., n, C], or [..., C] for methods with one vector a video
+    motion: Tensor | None = None  # [..., m, C]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Embedding:
+        """The embedding with a function applied to each of its tensors (indexing, moving, reshaping)."""
+        return Embedding(function(self.tokens), None if self.motion is None else function(self.motion))
+
+
+@dataclass
+class Output:
+    """What a method says about an episode."""
+
+    logits: Tensor  # [Q, way] float32
+    losses: dict[str, Tensor]  # every term by its name, unweighted scalars
+    loss: Tensor  # their weighted sum
+    aux: dict[str, Tensor] = field(default_factory=dict)  # further logits by name, for inspection
+
+
+class FewShotMethod(nn.Module):
+    """A trunk and what stands on it; a method defines `embed`, `compare` and `forward`.
+
+    `trunk` is a name, a Trunk, or None where episodes carry features; `channels` is needed with None only.
+    ConfigError when the two do not fit.
+    """
+
+    # Our name prefix -> official name (without "head.") in published state dicts.
+    REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int) -> None:
+        super().__init__()
+        self.trunk: Trunk | None = create_trunk(trunk) if isinstance(trunk, str) else trunk
+        known = channels if self.trunk is None else self.trunk.channels
+        if known is None:
+            raise ConfigError("trunk=None needs the option channels: the width of the features that episodes carry")
+        if channels not in (None, known):
+            raise ConfigError(f"channels={channels} does not fit the trunk, which has {known}; leave channels out")
+        self.channels = known
+        self.frames = frames
+
+    def embed(self, features: Features) -> Embedding:
+        """Features of V videos -> their embedding."""
+        raise NotImplementedError
+
+    def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
+        """[way, shot, ...] and [Q, ...] -> logits [Q, way]."""
+        raise NotImplementedError
+
+    def match(
+        self,
+        support: Embedding,
+        query: Embedding,
+        *,
+        mask: Tensor | None = None,
+        class_text: Tensor | None = None,
+        unlabelled: Embedding | None = None,
+    ) -> Tensor:
+        """Embeddings [way, shot, ...] and [Q, ...] -> logits [Q, way]; `mask` [way, shot] is False at padding.
+
+        ConfigError when class texts or unlabelled videos are given to a method that does not read them.
+        """
+        if class_text is not None or unlabelled is not None:
+            raise ConfigError(f"{type(self).__name__} reads neither class texts nor unlabelled videos; leave them out")
+        return self.compare(support, query, mask)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, C] in the trunk's way; the mean over places without a trunk."""
+        return mean_pool(maps) if self.trunk is None else self.trunk.pool(maps)
+
+    def read(self, episode: Episode) -> tuple[Features, Features]:
+        """Features of the real support videos [S, ...] and of the queries [Q, ...].
+
+        Support and query go through the trunk in two calls, as in the reference code: in training each has
+        BatchNorm statistics of its own.  Padding of unequal shots is removed before.
+        """
+        features = episode.support_features
+        if features is not None and episode.query_features is not None:
+            return self._given(episode.ungroup(features)), self._given(episode.query_features)
+        if self.trunk is None or episode.support is None or episode.query is None:
+            raise ConfigError("trunk=None needs episodes that carry features; give them, or choose a trunk")
+        return self.trunk(episode.ungroup(episode.support)), self.trunk(episode.query)
+
+    def _given(self, features: Tensor) -> Features:
+        """[V, T, C, h, w] or [V, T, C] -> Features."""
+        if features.ndim not in (3, 5) or features.shape[2] != self.channels:
+            raise ConfigError(
+                f"features of one set of videos are {list(features.shape)}; they must be [V, T, {self.channels}] "
+                f"or maps [V, T, {self.channels}, h, w]"
+            )
+        if features.ndim == 3:
+            return Features(None, features)
+        pooled = self.pool(rearrange(features, "v t c h w -> (v t) c h w"))
+        return Features(features, rearrange(pooled, "(v t) c -> v t c", t=features.shape[1]))
+
+
+def query_loss(logits: Tensor, episode: Episode) -> Tensor:
+    """Cross-entropy of [Q, way] logits with the queries' classes, mean over queries."""
+    return F.cross_entropy(full_precision(logits), episode.query_labels)
+
+
+def base_class_loss(logits: Tensor, episode: Episode) -> Tensor:
+    """Cross-entropy of the auxiliary classifier's [S + Q, N] logits, mean over videos of base classes.
+
+    Videos of novel classes (base id -1) do not count; with no others the term is 0.  ConfigError for a base id
+    beyond the classifier's rows.
+    """
+    if episode.base_ids.device.type == "cpu" and int(episode.base_ids.max()) >= logits.shape[1]:
+        raise ConfigError(
+            f"base_ids reach {int(episode.base_ids.max())} but num_classes={logits.shape[1]}; "
+            "set num_classes to the number of training classes"
+        )
+    labels = torch.cat([episode.support_labels(), episode.query_labels])  # [S + Q]
+    targets = episode.base_ids[labels]
+    total = F.cross_entropy(full_precision(logits), targets, ignore_index=-1, reduction="sum")
+    return total / (targets >= 0).sum().clamp(min=1)
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of the terms with their weights; a term of weight 0 is left out, so that it gives no gradient."""
+    terms = [losses[name] * weight for name, weight in weights.items() if weight and name in losses]
+    return torch.stack(terms).sum()

@@ -1,0 +1,287 @@
+"""MoLo: motion-augmented long-short contrastive learning (Wang et al., CVPR 2023, arXiv 2304.00946).
+
+Where the paper and its published code (alibaba-mmai-research/MoLo) differ, this follows the code, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from fsar.layers import PositionCode, TemporalTransformer
+from fsar.matching import Reduction, class_means, full_precision, hausdorff, summed_cosine_distance
+from fsar.methods.base import (
+    Embedding,
+    FewShotMethod,
+    Output,
+    base_class_loss,
+    query_loss,
+    weighted_sum,
+)
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from fsar.episode import Episode
+    from fsar.trunks import Features, Trunk
+
+CONTRASTIVE = ("s2q", "q2s", "s2q_motion", "q2s_motion")
+LEAST_MOTION_CHANNELS = 16
+
+
+class MotionEncoder(nn.Module):
+    """Differences of the maps of consecutive frames (paper, section 3.3: motion autodecoder)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = max(channels // 8, LEAST_MOTION_CHANNELS)  # M
+        self.reduce = nn.Conv3d(channels, self.channels, 3, padding=1)
+        self.conv = nn.Conv2d(self.channels, self.channels, 3, padding=1)
+        self.up = nn.Conv2d(self.channels, channels, 1)
+
+    def differences(self, maps: Tensor) -> Tensor:
+        """[V, T, C, h, w] -> [V, T-1, M, h, w]: the later frame's maps, convolved, less the earlier ones."""
+        reduced = rearrange(self.reduce(rearrange(maps, "v t c h w -> v c t h w")), "v m t h w -> v t m h w")
+        later = reduced[:, 1:]
+        moved = self.conv(rearrange(later, "v t m h w -> (v t) m h w"))
+        differences: Tensor = rearrange(moved, "(v t) m h w -> v t m h w", t=later.shape[1]) - reduced[:, :-1]
+        return differences
+
+    def tokens(self, differences: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
+        """[V, T-1, M, h, w] -> [V, T-1, C]."""
+        maps = F.relu(self.up(rearrange(differences, "v t m h w -> (v t) m h w")))  # [V (T-1), C, h, w]
+        return rearrange(pool(maps), "(v t) c -> v t c", t=differences.shape[1])
+
+
+class UpStage(nn.Module):
+    """Bilinear up-sampling, convolution, norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """[N, inputs, h, w] -> [N, outputs, *size]."""
+        return F.relu(self.norm(self.conv(F.interpolate(x, size, mode="bilinear", align_corners=True))))
+
+
+class MotionDecoder(nn.Module):
+    """Maps of motion -> the frame differences they stand for."""
+
+    def __init__(self, inputs: int, *, memory_format: torch.memory_format = torch.contiguous_format) -> None:
+        super().__init__()
+        self.memory_format = memory_format
+        # 128, 32 and 16 in the reference; less where the maps of motion are narrower than any of its trunks'.
+        widths = (min(128, 2 * inputs), min(32, inputs), min(16, inputs // 2))
+        self.up1 = UpStage(inputs, widths[0])
+        self.up2 = UpStage(widths[0], widths[1])
+        self.up3 = UpStage(widths[1], widths[2])
+        self.out = nn.Conv2d(widths[2], 3, 1)
+
+    def forward(self, differences: Tensor, size: tuple[int, int]) -> Tensor:
+        """[N, M, h, w] -> [N, 3, *size]."""
+        heights, widths = (up_sizes(a, b) for a, b in zip(differences.shape[-2:], size, strict=True))
+        x = differences.contiguous(memory_format=self.memory_format)
+        x = self.up1(x, (heights[0], widths[0]))
+        x = self.up2(x, (heights[1], widths[1]))
+        out: Tensor = self.out(self.up3(x, size))
+        return out
+
+
+def up_sizes(start: int, end: int) -> tuple[int, int]:
+    """Sizes after the first two of three up-samplings from start to end, powers of two times start.
+
+    The factors are 2, 4, 4 from 7 to 224 as in the reference, and 2, 2, 2 from 8 to 64.
+    """
+    octaves = max(math.log2(end / start), 0.0)
+    first, second = (start * 2 ** math.floor(octaves * step / 3 + 1e-9) for step in (1, 2))
+    return first, second
+
+
+class MoLo(FewShotMethod):
+    """Frame tokens and motion tokens, each with a learned global token, matched by a Hausdorff metric.
+
+    loss = ce + classification_weight * class + contrastive_weight * (s2q + q2s + s2q_motion + q2s_motion)
+         + recons_weight * recons.
+    The reference code divides all terms but the last by the 4 episodes that make a step, so `recons_weight`
+    is 4 times its RECONS_COFF.  `motion_weight` is the paper's alpha, `temperature` a constant in place of the
+    learned scales of the contrastive logits.
+    """
+
+    REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {
+        f"{ours}.{inner}": f"{theirs}.layers.0.{official}"
+        for ours, theirs in (
+            ("transformer", "temporal_atte_before"),
+            ("transformer_motion", "temporal_atte_before_motion"),
+        )
+        for inner, official in (
+            ("norm", "0.norm"),
+            ("qkv", "0.fn.to_qkv"),
+            ("attended", "0.fn.to_out.0"),
+            ("hidden", "1.net.0"),
+            ("output", "1.net.3"),
+        )
+    } | {
+        "motion.reduce": "motion_reduce",
+        "motion.conv": "motion_conv",
+        "motion.up": "motion_up",
+        "classifier": "classification_layer",
+        "decoder.up1.conv": "up1.conv.double_conv.0",
+        "decoder.up1.norm": "up1.conv.double_conv.1",
+        "decoder.up2.conv": "up2.conv.double_conv.0",
+        "decoder.up2.norm": "up2.conv.double_conv.1",
+        "decoder.up3.conv": "up3.conv.double_conv.0",
+        "decoder.up3.norm": "up3.conv.double_conv.1",
+        "decoder.out": "outc.conv",
+    }
+
+    def __init__(
+        self,
+        *,
+        trunk: str | Trunk | None = "resnet50",
+        channels: int | None = None,
+        frames: int = 8,
+        num_classes: int = 64,
+        position_scale: tuple[float, float] = (10.0, 1.0),
+        heads: int = 8,
+        reduction: Reduction = "sum",
+        single_direction: bool = False,
+        motion_weight: float = 0.3,
+        classification_weight: float = 0.8,
+        contrastive_weight: float = 0.05,
+        recons_weight: float = 0.4,
+        temperature: float | None = None,
+        dropout: bool = True,
+    ) -> None:
+        super().__init__(trunk, channels=channels, frames=frames)
+        if reduction not in ("sum", "mean"):
+            raise ConfigError(f'reduction="{reduction}" is not known; choose "sum" or "mean"')
+        self.reduction: Reduction = reduction
+        self.single_direction = single_direction
+        self.motion_weight = motion_weight
+        self.weights = (
+            {"ce": 1.0, "class": classification_weight}
+            | dict.fromkeys(CONTRASTIVE, contrastive_weight)
+            | {"recons": recons_weight}
+        )
+        width = self.channels
+        self.class_token = nn.Parameter(torch.randn(1, 1, width))
+        self.class_token_motion = nn.Parameter(torch.randn(1, 1, width))
+        self.position = PositionCode(width, rows=frames + 1, scale=position_scale, dropout=0.1 if dropout else 0.0)
+        self.transformer = self._transformer(heads, dropout=dropout)
+        self.transformer_motion = self._transformer(heads, dropout=dropout)
+        self.motion = MotionEncoder(width)
+        memory_format = torch.contiguous_format if self.trunk is None else self.trunk.memory_format
+        self.decoder = MotionDecoder(self.motion.channels, memory_format=memory_format)
+        self.classifier = nn.Linear(width, num_classes)
+        self.temperature = temperature
+        if temperature is None:
+            self.scale = nn.Parameter(torch.ones(1))
+            self.scale_motion = nn.Parameter(torch.ones(1))
+
+    def _transformer(self, heads: int, *, dropout: bool) -> TemporalTransformer:
+        return TemporalTransformer(
+            self.channels,
+            heads=heads,
+            attention_dropout=0.2 if dropout else 0.0,
+            hidden_dropout=0.05 if dropout else 0.0,
+        )
+
+    def encode(self, features: Features) -> tuple[Embedding, Tensor]:
+        """Features of V videos -> embedding with tokens [V, T+1, C] and motion [V, T, C], and the differences.
+
+        Token 0 of both is the global one; the differences [V, T-1, M, h, w] are what the decoder reads.
+        """
+        if features.maps is None or features.maps.shape[1] < 2:
+            raise ConfigError("MoLo needs maps [V, T, C, h, w] of at least 2 frames; pooled features are not enough")
+        differences = self.motion.differences(features.maps)
+        motion = self.motion.tokens(differences, self.pool)  # [V, T-1, C]
+        tokens = self.transformer(self.position(prepend(self.class_token, features.pooled)))
+        motion = self.transformer_motion(self.position(prepend(self.class_token_motion, motion)))
+        return Embedding(tokens, motion), differences
+
+    def embed(self, features: Features) -> Embedding:
+        """Features of V videos -> tokens [V, T+1, C] and motion [V, T, C]."""
+        return self.encode(features)[0]
+
+    def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
+        """Embeddings [way, shot, ...] and [Q, ...] -> logits [Q, way] (paper, equation 8)."""
+        return self.logits(support.map(lambda x: class_means(x, mask)), query)
+
+    def logits(self, prototypes: Embedding, query: Embedding) -> Tensor:
+        """Prototypes [way, ...] and queries [Q, ...] -> logits [Q, way] of the local tokens of both branches."""
+        (tokens, motion), (query_tokens, query_motion) = both(prototypes), both(query)
+        distance = self._distance(query_tokens, tokens) + self.motion_weight * self._distance(query_motion, motion)
+        return -distance
+
+    def _distance(self, query: Tensor, prototypes: Tensor) -> Tensor:
+        return hausdorff(
+            query[:, 1:], prototypes[:, 1:], reduction=self.reduction, single_direction=self.single_direction
+        )
+
+    def contrastive_logits(self, prototypes: Embedding, query: Embedding) -> dict[str, Tensor]:
+        """Long-short contrast [Q, way]: local tokens of one side with the global token of the other.
+
+        The paper sums similarities of frames inside the ratio; its code, followed here, sums cosines in the
+        exponent and takes the softmax over the prototypes of the episode.
+        """
+        (tokens, motion), (query_tokens, query_motion) = both(prototypes), both(query)
+        scales = (self.temperature,) * 2 if self.temperature is not None else (self.scale, self.scale_motion)
+        return {
+            "s2q": -scales[0] * summed_cosine_distance(query_tokens[:, :1], tokens[:, 1:]),
+            "q2s": -scales[0] * summed_cosine_distance(query_tokens[:, 1:], tokens[:, :1]),
+            "s2q_motion": -scales[1] * summed_cosine_distance(query_motion[:, :1], motion[:, 1:]),
+            "q2s_motion": -scales[1] * summed_cosine_distance(query_motion[:, 1:], motion[:, :1]),
+        }
+
+    def class_logits(self, embedding: Embedding) -> Tensor:
+        """Embedding of V videos -> auxiliary logits [V, num_classes]."""
+        tokens, motion = both(embedding)
+        logits: Tensor = self.classifier(tokens.mean(dim=1) + motion.mean(dim=1))
+        return logits
+
+    def reconstruction_loss(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
+        """Mean squared error between the decoded differences [S, T-1, M, h, w], [Q, ...] and those of the frames."""
+        if episode.support is None or episode.query is None:
+            raise ConfigError("recons_weight > 0 needs the images beside the features; give them, or set it to 0")
+        images = torch.cat([episode.ungroup(episode.support), episode.query])  # [S + Q, T, 3, H, W]
+        target = rearrange(images[:, 1:] - images[:, :-1], "v t c h w -> (v t) c h w")
+        differences = rearrange(torch.cat([support, query]), "v t m h w -> (v t) m h w")
+        decoded = self.decoder(differences, (target.shape[-2], target.shape[-1]))
+        return F.mse_loss(full_precision(decoded), full_precision(target))
+
+    def forward(self, episode: Episode) -> Output:
+        """Logits and losses of one episode; the decoder runs in training only, and not with weight 0."""
+        support_features, query_features = self.read(episode)
+        support, support_differences = self.encode(support_features)  # [S, ...]
+        query, query_differences = self.encode(query_features)  # [Q, ...]
+        prototypes = support.map(lambda x: class_means(episode.group(x), episode.support_mask))
+        logits = self.logits(prototypes, query)
+        contrastive = self.contrastive_logits(prototypes, query)
+        class_logits = torch.cat([self.class_logits(support), self.class_logits(query)])  # [S + Q, N]
+        losses = {"ce": query_loss(logits, episode), "class": base_class_loss(class_logits, episode)}
+        losses |= {name: query_loss(values, episode) for name, values in contrastive.items()}
+        if self.training and self.weights["recons"]:
+            losses["recons"] = self.reconstruction_loss(episode, support_differences, query_differences)
+        return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits, **contrastive})
+
+
+def prepend(token: Tensor, tokens: Tensor) -> Tensor:
+    """[1, 1, C] and [V, n, C] -> [V, n+1, C]."""
+    return torch.cat([token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+
+
+def both(embedding: Embedding) -> tuple[Tensor, Tensor]:
+    """Tokens and motion tokens of an embedding; ConfigError where another method made it."""
+    if embedding.motion is None:
+        raise ConfigError("the embedding has no motion tokens; make it with the embed of a MoLo model")
+    return embedding.tokens, embedding.motion

@@ -1,0 +1,87 @@
+"""The optimiser of the reference code: parameter groups and the learning-rate clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from fsar.checkpoints import reference_names
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+DecayNorms = Literal["reference", "none"]
+Clock = Literal["reference", "single"]
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, decay_norms: DecayNorms = "reference"
+) -> list[dict[str, Any]]:
+    """Two groups for an optimiser: without and with weight decay; frozen parameters are in neither.
+
+    "reference": only parameters whose official name says "bn" or "norm" are spared, so the norms of the stem,
+    the down-sampling and the decoder, the tokens, scales and biases are decayed as in the reference code
+    (alibaba-mmai-research/MoLo).  "none": only weights of two dimensions and more are decayed.
+    """
+    if decay_norms not in ("reference", "none"):
+        raise ConfigError(f'decay_norms="{decay_norms}" is not known; choose "reference" or "none"')
+    official = reference_names(model)
+    spared: list[Tensor] = []
+    decayed: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if decay_norms == "reference":
+            decays = "bn" not in official[name] and "norm" not in official[name]
+        else:
+            decays = name.endswith("weight") and parameter.ndim >= 2
+        (decayed if decays else spared).append(parameter)
+    return [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def create_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 1e-3,
+    decay_norms: DecayNorms = "reference",
+    capturable: bool = False,
+) -> torch.optim.Adam:
+    """Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8).
+
+    `capturable` keeps the learning rate and the step count on the device, for CUDA graphs.
+    """
+    groups = parameter_groups(model, weight_decay=weight_decay, decay_norms=decay_norms)
+    rate = torch.tensor(lr, device=next(model.parameters()).device) if capturable else lr
+    return torch.optim.Adam(groups, lr=rate, capturable=capturable)
+
+
+def learning_rate(
+    n: int,
+    *,
+    base_lr: float,
+    warmup_lr: float,
+    steps_iter: int,
+    steps: Sequence[float],
+    factors: Sequence[float],
+    clock: Clock = "reference",
+) -> float:
+    """Learning rate at episode n: linear warm-up over the first epoch of the clock, then steps.
+
+    An epoch has `steps_iter` episodes; from epoch steps[k] on the rate is base_lr * factors[k].  The "reference"
+    clock counts the epoch twice, floor(n / steps_iter) + n / steps_iter, as the reference code does, so its
+    steps come early; "single" counts n / steps_iter.  ConfigError for lists that do not fit.
+    """
+    if len(steps) != len(factors) or not steps or steps[0] != 0 or list(steps) != sorted(steps):
+        raise ConfigError(f"steps {list(steps)} and factors {list(factors)} must be equally long, steps rising from 0")
+    if clock not in ("reference", "single"):
+        raise ConfigError(f'lr_clock="{clock}" is not known; choose "reference" or "single"')
+    epoch = n / steps_iter + (n // steps_iter if clock == "reference" else 0)
+    if epoch < 1:
+        return warmup_lr + epoch * (base_lr - warmup_lr)
+    reached = max(k for k, step in enumerate(steps) if step <= epoch)
+    return base_lr * factors[reached]

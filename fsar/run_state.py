@@ -1,0 +1,86 @@
+"""Checkpoints of a run: one safetensors file each, whole or absent, with the state of the loop in its header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from shards_spec.errors import ConfigError
+from shards_spec.files import disk_errors, publish, sync_file, temporary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+MODEL, OPTIMIZER = "model.", "optimizer."
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, loop: dict[str, Any]) -> None:
+    """Write weights, optimiser state and the loop's own values (JSON) atomically.
+
+    Raises:
+        DiskError: the disk is full; the previous checkpoint is untouched.
+    """
+    tensors = {MODEL + name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if optimizer is not None:
+        for number, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"{OPTIMIZER}{number}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        save_file(tensors, temporary(path), metadata={"loop": json.dumps(loop)})
+        sync_file(temporary(path))
+        publish(temporary(path), path)
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Load what `save_state` wrote and return the loop's values.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or of another model.
+    """
+    tensors, loop = _read(path)
+    weights = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ConfigError(f"{path} does not fit the model of this configuration: {reason}") from error
+    if optimizer is not None:
+        _load_optimizer(optimizer, tensors)
+    return loop
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing; give a run folder, or a .safetensors file of one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            loop = json.loads((file.metadata() or {})["loop"])
+            return {name: file.get_tensor(name) for name in file.keys()}, loop  # noqa: SIM118 -- no mapping
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged or no checkpoint of ours ({error})") from error
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(OPTIMIZER):
+            number, _, key = name.removeprefix(OPTIMIZER).partition(".")
+            state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of a model's weights: names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

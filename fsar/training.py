@@ -1,0 +1,312 @@
+"""The training loop: episodes in, checkpoints and a log out; killed at any moment, it goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from tqdm import tqdm
+
+from fsar.data import open_source
+from fsar.evaluation import autocast, evaluate
+from fsar.methods import create_method
+from fsar.optim import create_optimizer, learning_rate
+from fsar.run_state import load_state, save_state
+from fsar.trunk_weights import load_trunk_weights
+from fsar.trunks import create_trunk
+from pipelines.draw import PhiloxDraw
+from shards_spec.errors import ConfigError, FsarError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fsar.config import RunConfig
+    from fsar.data import Source
+    from fsar.episode import Episode
+    from fsar.methods import FewShotMethod
+    from shards_spec import ShardSet
+
+MOST_SKIPPED = 20  # episodes in a row whose loss is not finite
+
+
+@dataclass
+class Progress:
+    """The state of the loop: all that a resumed run must know besides weights and optimiser.
+
+    Attributes:
+        n: Number of the next episode.
+        skipped: Episodes whose loss was not finite; they changed nothing.
+        best: Best validation accuracy so far, and the episode after which it was reached.
+    """
+
+    n: int = 0
+    skipped: int = 0
+    best: float = -1.0
+    best_n: int = 0
+
+
+def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
+    """The model of a configuration, its random weights a function of the seed alone.
+
+    Args:
+        config: The run's configuration.
+        weights: Load the trunk's starting weights; not needed when a checkpoint follows.
+
+    Raises:
+        ConfigError: unknown names, or trunk weights that are missing or do not fit.
+    """
+    torch.manual_seed(config.seed)
+    trunk = create_trunk(config.trunk)
+    if weights:
+        load_trunk_weights(trunk, config.trunk, config.trunk_weights)
+    return create_method(
+        config.method,
+        trunk=trunk,
+        frames=config.frames,
+        num_classes=config.num_classes,
+        **config.options,
+    )
+
+
+class Trainer:
+    """Trains the model of one run; a context manager that closes what it opened.
+
+    Args:
+        config: The resolved configuration.
+        shards: The opened shard set.
+        run: The run folder.
+        device: Where the model computes.
+        resume: Go on from the last checkpoint in the run folder.
+    """
+
+    def __init__(
+        self, config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool = False
+    ) -> None:
+        self.config, self.shards, self.run, self.device = config, shards, run, device
+        self.model = build_model(config, weights=not resume).to(device)
+        self.optimizer = create_optimizer(
+            self.model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            decay_norms=config.decay_norms,  # type: ignore[arg-type]  # checked by the configuration
+        )
+        self.progress = Progress()
+        self._stack = ExitStack()
+        self.train_source = self._open("train", training=True)
+        self.val_source = self._open(config.select_on, training=False) if self.selects else None
+        if resume:
+            self.progress = Progress(**load_state(self.last, self.model, self.optimizer))
+            _truncate_log(self.log_path, self.progress.n)
+
+    @property
+    def selects(self) -> bool:
+        """Whether a split chooses the checkpoint."""
+        return self.config.select_on != "last" and self.config.select_on in self.shards.dataset.splits
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.run / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation."""
+        return self.run / "checkpoints" / "best.safetensors"
+
+    @property
+    def log_path(self) -> Path:
+        """One JSON object a line."""
+        return self.run / "log.jsonl"
+
+    def _open(self, split: str, *, training: bool) -> Source:
+        assert self.model.trunk is not None
+        source = open_source(
+            self.shards, split, self.config, trunk=self.model.trunk, device=self.device, training=training
+        )
+        self._stack.callback(source.close)
+        return source
+
+    def train(self) -> None:
+        """Run all episodes that are left.
+
+        Raises:
+            FsarError: the loss stays not finite, or the disk is full.
+        """
+        config, start = self.config, self.progress.n
+        meter = _Meter()
+        with (
+            self.log_path.open("a", encoding="utf-8") as log,
+            tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
+        ):
+            self.model.train()
+            skipped_in_row = 0
+            for plan, episode, wait in self.train_source.episodes(start, config.episodes):
+                record = self._episode(plan.n, episode)
+                skipped_in_row = 0 if record else skipped_in_row + 1
+                if skipped_in_row > MOST_SKIPPED:
+                    raise FsarError(f"the loss of {skipped_in_row} episodes in a row is not finite; lower --lr")
+                meter.add(record, wait)
+                self._after(plan.n + 1, meter, log, bar)
+
+    def _episode(self, n: int, episode: Episode) -> dict[str, float]:
+        """Forward and backward of episode n, and the optimiser step that ends a group of episodes.
+
+        Returns the terms of the loss; empty where it was not finite: that episode alone is skipped.
+        """
+        config = self.config
+        # Dropout of episode n is a function of (seed, n), so that no random state needs saving.
+        torch.manual_seed(PhiloxDraw(config.seed, n).randint(0, 2**62))
+        with autocast(self.device, config.precision):
+            output = self.model(episode)
+        record: dict[str, float] = {}
+        if math.isfinite(output.loss.item()):
+            (output.loss / config.episodes_per_step).backward()
+            correct = (output.logits.argmax(1) == episode.query_labels).float().mean()
+            record = {name: term.item() for name, term in output.losses.items()}
+            record |= {"loss": output.loss.item(), "accuracy": correct.item()}
+        else:
+            self.progress.skipped += 1
+        if (n + 1) % config.episodes_per_step == 0:
+            self._step(n)
+        return record
+
+    def _step(self, n: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(n)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def rate(self, n: int) -> float:
+        """Learning rate at episode n."""
+        config = self.config
+        return learning_rate(
+            n,
+            base_lr=config.lr,
+            warmup_lr=config.warmup_lr,
+            steps_iter=config.lr_epoch,
+            steps=config.lr_steps,
+            factors=config.lr_factors,
+            clock=config.lr_clock,  # type: ignore[arg-type]  # checked by the configuration
+        )
+
+    def _after(self, n: int, meter: _Meter, log: Any, bar: Any) -> None:  # noqa: ANN401 -- a text file and tqdm's bar
+        """What follows n finished episodes: log, validate, save."""
+        config, last = self.config, n == self.config.episodes
+        self.progress.n = n
+        bar.update()
+        if n % config.log_every == 0 or last:
+            record = meter.record() | {"n": n, "lr": self.rate(n - 1), "skipped": self.progress.skipped}
+            _write_line(log, {"kind": "train", **record})
+            bar.set_postfix_str(f"loss {record.get('loss', math.nan):.2f}, accuracy {record.get('accuracy', 0):.0%}")
+        if n % config.val_every == 0 or last:
+            self._validate(n, log)
+        if n % config.checkpoint_every == 0 or n % config.val_every == 0 or last:
+            save_state(self.last, self.model, self.optimizer, vars(self.progress))
+
+    def _validate(self, n: int, log: Any) -> None:  # noqa: ANN401
+        if self.val_source is None:
+            return
+        result = self.evaluate(self.val_source, self.config.val_episodes, label="validate")
+        _write_line(log, {"kind": "val", "n": n, "split": self.config.select_on, "accuracy": result.accuracy})
+        tqdm.write(f"after {n} episodes, {self.config.select_on}: {result}")
+        if result.accuracy > self.progress.best:
+            self.progress.best, self.progress.best_n = result.accuracy, n
+            save_state(self.best, self.model, None, vars(self.progress))
+
+    def evaluate(self, source: Source, episodes: int, **options: Any) -> Any:  # noqa: ANN401 -- those of evaluate()
+        """Evaluate the model as it stands."""
+        classes = self.shards.dataset.classes
+        return evaluate(self.model, source, episodes, classes=classes, precision=self.config.precision, **options)
+
+    def open_test(self) -> Source:
+        """The episodes of the test split.
+
+        Raises:
+            ConfigError: too few videos; ShardError: no such split.
+        """
+        return self._open("test", training=False)
+
+    def load_selected(self) -> int:
+        """Load the checkpoint that validation chose, or the last; returns the episodes it had seen."""
+        path = self.best if self.selects else self.last
+        state = load_state(path, self.model)
+        return int(state["n"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class _Meter:
+    """Means since the last record: loss terms, accuracy, rate, share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counted = self._episodes = 0
+        self._wait, self._start = 0.0, time.perf_counter()
+
+    def add(self, record: dict[str, float], wait: float) -> None:
+        """Count one episode."""
+        self._episodes += 1
+        self._wait += wait
+        self._counted += bool(record)
+        for name, value in record.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def record(self) -> dict[str, float]:
+        """The means, and start anew."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        means = {name: value / self._counted for name, value in self._sums.items()}
+        means |= {"episodes_per_s": self._episodes / seconds, "data_wait": self._wait / seconds}
+        means["memory_mb"] = (
+            torch.cuda.max_memory_allocated() / 1e6
+            if torch.cuda.is_available()
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        )
+        self._reset()
+        return {name: round(value, 6) for name, value in means.items()}
+
+
+def _write_line(log: Any, record: dict[str, Any]) -> None:  # noqa: ANN401
+    log.write(json.dumps(record) + "\n")
+    log.flush()
+
+
+def _truncate_log(path: Path, n: int) -> None:
+    """Drop what a killed run had logged after its last checkpoint."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line that was being written
+            continue
+        if record["n"] <= n:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def check_resumable(run: Path, config: RunConfig, saved: RunConfig) -> None:
+    """Refuse to resume a run with another configuration.
+
+    Raises:
+        ConfigError: naming what differs, or that there is nothing to resume.
+    """
+    different = config.differences(saved)
+    if different:
+        raise ConfigError(
+            f"--resume: {run} was trained with another configuration ({'; '.join(different)}); "
+            "leave those options out, or start a new run"
+        )
+    if not (run / "checkpoints" / "last.safetensors").exists():
+        raise ConfigError(f"--resume: {run} has no checkpoint yet; start it again without --resume")

@@ -1,0 +1,30 @@
+"""Trunks: networks from frames to features, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fsar.trunks.base import Features, Trunk
+from fsar.trunks.resnet import resnet18, resnet34, resnet50
+from fsar.trunks.tiny import TinyTrunk
+from shards_spec.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TRUNKS: dict[str, Callable[[], Trunk]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "tiny": TinyTrunk,
+}
+
+
+def create_trunk(name: str) -> Trunk:
+    """Trunk of that name with random weights; ConfigError with the nearest name when there is none."""
+    if name not in TRUNKS:
+        raise ConfigError(f'there is no trunk "{name}"; {suggest(name, TRUNKS)}')
+    return TRUNKS[name]()
+
+
+__all__ = ["TRUNKS", "Features", "Trunk", "create_trunk"]

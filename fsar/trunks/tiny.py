@@ -1,0 +1,52 @@
+"""A small trunk that learns from nothing within minutes on a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fsar.trunks.base import Trunk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GRID = 4  # cells a side of the pooled grid
+
+
+def stage(inputs: int, outputs: int) -> nn.Sequential:
+    """Convolution of stride 2, norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class TinyTrunk(Trunk):
+    """Three convolutions of stride 2; 64x64 frames give 8x8 maps of 128 channels.
+
+    The pooled feature keeps place: a 4x4 grid of means, flattened, and one linear map.  With a mean over all
+    places a network this small does not learn from scratch to tell one motion from another.
+    """
+
+    memory_format = torch.channels_last
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        self.channels = channels
+        self.stages = nn.Sequential(
+            stage(3, channels // 4), stage(channels // 4, channels // 2), stage(channels // 2, channels)
+        )
+        self.grid = nn.Linear(channels * GRID * GRID, channels)
+
+    def frame_maps(self, frames: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, C, H/8, W/8]."""
+        maps: Tensor = self.stages(frames)
+        return maps
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, C]."""
+        cells = F.adaptive_avg_pool2d(maps, GRID)  # [N, C, 4, 4]
+        pooled: Tensor = self.grid(cells.flatten(1))
+        return pooled
