@@ -1,0 +1,92 @@
+"""Recipes, their styles, and what is said of a value that does not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from fsar.cli.options import overrides
+from fsar.cli.train import resolve
+from fsar.config import TYPES, build_config, choose_recipe, read_recipe, recipe_names
+from shards_spec.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_holds_every_value_of_a_run(name: str) -> None:
+    table = read_recipe(name)
+    assert set(TYPES) - set(table) <= {"num_classes"}
+    config = build_config(table)
+    for key, value in table.items():
+        assert config.flat()[key] == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_saved_configuration_reads_back_as_itself(tmp_path) -> None:
+    config = resolve("ucf101", "molo", None, "fixed", {"lr": 3e-4, "recons_weight": 0.0})
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    again = build_config(read_recipe(str(tmp_path / "config.toml")))
+    assert again == config
+    assert again.options["recons_weight"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shot", "name"),
+    [("ucf101", 1, "molo-ucf101-1shot"), ("ucf101", 5, "molo-ucf101-5shot"), ("synthetic", 1, "demo")],
+)
+def test_recipe_follows_from_data_set_method_and_shot(dataset: str, shot: int, name: str) -> None:
+    assert choose_recipe(dataset, "molo", shot) == name
+
+
+def test_reference_style_is_the_published_code_and_fixed_style_replaces_all_of_it() -> None:
+    reference = resolve("ucf101", "molo", None, None, {})
+    fixed = resolve("ucf101", "molo", None, "fixed", {})
+    assert (reference.lr_clock, reference.decay_norms, reference.test_frames) == ("reference", "reference", "random")
+    assert (fixed.lr_clock, fixed.decay_norms, fixed.test_frames) == ("single", "none", "centre")
+
+
+def test_recipe_for_another_method_leaves_its_own_options_out(capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolve("synthetic", "prototype", "demo", None, {"metric": "euclidean"})
+    assert config.method == "prototype"
+    assert config.options == {"classification_weight": 0.3, "metric": "euclidean"}
+    assert "recons_weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"lr_clock": "single"}, "a run follows one style throughout"),
+        ({"epsodes": 4}, 'did you mean "episodes"'),
+        ({"episodes": "4"}, "expected a whole number"),
+        ({"lr_steps": [0, "x"]}, "expected a list of numbers"),
+        ({"precision": "fp16"}, "bf16"),
+        ({"val_every": 3}, "no multiple of episodes_per_step"),
+        ({"log_every": 0}, "at least 1"),
+    ],
+)
+def test_bad_values_are_named(given: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        resolve("ucf101", "molo", None, None, given)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "sentence"),
+    [
+        ("ucf101", "mola", 'did you mean "molo"'),
+        ("nowhere", "molo", "no recipe ships for data set"),
+        ("ucf101", "no.such:Thing", "cannot be imported"),
+    ],
+)
+def test_unknown_names_are_refused(dataset: str, method: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        resolve(dataset, method, None, None, {})
+
+
+def test_option_texts_become_values() -> None:
+    given = {"lr": "1e-3", "episodes": "8", "random_crop": "false", "lr_steps": "0,2", "way": None, "temperature": "2"}
+    assert overrides(given) == {
+        "lr": 1e-3,
+        "episodes": 8,
+        "random_crop": False,
+        "lr_steps": [0.0, 2.0],
+        "temperature": 2.0,
+    }
+    with pytest.raises(ConfigError, match="--lr fast: expected a number"):
+        overrides({"lr": "fast"})

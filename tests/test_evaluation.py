@@ -1,0 +1,85 @@
+"""Accuracy and its two intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fsar.episode import Episode
+from fsar.evaluation import Answers, shuffle_frames, summarise, video_interval
+
+
+def answers_of(rng: np.random.Generator, episodes: int, ease: np.ndarray, *, way: int = 5, shot: int = 1) -> Answers:
+    """Answers of an imagined model to which video v (of class v % classes) is right with probability ease[v]."""
+    classes = len(ease) // 20
+    columns: list[list] = [[], [], [], [], []]
+    for _ in range(episodes):
+        chosen = rng.choice(classes, way, replace=False)
+        videos = np.stack([rng.choice(20, shot + 1, replace=False) * classes + c for c in chosen])  # [way, shot + 1]
+        query, support = videos[:, -1], videos[:, :-1].ravel()
+        right = rng.random(way) < ease[query]
+        wrong = chosen[(np.arange(way) + 1) % way]
+        for column, value in zip(
+            columns, (chosen, support, query, chosen, np.where(right, chosen, wrong)), strict=True
+        ):
+            column.append(value)
+    return Answers(*(np.stack(column) for column in columns))
+
+
+def test_figures_of_a_small_case_by_hand() -> None:
+    answers = Answers(
+        classes=np.array([[0, 1], [1, 0]]),
+        support=np.array([[10, 20], [21, 11]]),
+        query=np.array([[12, 22], [23, 13]]),
+        truth=np.array([[0, 1], [1, 0]]),
+        said=np.array([[0, 0], [1, 0]]),
+    )
+    result = summarise(answers, ["a", "b"], way=2)
+    assert result.accuracy == 0.75
+    assert result.chance == 0.5
+    assert result.interval_episodes == pytest.approx(1.96 * np.std([0.5, 1.0], ddof=1) / np.sqrt(2))
+    assert result.per_class == {"a": 1.0, "b": 0.5}
+    assert result.confusion == {"a": {"a": 2}, "b": {"a": 1, "b": 1}}
+    assert (result.episodes, result.queries, result.videos) == (2, 4, 8)
+
+
+def test_more_episodes_narrow_one_interval_and_not_the_other() -> None:
+    rng = np.random.default_rng(0)
+    ease = rng.choice([0.1, 0.95], 100)  # some videos are hard, whatever the support
+    few, many = (summarise(answers_of(rng, n, ease), [str(c) for c in range(5)], way=5) for n in (200, 5000))
+    assert many.interval_episodes < few.interval_episodes / 4
+    assert many.interval_videos > 2 * many.interval_episodes  # 5,000 episodes say nothing beyond 100 videos
+
+
+def test_interval_over_videos_covers_the_truth() -> None:
+    """Draw the videos anew many times: the interval must hold the mean over all videos about 95 times in 100."""
+    rng = np.random.default_rng(1)
+    hits = []
+    for _ in range(60):
+        ease = rng.choice([0.2, 0.9], 100)
+        answers = answers_of(rng, 1500, ease)
+        accuracy = (answers.truth == answers.said).mean()
+        hits.append(abs(accuracy - 0.55) <= video_interval(answers))
+    assert 0.85 <= np.mean(hits) <= 1.0
+
+
+def test_same_answers_give_the_same_interval() -> None:
+    answers = answers_of(np.random.default_rng(2), 50, np.full(100, 0.7))
+    assert video_interval(answers) == video_interval(answers)
+
+
+def test_shuffled_frames_are_the_same_frames_of_the_same_clips() -> None:
+    class Plan:
+        n = 7
+
+    support = torch.arange(2 * 1 * 8).reshape(2, 1, 8, 1, 1, 1).expand(2, 1, 8, 3, 2, 2).float()
+    query = torch.arange(3 * 8).reshape(3, 8, 1, 1, 1).expand(3, 8, 3, 2, 2).float()
+    ids = torch.arange(2)
+    episode = Episode(support, query, torch.tensor([0, 1, 0]), ids, ids)
+    shuffled = shuffle_frames(Plan(), episode)
+    for before, after in ((support, shuffled.support), (query, shuffled.query)):
+        assert not torch.equal(before, after)
+        steps = before.ndim - 4
+        assert torch.equal(before.sort(dim=steps).values, after.sort(dim=steps).values)
+    assert torch.equal(shuffle_frames(Plan(), episode).query, shuffled.query)

@@ -1,0 +1,213 @@
+"""The loop from shards to result: resumption bit for bit, skipped episodes, the commands, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fsar.cli.evaluate import cli as evaluate_cli
+from fsar.cli.train import cli as train_cli
+from fsar.cli.train import resolve
+from fsar.training import Trainer, build_model
+from shards_spec import ShardSet
+from shards_spec.console import run_command
+from shards_spec.errors import FsarError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = {
+    "way": 2, "test_way": 2, "queries": 1, "episodes": 16, "episodes_per_step": 2, "val_every": 8, "val_episodes": 3,
+    "test_episodes": 4, "checkpoint_every": 4, "log_every": 4, "resize": 64, "crop": 32, "random_crop": True,
+    "threads": 1, "executor": "portable",
+}  # fmt: skip
+
+
+def call(cli, *words: str) -> int:
+    """Run a command in this process; its exit code."""
+    argv, sys.argv = sys.argv, ["command", *words]
+    try:
+        with pytest.raises(SystemExit) as leave:
+            run_command(cli)
+        return int(leave.value.code or 0)
+    finally:
+        sys.argv = argv
+
+
+def words(shards: Path, run: Path, **changes) -> list[str]:
+    """The words after `fsar-train` for a small run."""
+    pairs = [(f"--{k.replace('_', '-')}", str(v).lower()) for k, v in (SMALL | changes).items()]
+    return ["--shards", str(shards), "--recipe", "demo", "--run", str(run), *(w for pair in pairs for w in pair)]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run from beginning to end."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert call(train_cli, *words(tiny_path, run), "--shuffle-control") == 0
+    return run
+
+
+def test_run_folder_holds_all_that_it_promises(finished: Path, tiny_path: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert result["test"]["episodes"] == 4
+    assert result["test"]["chance"] == 0.5
+    assert set(result["test"]["per_class"]) == {"fox", "gnu"}
+    assert result["shuffled_frames"]["queries"] == result["test"]["queries"] == 8
+    with ShardSet.open(tiny_path) as shards:
+        assert result["shards_sha256"] == shards.sha256
+    log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [r["n"] for r in log if r["kind"] == "train"] == [4, 8, 12, 16]
+    assert [r["n"] for r in log if r["kind"] == "val"] == [8, 16]
+    assert {"loss", "ce", "recons", "lr", "episodes_per_s", "data_wait", "memory_mb"} <= set(log[0])
+    page = (finished / "report.html").read_text()
+    assert "fox" in page
+    assert f"{result['test']['accuracy']:.1%}" in page
+    assert "http" not in page.replace("http-equiv", "")  # self-contained
+
+
+def test_evaluating_the_run_again_gives_the_same_figures(finished: Path, tiny_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again.json"
+    assert call(evaluate_cli, "--weights", str(finished), "--shards", str(tiny_path), "--out", str(out)) == 0
+    again, before = json.loads(out.read_text()), json.loads((finished / "result.json").read_text())
+    assert again["test"] == before["test"]
+    assert again["weights_sha256"] == before["weights_sha256"]
+
+
+def test_killed_at_any_moment_it_resumes_bit_for_bit(finished: Path, tiny_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "fsar.cli.train", *words(tiny_path, run)]
+    generator, kills = random.Random(4), 0
+    for _ in range(40):
+        resume = ["--resume"] if (run / "checkpoints" / "last.safetensors").exists() else []
+        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        killer = kills < 3
+        if killer:  # from the first checkpoint on, at a random moment
+            seen = (run / "checkpoints" / "last.safetensors").stat().st_mtime_ns if resume else 0
+            while process.poll() is None and _mtime(run) <= seen:
+                time.sleep(0.01)
+            time.sleep(generator.random() * 0.5)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+    assert (run / "result.json").exists()
+    assert kills
+    for name in ("last", "best"):
+        ours, theirs = (load_file(r / "checkpoints" / f"{name}.safetensors") for r in (run, finished))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert _losses(run) == _losses(finished)
+
+
+def _mtime(run: Path) -> int:
+    path = run / "checkpoints" / "last.safetensors"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _losses(run: Path) -> list[tuple]:
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(r["kind"], r["n"], r["accuracy"]) for r in log]
+
+
+def test_an_episode_without_finite_loss_is_skipped_alone(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    """With episode 1 poisoned, the step of episodes 0 and 1 is that of episode 0 alone."""
+    config = resolve("synthetic", "molo", "demo", None, SMALL | {"num_classes": 3})
+    gradients = []
+    for poison in (True, False):
+        with Trainer(config, tiny_shards, tmp_path / str(poison), device=torch.device("cpu")) as trainer:
+            trainer.model.train()
+            for plan, episode, _ in trainer.train_source.episodes(0, 2 if poison else 1):
+                if plan.n == 1:
+                    episode.query[0, 0, 0, 0, 0] = float("nan")
+                trainer.optimizer.step = lambda: None
+                trainer.optimizer.zero_grad = lambda: None
+                trainer._episode(plan.n, episode)
+            gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
+            assert trainer.progress.skipped == int(poison)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_loss_that_is_never_finite_ends_the_run(tiny_shards: ShardSet, tmp_path: Path) -> None:
+    config = resolve("synthetic", "molo", "demo", None, SMALL | {"num_classes": 3, "episodes": 64})
+    with Trainer(config, tiny_shards, tmp_path, device=torch.device("cpu")) as trainer:
+        torch.nn.init.constant_(trainer.model.class_token, float("nan"))
+        with pytest.raises(FsarError, match="not finite; lower --lr"):
+            trainer.train()
+
+
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.randn(random.randrange(1, 9))  # whatever was drawn before
+        config = resolve("synthetic", "molo", "demo", None, {"seed": seed, "num_classes": 3})
+        return torch.cat([p.flatten() for p in build_model(config).parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_bfloat16_trains(tiny_path: Path, tmp_path: Path) -> None:
+    assert call(train_cli, *words(tiny_path, tmp_path / "bf16", precision="bf16", episodes=8)) == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (["--method", "mola"], 'did you mean "molo"'),
+        (["--recipe", "demos"], 'did you mean "demo"'),
+        (["--lrr", "1"], "No such option"),
+        (["--lr", "fast"], "expected a number"),
+        (["--device", "abacus"], "not to be had here"),
+        (["--way", "4"], "has 3 classes and a 4-way episode needs"),
+        (["--shot", "4", "--queries", "2"], "has 5 videos and an episode needs 6"),
+        (["--trunk", "resnet5"], "did you mean"),
+        (["--trunk", "resnet18", "--trunk-weights", "nowhere.pth"], "there is no such file"),
+        (["--trunk", "resnet18", "--trunk-weights", ""], "pretrained weights"),
+        (["--resume"], "holds no run"),
+        (["--crop", "80"], "larger than resize"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], sentence: str
+) -> None:
+    assert call(train_cli, *words(tiny_path, tmp_path / "run"), *extra) == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors
+    assert "Traceback" not in errors
+
+
+def test_resuming_with_other_options_or_over_a_run_is_refused(
+    finished: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(train_cli, *words(tiny_path, finished, lr=0.5), "--resume") == 2
+    assert "lr: 0.5 and 0.001" in capsys.readouterr().err
+    assert call(train_cli, *words(tiny_path, finished)) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_damaged_and_pickled_weights_are_refused(tiny_path: Path, tmp_path: Path, capsys) -> None:
+    class Payload:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path}/executed",))
+
+    torch.save({"conv1.weight": Payload()}, tmp_path / "evil.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for name, sentence in (("evil.pth", "never run"), ("cut.safetensors", "cannot be read as weights")):
+        extra = ["--trunk", "resnet18", "--trunk-weights", str(tmp_path / name)]
+        assert call(train_cli, *words(tiny_path, tmp_path / "run"), *extra) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+    assert call(evaluate_cli, "--weights", str(tmp_path), "--shards", str(tiny_path)) == 2
+    assert "no run folder" in capsys.readouterr().err
