@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fsar.episode import Episode
+from pipelines.dali import dali_is_installed
 from pipelines.executors import create_executor
 from pipelines.loader import EpisodeLoader
 from pipelines.plan import EpisodeRules, EpisodeStream
@@ -106,11 +107,12 @@ def open_source(
     """
     rules = training_rules(config) if training else evaluation_rules(config)
     stream = EpisodeStream(shards, split, rules, seed=config.seed if training else config.eval_seed)
+    dali = config.executor == "dali" or (config.executor == "auto" and dali_is_installed())
     executor = create_executor(
         config.executor,
         shards,
         threads=config.threads or None,
-        device="gpu" if device.type == "cuda" and config.executor != "portable" else "cpu",
+        device="gpu" if device.type == "cuda" and dali else "cpu",
         pin_memory=device.type == "cuda",
     )
     loader = EpisodeLoader(stream, executor, device=device, mean=trunk.mean, std=trunk.std, prefetch=config.prefetch)

@@ -96,7 +96,9 @@ def _charts(log: list[dict[str, Any]]) -> Iterable[str]:
     yield _chart("accuracy", accuracy, low=0.0, high=1.0)
     yield _chart("loss", {"loss": [(r["n"], r["loss"]) for r in training]})
     yield _chart("episodes per second", {"episodes/s": [(r["n"], r["episodes_per_s"]) for r in training]}, low=0.0)
-    yield _chart("share of time waiting for data", {"wait": [(r["n"], r["data_wait"]) for r in training]}, low=0.0)
+    yield _chart(
+        "share of time waiting for data", {"wait": [(r["n"], r["data_wait"]) for r in training]}, low=0.0, high=1.0
+    )
 
 
 def _chart(

@@ -33,7 +33,9 @@ CONTAINERS = "mov,avi,matroska,webm,mpegts,mpeg,asf,flv"
 MOST_FRAMES = 99_999  # five digits number a frame
 MOST_SIDE = 16_384  # a JPEG's side has 16 bits, and a flow picture is two fields high
 MIN_FRAMES = 2
-SOURCE_SIZE = re.compile(r"Video: .*?\b([1-9]\d{0,4})x([1-9]\d{0,4})\b")  # not the tag "0x0002"
+SOURCE_SIZE = re.compile(  # not the tag "0x0002", nor a title that looks alike
+    r"^\[info\] +Stream #0:\d+[^ ]*: Video: .*?\b([1-9]\d{0,4})x([1-9]\d{0,4})\b", re.MULTILINE
+)
 
 ERROR_LINE = re.compile(r"(?:\[[^\]]*\] )*\[(?:error|fatal)\] ?(.*)")
 
@@ -95,7 +97,7 @@ def ffmpeg_version() -> str:
 def command(path: Path, geometry: Geometry) -> list[str]:
     """The ffmpeg call that decodes `path` to YUV4MPEG2 on standard output, bit-exact on every CPU."""
     source = ffmpeg.input(
-        f"file:{path}",
+        "PATH",  # put in below: ffmpeg-python takes no name that is not UTF-8
         protocol_whitelist="file",
         format_whitelist=CONTAINERS,
         threads=1,
@@ -113,7 +115,8 @@ def command(path: Path, geometry: Geometry) -> list[str]:
     )
     output = scaled.output("pipe:1", format="yuv4mpegpipe", pix_fmt="yuvj420p", strict=-1, fps_mode="passthrough")
     log = ["-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info"]
-    return list(output.global_args(*log, "-filter_threads", "1").compile(cmd=ffmpeg_program()))
+    call = output.global_args(*log, "-filter_threads", "1").compile(cmd=ffmpeg_program())
+    return [f"file:{path}" if argument == "PATH" else argument for argument in call]
 
 
 class VideoReader:

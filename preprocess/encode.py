@@ -81,8 +81,8 @@ class DifferenceEncoder:
     """Difference of each frame and the next, halved and centred on 128, as a JPEG of its own.
 
     The planes are subtracted in YUV. The conversion to RGB is linear, so that the decoded RGB is
-    128 + (next - this) / 2 in each channel; the root mean square error on real clips is 1.4 grey levels
-    (of a range of -255 to 255), of which 0.6 is the halving's rounding.
+    128 + (next - this) / 2 in each channel; the root mean square error on real clips is 2.2 grey levels
+    (of a range of -255 to 255), of which the halving's rounding alone makes up to 0.7.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class FlowEncoder:
     """DIS optical flow of each frame to the next, as one grey JPEG: u above v, 128 + 127 * value / scale.
 
     `scale` is the largest component of the field in pixels of the stored field; the root mean square
-    error of JPEG and rounding on real clips is 0.006 pixels.
+    error of JPEG and rounding on real clips is 0.4 % of it, 0.013 pixels.
     """
 
     def __init__(self) -> None:

@@ -48,19 +48,23 @@ def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Fail
     with only_writer(out):
         plan = _settle_plan(catalogue, out, settings)
         sweep(out)
-        state = _State(catalogue, out, plan, settings)
-        jobs = state.jobs()
-        if jobs or state.changed():
-            drop_index(out)
-        state.write()
         try:
-            _work(jobs, state, settings)
+            return _complete(_State(catalogue, out, plan, settings))
         finally:
             sweep(out)
-        _refuse_nothing_stored(state)
-        if not (out / INDEX).exists():
-            build_index(out)
-        return sorted(state.failures.values())
+
+
+def _complete(state: _State) -> list[Failure]:
+    """Make what is missing; the index goes before anything that it describes, and comes back last."""
+    jobs = state.jobs()
+    if jobs or state.changed():
+        drop_index(state.out)
+    state.write()
+    _work(jobs, state)
+    _refuse_nothing_stored(state)
+    if not (state.out / INDEX).exists():
+        build_index(state.out)
+    return sorted(state.failures.values())
 
 
 def wanted_plan(catalogue: Catalogue, settings: Settings) -> Plan:
@@ -166,12 +170,12 @@ class _State:
         return set()
 
 
-def _work(jobs: list[Job], state: _State, settings: Settings) -> None:
+def _work(jobs: list[Job], state: _State) -> None:
     total = len(state.catalogue.videos)
     todo = sum(len(job.videos) for job in jobs)
     frames = failed = 0
     bar = tqdm(total=total, initial=total - todo, unit="video", desc="preprocess", smoothing=0.05)
-    with bar, closing(work(jobs, settings.workers)) as messages:  # closing: no worker outlives an error
+    with bar, closing(work(jobs, state.settings.workers)) as messages:  # closing: no worker outlives an error
         for message in messages:
             if isinstance(message, Finished):
                 _refuse_new_failures(message, state)

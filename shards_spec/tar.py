@@ -111,6 +111,7 @@ class TarSeriesWriter:
                 self.close()
         finally:
             if not self._file.closed:  # what was written is not whole: it goes
+                self._tar.tarstream.fileobj.closed = True  # else its destructor would write more
                 with suppress(OSError):
                     self._file.close()
                 self.written.unlink(missing_ok=True)

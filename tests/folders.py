@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+import simplejpeg
 
 from shards_spec.files import json_bytes, json_line, publish
 from shards_spec.index import build_index, shard_path
@@ -20,6 +19,8 @@ from shards_spec.tar import TarSeriesWriter, file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import numpy as np
 
     from shards_spec import Split
 
@@ -88,6 +89,6 @@ def _write_shard(path: Path, videos: Mapping[int, Sequence[bytes]]) -> None:
 
 def decode(payload: bytes) -> np.ndarray:
     """[h, w, 3] or [h, w] uint8 of a JPEG."""
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(payload)))
+    grey = simplejpeg.decode_jpeg_header(payload)[2] == "Gray"
+    picture = simplejpeg.decode_jpeg(payload, colorspace="GRAY" if grey else "RGB", fastdct=False, fastupsample=False)
+    return picture[..., 0] if grey else picture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from folders import command_line, digests, flip_bit, write_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards_spec import ShardError, ShardSet
+from shards_spec import ShardError, ShardSet, Split
 from shards_spec.cli import cli
 from shards_spec.errors import FsarError
 from shards_spec.files import only_writer
@@ -70,7 +71,7 @@ def test_keys(row: int) -> None:
     assert row_of_key(sample_key(row)) == row
 
 
-@pytest.mark.parametrize("key", ["", "c1", "c0000000x", "d00000001", "c000000001", "c٠٠٠٠٠٠٠١"])
+@pytest.mark.parametrize("key", ["", "c1", "c0000000x", "d00000001", "c000000001", "c" + 7 * chr(0x660) + "1"])
 def test_other_keys_are_refused(key: str) -> None:
     with pytest.raises(ShardError, match="no sample key"):
         row_of_key(key)
@@ -92,13 +93,11 @@ def test_what_cannot_be_read_is_refused(tiny_shards: ShardSet) -> None:
         tiny_shards.series("rgb").scale(0)
     with pytest.raises(ShardError, match='did you mean "train"'):
         tiny_shards.split_rows("trian")
-    with pytest.raises(ShardError, match='did you mean "flow1".*--motion flow'):
+    with pytest.raises(ShardError, match=r'did you mean "flow1".*--motion flow'):
         tiny_shards.series("flow2")
 
 
 def test_failed_videos_are_gaps(tmp_path: Path) -> None:
-    from shards_spec import Split
-
     folder = write_set(tmp_path / "set", {1: [b"one"], 6: [b"six"]}, splits={"train": Split(("b",))})
     with ShardSet.open(folder) as shards:
         assert shards.split_rows("train").tolist() == [1, 6]
@@ -157,10 +156,12 @@ def test_no_bit_of_the_index_changes_unseen(copy: Path) -> None:
     assert verify(copy) == []
 
 
-def test_verify_finds_every_flipped_bit(copy: Path) -> None:
+def test_verify_finds_every_flipped_bit(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    videos = {row: [draw.randbytes(draw.randrange(1, 3000)) for _ in range(3)] for row in (0, 1, 2, 4, 7, 8)}
+    copy = write_set(tmp_path / "set", videos)
     tars = sorted(copy.glob("*.tar"))
     members = {tar: [m for sample in from_tar(tar).samples for m in spans(sample)] for tar in tars}
-    draw = random.Random(5)
     for _ in range(60):
         tar = draw.choice(tars)
         bit = draw.randrange(8 * tar.stat().st_size)
@@ -211,7 +212,7 @@ def test_reindex_makes_the_same_bytes_from_the_tars(copy: Path) -> None:
 
 def test_reindex_does_not_bless_damage(copy: Path) -> None:
     flip_bit(copy / "diff1-000001.tar", 8 * 700)
-    with pytest.raises(ShardError, match="not the one that diff1-000001.json describes"):
+    with pytest.raises(ShardError, match=r"not the one that diff1-000001\.json describes"):
         CliRunner().invoke(cli, ["reindex", str(copy)], catch_exceptions=False)
     with only_writer(copy), pytest.raises(FsarError, match="being written by another process"):
         CliRunner().invoke(cli, ["reindex", str(copy)], catch_exceptions=False)
@@ -225,8 +226,6 @@ def test_a_series_of_other_videos_is_refused(copy: Path) -> None:
 
 
 def test_a_tar_of_others_is_refused(tmp_path: Path) -> None:
-    import tarfile
-
     path = tmp_path / "rgb-000000.tar"
     with tarfile.open(path, "w") as tar:
         tar.add(__file__, "c00000000.json")
