@@ -96,7 +96,7 @@ def ucf101(videos: Path | None, splits: Path | None, **options: Any) -> None:  #
 @cli.command()
 @click.option("--videos", type=click.Path(path_type=Path), help="Folder for the videos.  [default: OUT/videos]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--per-class", type=click.IntRange(1), default=30, show_default=True, help="Videos a class.")
+@click.option("--per-class", type=click.IntRange(1), default=24, show_default=True, help="Videos a class.")
 @_common
 def synthetic(videos: Path | None, seed: int, per_class: int, **options: Any) -> None:  # noqa: ANN401
     """Generated videos in which only motion tells the class; written as .mp4 files first, then decoded."""

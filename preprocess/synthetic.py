@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import subprocess
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 import cv2
+import ffmpeg
 import numpy as np
 
+from preprocess.decode import ffmpeg_program
 from preprocess.synthetic_motion import CLASSES, Poses
+from shards_spec.errors import ConfigError, FsarError
+from shards_spec.files import disk_errors, json_bytes, publish, read_json, sync_file, temporary, write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     Image = NDArray[np.float32]
 
-MARGIN = 24  # pixels of background around the frame that a drift can bring into view
+FPS = 12
+SPECIFICATION = "synthetic.json"
+EDITION = 1  # of the generator: higher when the same seed would give other videos
 PATCH = 64  # side of the sprite's own image
 # Ranges of what is drawn anew for every video; lengths in sides of the frame.
 SPRITE_SIDE = (0.34, 0.46)
-AMPLITUDE = (0.17, 0.23)
-ANCHOR = 0.14  # the anchor is this far from the middle of the frame at most, in x and in y
+AMPLITUDE = (0.2, 0.26)
+ANCHOR = 0.12  # the anchor is this far from the middle of the frame at most, in x and in y
 TILT = 0.2  # radians
 DRIFT = 0.12  # way of a drifting background
-CONTRAST = (0.1, 0.4)  # of the background: 1 would be as strong as the sprite's own texture
+CONTRAST = (0.05, 0.2)  # of the background: 1 would be as strong as the sprite's own texture
 
 
 def palette(rng: np.random.Generator, *, away_from: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """Two random colours [2, 3] in [0, 255]; of four draws the one farthest from a colour, when one is given."""
     draws = rng.uniform(0, 255, (4, 2, 3))
     if away_from is None:
-        return draws[0]
+        return np.asarray(draws[0])
     distance = np.linalg.norm(draws - away_from, axis=2).min(axis=1)  # [4]
     return np.asarray(draws[distance.argmax()])
 
@@ -43,7 +55,7 @@ def texture(rng: np.random.Generator, size: int, cells: int, *, colours: NDArray
 
 
 def outline(rng: np.random.Generator) -> Image:
-    """Soft-edged opacity of a random blob, ellipse or polygon, float32 [PATCH, PATCH, 1] in [0, 1]."""
+    """Soft-edged opacity of a random polygon, float32 [PATCH, PATCH, 1] in [0, 1]."""
     count = int(rng.integers(3, 13))
     angles = (np.arange(count) + rng.uniform(-0.25, 0.25, count)) * 2 * math.pi / count
     radii = rng.uniform(0.55, 1.0, count) * 0.46 * PATCH
@@ -51,7 +63,7 @@ def outline(rng: np.random.Generator) -> Image:
     points = np.stack([np.cos(angles) * radii, np.sin(angles) * radii * aspect], axis=1) + PATCH / 2
     mask = np.zeros((PATCH, PATCH), np.float32)
     cv2.fillPoly(mask, [points.round().astype(np.int32)], 1.0)
-    return cv2.GaussianBlur(mask, (5, 5), 0)[..., None]
+    return np.asarray(cv2.GaussianBlur(mask, (5, 5), 0)[..., None])
 
 
 def sprite(rng: np.random.Generator, *, colours: NDArray[np.float64]) -> Image:
@@ -62,7 +74,7 @@ def sprite(rng: np.random.Generator, *, colours: NDArray[np.float64]) -> Image:
 
 
 def placements(poses: Poses, rng: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """Affine maps [T, 2, 3] from sprite to frame: random anchor, amplitude, tilt, size and angle; then the class's poses."""
+    """Affine maps [T, 2, 3] from sprite to frame: the class's poses from a random anchor, size, angle and tilt."""
     amplitude = rng.uniform(*AMPLITUDE) * size
     anchor = size / 2 + rng.uniform(-ANCHOR, ANCHOR, 2) * size
     tilt = rng.uniform(-TILT, TILT)
@@ -78,7 +90,8 @@ def placements(poses: Poses, rng: np.random.Generator, size: int) -> NDArray[np.
 
 def backgrounds(rng: np.random.Generator, frames: int, size: int, *, colours: NDArray[np.float64]) -> Image:
     """A random texture that rests or drifts with constant velocity, float32 [T, size, size, 3]."""
-    canvas = texture(rng, size + 2 * MARGIN, int(rng.integers(4, 14)), colours=colours)
+    margin = math.ceil(DRIFT * size / 2) + 1  # what a drift can bring into view
+    canvas = texture(rng, size + 2 * margin, int(rng.integers(4, 14)), colours=colours)
     angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(0, DRIFT) * size / 2 * (rng.random() < 0.6)
     direction = np.asarray([math.cos(angle), math.sin(angle)])
     centre = canvas.shape[0] / 2
@@ -87,23 +100,129 @@ def backgrounds(rng: np.random.Generator, frames: int, size: int, *, colours: ND
     return np.stack(views)
 
 
-def progress(rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
+def pace(rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
     """How much of the path is done in each frame [T]: a random rest before, a random rest after."""
     first, last = rng.uniform(0.0, 0.1), rng.uniform(0.9, 1.0)
     return ((np.linspace(0, 1, frames) - first) / (last - first)).clip(0, 1)
 
 
+def splits() -> dict[str, tuple[str, ...]]:
+    """Class names of each split; no kind of motion is in two splits."""
+    return {
+        split: tuple(name for name, motion in CLASSES.items() if motion.split == split)
+        for split in ("train", "val", "test")
+    }
+
+
 def render_video(name: str, number: int, *, seed: int, frames: int = 24, size: int = 80) -> NDArray[np.uint8]:
     """Frames of one video, uint8 [T, size, size, 3]: a pure function of seed, class and number."""
-    entropy = [seed, number, *name.encode()]
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
-    poses = CLASSES[name].path(progress(rng, frames), rng)
+    key = hashlib.sha256(f"{seed}/{name}/{number}".encode()).digest()[:16]
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    poses = CLASSES[name].path(pace(rng, frames), rng)
     maps = placements(poses, rng, size)
     colours = palette(rng)
     colours = colours.mean(axis=0) + rng.uniform(*CONTRAST) * (colours - colours.mean(axis=0))
     shape = sprite(rng, colours=palette(rng, away_from=colours.mean(axis=0)))
     video = backgrounds(rng, frames, size, colours=colours)
     for t in range(frames):
-        layer = cv2.warpAffine(shape, maps[t], (size, size), flags=cv2.INTER_LINEAR) * poses.opacity[t]
+        layer = cv2.warpAffine(shape, maps[t], (size, size), flags=cv2.INTER_LINEAR)
         video[t] = video[t] * (1 - layer[..., 3:]) + layer[..., :3]
     return np.rint(video).clip(0, 255).astype(np.uint8)
+
+
+def write_videos(
+    folder: Path,
+    *,
+    seed: int = 0,
+    per_class: int = 24,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> list[Path]:
+    """Write `CLASS/CLASS_NUMBER.mp4` for every class; files that a former run finished are kept.
+
+    Args:
+        folder: Top of the tree, made when it does not exist.
+        seed: Of all videos; each is a pure function of it, its class and its number.
+        per_class: Videos a class.
+        workers: Videos rendered and encoded at a time.
+        progress: Called with the number of videos that got ready since the last call.
+
+    Raises:
+        ConfigError: the folder holds videos of another seed, number or edition.
+        FsarError: ffmpeg cannot encode, or the disk refuses.
+    """
+    claim(folder, seed=seed, per_class=per_class)
+    paths = {
+        folder / name / f"{name}_{number:03d}.mp4": (name, number) for name in CLASSES for number in range(per_class)
+    }
+    missing = [path for path in paths if not path.exists()]
+    report = progress or (lambda _count: None)
+    report(len(paths) - len(missing))
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(write_video, path, *paths[path], seed=seed) for path in missing]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                report(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return list(paths)
+
+
+def claim(folder: Path, *, seed: int, per_class: int) -> None:
+    """Make the folders and write down what they hold, before the first video.
+
+    Raises:
+        ConfigError: the folder holds videos of another seed, number or edition.
+    """
+    wanted = {"edition": EDITION, "per_class": per_class, "seed": seed}
+    note = folder / SPECIFICATION
+    if note.exists():
+        found = read_json(note)
+        if found != wanted:
+            raise ConfigError(
+                f"{folder} holds other synthetic videos ({found}, asked for {wanted}); choose a new folder"
+            )
+    with disk_errors(folder):
+        for name in CLASSES:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    write_whole(note, json_bytes(wanted))
+
+
+def write_video(path: Path, name: str, number: int, *, seed: int) -> None:
+    """Render and encode one video; `path` appears when it is whole.
+
+    Raises:
+        FsarError: ffmpeg cannot encode, or the disk refuses.
+    """
+    frames = render_video(name, number, seed=seed)
+    unfinished = temporary(path)
+    call = encode_command(unfinished, size=frames.shape[1])
+    done = subprocess.run(call, input=frames.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
+        raise FsarError(f"ffmpeg cannot write {path}: {reason[0]}; make room or install another ffmpeg")
+    with disk_errors(path):
+        sync_file(unfinished)
+    publish(unfinished, path)
+
+
+def encode_command(path: Path, *, size: int) -> list[str]:
+    """The ffmpeg call that encodes raw RGB frames from standard input to MPEG-4 in .mp4, the same bytes every time.
+
+    MPEG-4 part 2 is the one codec that every build of ffmpeg can encode.
+    """
+    source = ffmpeg.input("pipe:0", format="rawvideo", pix_fmt="rgb24", s=f"{size}x{size}", r=FPS)
+    target = source.output(
+        f"file:{path}",
+        format="mp4",
+        vcodec="mpeg4",
+        pix_fmt="yuv420p",
+        threads=1,
+        sws_flags="bilinear+accurate_rnd+bitexact",
+        flags="bitexact",
+        fflags="+bitexact",
+        **{"q:v": 2},
+    )
+    call: list[str] = ffmpeg.compile(target.global_args("-v", "error"), cmd=ffmpeg_program(), overwrite_output=True)
+    return call

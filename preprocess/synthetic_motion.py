@@ -1,7 +1,7 @@
-"""The kinds of motion of the synthetic data set: where a sprite is, how it is turned, sized and seen, over time.
+"""The kinds of motion of the synthetic data set: where a sprite is, how it is turned and sized, over time.
 
-A class is a path and nothing else: appearance is drawn elsewhere and knows nothing of the class. Positions are relative
-to an anchor that is random in every video, and many classes visit the same poses and differ only in their order, so that
+A class is a path and nothing else: appearance is drawn elsewhere and knows nothing of the class. Positions are
+relative to an anchor that is random in every video, and many classes visit the same poses in another order, so that
 neither one frame nor the set of a clip's frames tells the class.
 """
 
@@ -19,22 +19,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Progress = NDArray[np.float64]
-    Points = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Poses:
     """Pose of the sprite in each of T frames, relative to the video's own anchor, angle and size.
 
-    x (right) and y (down) in units of the video's amplitude, angle in radians clockwise, zoom in octaves, opacity in
-    [0, 1]; all float64 [T].
+    x (right) and y (down) in units of the video's amplitude, angle in radians clockwise, zoom in octaves; all
+    float64 [T].
     """
 
     x: Progress
     y: Progress
     angle: Progress
     zoom: Progress
-    opacity: Progress
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,13 @@ def poses(
     y: Progress | None = None,
     angle: Progress | None = None,
     zoom: Progress | None = None,
-    opacity: Progress | None = None,
 ) -> Poses:
-    """Poses that stay at rest (and wholly visible) in everything that is not given."""
+    """Poses that stay at rest in everything that is not given."""
     rest = np.zeros_like(progress)
-    return Poses(
-        x=rest if x is None else x,
-        y=rest if y is None else y,
-        angle=rest if angle is None else angle,
-        zoom=rest if zoom is None else zoom,
-        opacity=np.ones_like(progress) if opacity is None else opacity,
-    )
+    return Poses(*(rest if given is None else given for given in (x, y, angle, zoom)))
 
 
-def along(points: Points) -> Callable[[Progress, np.random.Generator], Poses]:
+def along(*points: tuple[float, float]) -> Callable[[Progress, np.random.Generator], Poses]:
     """Path along straight lines through the points at constant speed."""
     corners = np.asarray(points, dtype=np.float64)  # [P, 2]
     lengths = np.hypot(*np.diff(corners, axis=0).T)  # [P - 1]
@@ -86,39 +77,45 @@ def along(points: Points) -> Callable[[Progress, np.random.Generator], Poses]:
 
 def straight(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Poses]:
     """Path across the anchor in one direction, from -1 to +1."""
-    return along(((-dx, -dy), (dx, dy)))
+    return along((-dx, -dy), (dx, dy))
 
 
 def out_and_back(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Poses]:
     """Path in one direction and back to its start."""
     start, end = (-0.8 * dx, -0.8 * dy), (0.8 * dx, 0.8 * dy)
-    return along((start, end, start))
+    return along(start, end, start)
 
 
 def tour(*arms: tuple[float, float]) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Path from the anchor out to each arm's end and back, one arm after the other."""
-    stops = [(0.0, 0.0)]
-    for arm in arms:
-        stops += [arm, (0.0, 0.0)]
-    return along(tuple(stops))
+    """Path from the anchor out to each arm's end, a rest there, and back, one arm after the other."""
+    stops = np.asarray([(0.0, 0.0)] + [stop for arm in arms for stop in (arm, arm, (0.0, 0.0))])  # [3 arms + 1, 2]
+    times = np.concatenate([[0.0], (np.arange(len(arms))[:, None] + [0.3, 0.7, 1.0]).ravel() / len(arms)])
 
-
-def sway(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Oscillation along a direction, two to three periods from a random phase."""
-
-    def path(progress: Progress, rng: np.random.Generator) -> Poses:
-        wave = np.sin(2 * math.pi * (rng.uniform(2, 3) * progress + rng.random()))
-        return poses(progress, x=dx * wave, y=dy * wave)
+    def path(progress: Progress, _rng: np.random.Generator) -> Poses:
+        x, y = (np.interp(progress, times, stops[:, axis]) for axis in (0, 1))
+        return poses(progress, x=x, y=y)
 
     return path
 
 
-def orbit(turns: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Circle about the anchor from a random phase; positive turns run clockwise on the screen."""
+def circle(turns: float, start: tuple[float, float]) -> Callable[[Progress, np.random.Generator], Poses]:
+    """Circle about the anchor from near one side of it and back; positive turns run clockwise on the screen."""
+    first = math.atan2(start[1], start[0])
 
     def path(progress: Progress, rng: np.random.Generator) -> Poses:
-        angle = 2 * math.pi * (turns * (progress - 0.5) + rng.random())
+        angle = first + rng.uniform(-0.3, 0.3) + 2 * math.pi * turns * progress
         return poses(progress, x=np.cos(angle), y=np.sin(angle))
+
+    return path
+
+
+def wavy(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Poses]:
+    """Wavy line from -1 to +1 in one direction, two waves of random phase across it."""
+
+    def path(progress: Progress, rng: np.random.Generator) -> Poses:
+        way = (dx + dy) * (2 * progress - 1)  # one of dx, dy is 0, the other +1 or -1
+        wave = 0.4 * np.sin(2 * math.pi * (way + rng.random()))
+        return poses(progress, x=way, y=wave) if dx else poses(progress, x=wave, y=way)
 
     return path
 
@@ -142,32 +139,23 @@ def zoom(*octaves: float) -> Callable[[Progress, np.random.Generator], Poses]:
     return path
 
 
-def fade(*opacities: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Path at rest that goes through the given opacities, equally long each."""
-    times = np.linspace(0.0, 1.0, len(opacities))
-
-    def path(progress: Progress, _rng: np.random.Generator) -> Poses:
-        return poses(progress, opacity=np.interp(progress, times, opacities))
-
-    return path
-
-
 RIGHT, LEFT, UP, DOWN = (1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 1.0)
 _D = 0.75
+_TOP_LEFT, _TOP_RIGHT, _BOTTOM_LEFT, _BOTTOM_RIGHT = (-_D, -_D), (_D, -_D), (-_D, _D), (_D, _D)
 
 SPLIT_OF_KIND = {
     "straight": "train",
     "diagonal": "train",
     "corner": "train",
     "out and back": "train",
-    "sway": "train",
-    "spin": "train",
-    "fade": "train",
+    "tour": "train",
     "zoom": "val",
-    "loop": "val",
-    "tour": "test",
-    "orbit": "test",
+    "spin": "val",
+    "square": "val",
+    "circle": "test",
+    "wavy": "test",
 }
+
 CLASSES: dict[str, MotionClass] = {
     "right": MotionClass("straight", straight(*RIGHT), "left"),
     "left": MotionClass("straight", straight(*LEFT), "right"),
@@ -177,32 +165,40 @@ CLASSES: dict[str, MotionClass] = {
     "down_left": MotionClass("diagonal", straight(-_D, _D), "up_right"),
     "up_left": MotionClass("diagonal", straight(-_D, -_D), "down_right"),
     "down_right": MotionClass("diagonal", straight(_D, _D), "up_left"),
-    "right_then_up": MotionClass("corner", along(((-_D, _D), (_D, _D), (_D, -_D))), "down_then_left"),
-    "down_then_left": MotionClass("corner", along(((_D, -_D), (_D, _D), (-_D, _D))), "right_then_up"),
-    "up_then_right": MotionClass("corner", along(((-_D, _D), (-_D, -_D), (_D, -_D))), "left_then_down"),
-    "left_then_down": MotionClass("corner", along(((_D, -_D), (-_D, -_D), (-_D, _D))), "up_then_right"),
-    "out_right": MotionClass("out and back", out_and_back(*RIGHT)),
-    "out_left": MotionClass("out and back", out_and_back(*LEFT)),
-    "out_up": MotionClass("out and back", out_and_back(*UP)),
-    "out_down": MotionClass("out and back", out_and_back(*DOWN)),
-    "sway": MotionClass("sway", sway(*RIGHT)),
-    "bob": MotionClass("sway", sway(*DOWN)),
-    "spin_cw": MotionClass("spin", spin(1.0), "spin_ccw"),
-    "spin_ccw": MotionClass("spin", spin(-1.0), "spin_cw"),
-    "appear": MotionClass("fade", fade(0.0, 1.0), "vanish"),
-    "vanish": MotionClass("fade", fade(1.0, 0.0), "appear"),
+    "right_then_up": MotionClass("corner", along(_BOTTOM_LEFT, _BOTTOM_RIGHT, _TOP_RIGHT), "down_then_left"),
+    "down_then_left": MotionClass("corner", along(_TOP_RIGHT, _BOTTOM_RIGHT, _BOTTOM_LEFT), "right_then_up"),
+    "up_then_right": MotionClass("corner", along(_BOTTOM_LEFT, _TOP_LEFT, _TOP_RIGHT), "left_then_down"),
+    "left_then_down": MotionClass("corner", along(_TOP_RIGHT, _TOP_LEFT, _BOTTOM_LEFT), "up_then_right"),
+    "right_then_down": MotionClass("corner", along(_TOP_LEFT, _TOP_RIGHT, _BOTTOM_RIGHT), "up_then_left"),
+    "up_then_left": MotionClass("corner", along(_BOTTOM_RIGHT, _TOP_RIGHT, _TOP_LEFT), "right_then_down"),
+    "down_then_right": MotionClass("corner", along(_TOP_LEFT, _BOTTOM_LEFT, _BOTTOM_RIGHT), "left_then_up"),
+    "left_then_up": MotionClass("corner", along(_BOTTOM_RIGHT, _BOTTOM_LEFT, _TOP_LEFT), "down_then_right"),
+    "out_right": MotionClass("out and back", out_and_back(*RIGHT), "out_right"),
+    "out_left": MotionClass("out and back", out_and_back(*LEFT), "out_left"),
+    "out_up": MotionClass("out and back", out_and_back(*UP), "out_up"),
+    "out_down": MotionClass("out and back", out_and_back(*DOWN), "out_down"),
+    "tour_right_up_left": MotionClass("tour", tour(RIGHT, UP, LEFT), "tour_left_up_right"),
+    "tour_left_up_right": MotionClass("tour", tour(LEFT, UP, RIGHT), "tour_right_up_left"),
+    "tour_right_left_up": MotionClass("tour", tour(RIGHT, LEFT, UP), "tour_up_left_right"),
+    "tour_up_left_right": MotionClass("tour", tour(UP, LEFT, RIGHT), "tour_right_left_up"),
+    "tour_up_right_left": MotionClass("tour", tour(UP, RIGHT, LEFT), "tour_left_right_up"),
+    "tour_left_right_up": MotionClass("tour", tour(LEFT, RIGHT, UP), "tour_up_right_left"),
     "grow": MotionClass("zoom", zoom(-0.6, 0.6), "shrink"),
     "shrink": MotionClass("zoom", zoom(0.6, -0.6), "grow"),
-    "grow_shrink": MotionClass("zoom", zoom(-0.6, 0.6, -0.6)),
-    "shrink_grow": MotionClass("zoom", zoom(0.6, -0.6, 0.6)),
-    "loop_cw": MotionClass("loop", along(((-_D, _D), (-_D, -_D), (_D, -_D), (_D, _D), (-_D, _D))), "loop_ccw"),
-    "loop_ccw": MotionClass("loop", along(((-_D, _D), (_D, _D), (_D, -_D), (-_D, -_D), (-_D, _D))), "loop_cw"),
-    "tour_rul": MotionClass("tour", tour(RIGHT, UP, LEFT), "tour_lur"),
-    "tour_lur": MotionClass("tour", tour(LEFT, UP, RIGHT), "tour_rul"),
-    "tour_rlu": MotionClass("tour", tour(RIGHT, LEFT, UP), "tour_ulr"),
-    "tour_ulr": MotionClass("tour", tour(UP, LEFT, RIGHT), "tour_rlu"),
-    "tour_url": MotionClass("tour", tour(UP, RIGHT, LEFT), "tour_lru"),
-    "tour_lru": MotionClass("tour", tour(LEFT, RIGHT, UP), "tour_url"),
-    "orbit_cw": MotionClass("orbit", orbit(1.1), "orbit_ccw"),
-    "orbit_ccw": MotionClass("orbit", orbit(-1.1), "orbit_cw"),
+    "spin_cw": MotionClass("spin", spin(1.0), "spin_ccw"),
+    "spin_ccw": MotionClass("spin", spin(-1.0), "spin_cw"),
+    "square_cw": MotionClass(
+        "square", along(_BOTTOM_LEFT, _TOP_LEFT, _TOP_RIGHT, _BOTTOM_RIGHT, _BOTTOM_LEFT), "square_ccw"
+    ),
+    "square_ccw": MotionClass(
+        "square", along(_BOTTOM_LEFT, _BOTTOM_RIGHT, _TOP_RIGHT, _TOP_LEFT, _BOTTOM_LEFT), "square_cw"
+    ),
+    "circle_cw_from_top": MotionClass("circle", circle(1.0, UP), "circle_ccw_from_top"),
+    "circle_ccw_from_top": MotionClass("circle", circle(-1.0, UP), "circle_cw_from_top"),
+    "circle_cw_from_bottom": MotionClass("circle", circle(1.0, DOWN), "circle_ccw_from_bottom"),
+    "circle_ccw_from_bottom": MotionClass("circle", circle(-1.0, DOWN), "circle_cw_from_bottom"),
+    "wavy_right": MotionClass("wavy", wavy(*RIGHT), "wavy_left"),
+    "wavy_left": MotionClass("wavy", wavy(*LEFT), "wavy_right"),
+    "wavy_up": MotionClass("wavy", wavy(*UP), "wavy_down"),
+    "wavy_down": MotionClass("wavy", wavy(*DOWN), "wavy_up"),
 }

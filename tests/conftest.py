@@ -28,7 +28,7 @@ def real_data() -> Path:
 def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven classes of five short videos; the number after g is the group."""
     folder = tmp_path_factory.mktemp("videos")
-    for c, label in enumerate(sorted(sum(SPLITS.values(), []))):
+    for c, label in enumerate(sorted(label for labels in SPLITS.values() for label in labels)):
         for n in range(5):
             frames = moving_frames(10 * c + n, 12 + 3 * n, step=1 + c)
             write_video(folder / label / f"{label}_g{n // 2}_{n}.mp4", frames)
