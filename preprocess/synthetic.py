@@ -34,8 +34,8 @@ SPRITE_SIDE = (0.34, 0.46)
 AMPLITUDE = (0.2, 0.26)
 ANCHOR = 0.12  # the anchor is this far from the middle of the frame at most, in x and in y
 TILT = 0.2  # radians
-DRIFT = 0.12  # way of a drifting background
-CONTRAST = (0.05, 0.2)  # of the background: 1 would be as strong as the sprite's own texture
+DRIFT = 0.2  # way of a drifting background
+CONTRAST = (0.1, 0.5)  # of the background: 1 would be as strong as the sprite's own texture
 
 
 def palette(rng: np.random.Generator, *, away_from: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
