@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,14 @@ RUNS: dict[str, list[str]] = {
 @click.command()
 @click.option("--shards", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
-def main(shards: Path, seeds: tuple[int, ...]) -> None:
+@click.option(
+    "--jobs", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), show_default=True, help="At once."
+)
+def main(shards: Path, seeds: tuple[int, ...], jobs: int) -> None:
     """Train MoLo and its controls on the same shards; print and store a table."""
-    rows = [row for seed in seeds for row in train_all(shards, seed)]
+    tasks = [(shards, name, seed, max(1, len(os.sched_getaffinity(0)) // jobs)) for seed in seeds for name in RUNS]
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = [row for rows in pool.map(lambda task: train(*task), tasks) for row in rows]
     click.echo("| model | seed | accuracy | over episodes | over videos | chance |")
     click.echo("|---|---|---|---|---|---|")
     for row in rows:
@@ -41,18 +48,18 @@ def main(shards: Path, seeds: tuple[int, ...]) -> None:
     click.echo(f"written: {write_result('controls', rows)}")
 
 
-def train_all(shards: Path, seed: int) -> list[dict[str, Any]]:
-    """Results of all models for one seed."""
-    rows = []
+def train(shards: Path, name: str, seed: int, threads: int) -> list[dict[str, Any]]:
+    """Rows of one model and seed, trained in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, words in RUNS.items():
-            run = Path(folder) / name.replace(" ", "-")
-            command = [sys.executable, "-m", "fsar.cli.train", "--shards", str(shards), "--recipe", "demo"]
-            subprocess.run([*command, "--run", str(run), "--seed", str(seed), *words], check=True)
-            result = json.loads((run / "result.json").read_text())
-            rows.append(_row(name, seed, result["test"], result))
-            if "shuffled_frames" in result:
-                rows.append(_row(f"{name}, frames shuffled", seed, result["shuffled_frames"], result))
+        run = Path(folder) / "run"
+        words = ["--shards", str(shards), "--recipe", "demo", "--run", str(run), "--seed", str(seed), *RUNS[name]]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-m", "fsar.cli.train", *words, "--threads", str(threads)]
+        subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
+        result = json.loads((run / "result.json").read_text())
+    rows = [_row(name, seed, result["test"], result)]
+    if "shuffled_frames" in result:
+        rows.append(_row(f"{name}, frames shuffled", seed, result["shuffled_frames"], result))
     return rows
 
 

@@ -162,6 +162,13 @@ def test_bfloat16_trains(tiny_path: Path, tmp_path: Path) -> None:
     assert call(train_cli, *words(tiny_path, tmp_path / "bf16", precision="bf16", episodes=8)) == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trains_on_a_gpu(tiny_path: Path, tmp_path: Path) -> None:
+    changes = {"device": "cuda", "executor": "auto", "precision": "bf16", "episodes": 8}
+    assert call(train_cli, *words(tiny_path, tmp_path / "gpu", **changes)) == 0
+
+
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
