@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import time
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from fsar.data import open_source
 from fsar.evaluation import autocast, evaluate
+from fsar.log import RunLog
 from fsar.methods import create_method
 from fsar.optim import create_optimizer, learning_rate
 from fsar.run_state import load_state, save_state
@@ -102,7 +102,6 @@ class Trainer:
         self.val_source = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self.progress = Progress(**load_state(self.last, self.model, self.optimizer))
-            _truncate_log(self.log_path, self.progress.n)
 
     @property
     def selects(self) -> bool:
@@ -118,11 +117,6 @@ class Trainer:
     def best(self) -> Path:
         """The checkpoint of the best validation."""
         return self.run / "checkpoints" / "best.safetensors"
-
-    @property
-    def log_path(self) -> Path:
-        """One JSON object a line."""
-        return self.run / "log.jsonl"
 
     def _open(self, split: str, *, training: bool) -> Source:
         assert self.model.trunk is not None
@@ -141,7 +135,7 @@ class Trainer:
         config, start = self.config, self.progress.n
         meter = _Meter()
         with (
-            self.log_path.open("a", encoding="utf-8") as log,
+            RunLog(self.run, start) as log,
             tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
         ):
             self.model.train()
@@ -195,25 +189,25 @@ class Trainer:
             clock=config.lr_clock,  # type: ignore[arg-type]  # checked by the configuration
         )
 
-    def _after(self, n: int, meter: _Meter, log: Any, bar: Any) -> None:  # noqa: ANN401 -- a text file and tqdm's bar
+    def _after(self, n: int, meter: _Meter, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
         """What follows n finished episodes: log, validate, save."""
         config, last = self.config, n == self.config.episodes
         self.progress.n = n
         bar.update()
         if n % config.log_every == 0 or last:
-            record = meter.record() | {"n": n, "lr": self.rate(n - 1), "skipped": self.progress.skipped}
-            _write_line(log, {"kind": "train", **record})
+            record = meter.record() | {"lr": self.rate(n - 1), "skipped": self.progress.skipped}
+            log.write("train", n, **record)
             bar.set_postfix_str(f"loss {record.get('loss', math.nan):.2f}, accuracy {record.get('accuracy', 0):.0%}")
         if n % config.val_every == 0 or last:
             self._validate(n, log)
         if n % config.checkpoint_every == 0 or n % config.val_every == 0 or last:
             save_state(self.last, self.model, self.optimizer, vars(self.progress))
 
-    def _validate(self, n: int, log: Any) -> None:  # noqa: ANN401
+    def _validate(self, n: int, log: RunLog) -> None:
         if self.val_source is None:
             return
         result = self.evaluate(self.val_source, self.config.val_episodes, label="validate")
-        _write_line(log, {"kind": "val", "n": n, "split": self.config.select_on, "accuracy": result.accuracy})
+        log.write("val", n, split=self.config.select_on, accuracy=result.accuracy)
         tqdm.write(f"after {n} episodes, {self.config.select_on}: {result}")
         if result.accuracy > self.progress.best:
             self.progress.best, self.progress.best_n = result.accuracy, n
@@ -276,24 +270,6 @@ class _Meter:
         )
         self._reset()
         return {name: round(value, 6) for name, value in means.items()}
-
-
-def _write_line(log: Any, record: dict[str, Any]) -> None:  # noqa: ANN401
-    log.write(json.dumps(record) + "\n")
-    log.flush()
-
-
-def _truncate_log(path: Path, n: int) -> None:
-    """Drop what a killed run had logged after its last checkpoint."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that was being written
-            continue
-        if record["n"] <= n:
-            kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
 
 
 def check_resumable(run: Path, config: RunConfig, saved: RunConfig) -> None:

@@ -196,6 +196,8 @@ def test_unequal_shots_equal_the_ragged_list(name, options):
 
     losses = ragged_losses(ragged, episode, mask)
     losses.backward()
+    for (key, ours), other in zip(padded.named_buffers(), ragged.buffers(), strict=True):  # trunk and decoder
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6, msg=key)
     torch.testing.assert_close(padded(episode).loss, losses, rtol=1e-5, atol=1e-6)
     for (key, ours), other in zip(padded.named_parameters(), ragged.parameters(), strict=True):
         if other.grad is None:

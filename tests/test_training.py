@@ -76,6 +76,16 @@ def test_run_folder_holds_all_that_it_promises(finished: Path, tiny_path: Path) 
     assert "http" not in page.replace("http-equiv", "")  # self-contained
 
 
+def test_tensorboard_events_lie_beside_the_log(finished: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = events.EventAccumulator(str(finished / "tensorboard"))
+    board.Reload()
+    log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    for record in log:
+        values = {event.step: event.value for event in board.Scalars(f"{record['kind']}/accuracy")}
+        assert values[record["n"]] == pytest.approx(record["accuracy"])
+
+
 def test_evaluating_the_run_again_gives_the_same_figures(finished: Path, tiny_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "again.json"
     assert call(evaluate_cli, "--weights", str(finished), "--shards", str(tiny_path), "--out", str(out)) == 0
