@@ -55,7 +55,9 @@ def train(shards: Path, name: str, seed: int, threads: int) -> list[dict[str, An
         words = ["--shards", str(shards), "--recipe", "demo", "--run", str(run), "--seed", str(seed), *RUNS[name]]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "fsar.cli.train", *words, "--threads", str(threads)]
-        subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"{name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
         result = json.loads((run / "result.json").read_text())
     rows = [_row(name, seed, result["test"], result)]
     if "shuffled_frames" in result:
@@ -66,7 +68,9 @@ def train(shards: Path, name: str, seed: int, threads: int) -> list[dict[str, An
 def _row(name: str, seed: int, test: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     figures = ("accuracy", "interval_episodes", "interval_videos", "chance", "episodes", "queries", "videos")
     row = {"model": name, "seed": seed} | {key: test[key] for key in figures}
-    return row | {key: result[key] for key in ("episodes_trained", "seconds", "shards_sha256", "weights_sha256")}
+    return row | {
+        key: result[key] for key in ("episodes_trained", "training_seconds", "shards_sha256", "weights_sha256")
+    }
 
 
 if __name__ == "__main__":

@@ -17,11 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 def hardware() -> dict[str, Any]:
     """Processor, cores, accelerator, versions and load average."""
     model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
+        (line.partition(":")[2].strip() for line in _cpu_lines() if "model name" in line),
         platform.processor(),
     )
     return {

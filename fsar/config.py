@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -31,7 +32,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "executor": ("auto", "dali", "portable"),
 }
 # What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
-FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every"})
+FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "test_episodes"})
+# Smallest sensible values.
+LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
+LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
+LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
+LEAST |= dict.fromkeys(("checkpoint_every", "log_every"), 1) | dict.fromkeys(("warmup_lr", "weight_decay"), 0)
 # Options of methods that a run derives itself.
 DERIVED = frozenset({"trunk", "channels", "frames", "num_classes"})
 
@@ -100,13 +106,14 @@ class RunConfig:
 
     def to_toml(self) -> str:
         """The whole configuration as a recipe."""
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.flat().items())
+        return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in self.flat().items())
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Keys whose values decide the result and are not the same."""
+        """What decides the result and is not as it was in `other`."""
         ours, theirs = self.flat(), other.flat()
         keys = sorted((ours.keys() | theirs.keys()) - FREE)
-        return [f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+        different = [key for key in keys if ours.get(key) != theirs.get(key)]
+        return [f"{key} was {theirs.get(key)}, asked for {ours.get(key)}" for key in different]
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -155,9 +162,19 @@ def _check(config: RunConfig) -> None:
                 f'{key} = "{getattr(config, key)}" is not of the recipe style "{config.recipe_style}" '
                 f'("{value}" is): a run follows one style throughout; choose it with --recipe-style'
             )
-    for key in ("episodes", "episodes_per_step", "val_every", "checkpoint_every", "log_every", "lr_epoch"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"{key} = {getattr(config, key)}: must be at least 1")
+    _check_numbers(config)
+
+
+def _check_numbers(config: RunConfig) -> None:
+    for key, least in LEAST.items():
+        if getattr(config, key) < least:
+            raise ConfigError(f"{key} = {getattr(config, key)}: must be at least {least}")
+    if config.lr <= 0:
+        raise ConfigError(f"lr = {config.lr}: must be above 0")
+    if len(config.lr_steps) != len(config.lr_factors):
+        raise ConfigError(f"lr_steps = {config.lr_steps} and lr_factors = {config.lr_factors} must be equally long")
+    if len(config.options.get("position_scale", "AB")) != len("AB"):
+        raise ConfigError(f"position_scale = {config.options['position_scale']}: expected two numbers, A and B")
     for key in ("val_every", "checkpoint_every", "episodes"):
         if getattr(config, key) % config.episodes_per_step:
             raise ConfigError(
@@ -170,6 +187,8 @@ def _typed(key: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 -- a value o
     """`value` as `kind`, or a sentence that says what was expected."""
     if kind is float and type(value) is int:
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} = {value}: expected a finite number")
     if kind not in (int, float, bool, str, Any):  # a tuple of numbers
         if isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value):
             return tuple(float(item) for item in value)
@@ -192,7 +211,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     elif name in recipe_names():
         text = resources.files("fsar").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -207,6 +226,10 @@ def read_recipe(name: str) -> dict[str, Any]:
     return table
 
 
+def _fits(table: Mapping[str, Any], dataset: str, shot: int) -> bool:
+    return (table["dataset"], table["shot"]) == (dataset, shot)
+
+
 def choose_recipe(dataset: str, method: str, shot: int) -> str:
     """The recipe that ships for a data set, method and number of shots.
 
@@ -215,9 +238,12 @@ def choose_recipe(dataset: str, method: str, shot: int) -> str:
     """
     method_options(method)
     tables = {name: read_recipe(name) for name in recipe_names()}
-    for name, table in tables.items():
-        if (table["dataset"], table["method"], table["shot"]) == (dataset, method, shot):
+    fitting = {name: table["method"] for name, table in tables.items() if _fits(table, dataset, shot)}
+    for name, own in fitting.items():
+        if own == method:
             return name
+    if fitting:  # the data set's recipe of another method: what both understand
+        return next(iter(fitting))
     raise ConfigError(
         f'no recipe ships for data set "{dataset}", method {method}, {shot}-shot; '
         f"choose one with --recipe ({', '.join(tables)}) and override what differs"

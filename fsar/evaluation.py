@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pipelines.plan import EpisodePlan
 
 Z95 = 1.96
-REPLICATES = 2000
 
 
 @dataclass(frozen=True)
@@ -166,29 +165,25 @@ def _counts(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:
 def video_interval(answers: Answers) -> float:
     """Half width of the 95 % interval over videos: a bootstrap that draws the videos of each class anew.
 
-    A replicate gives each video the number of times w it was drawn. Weighting every answer with the product of
-    the w of its query and support videos would be exact but is hopelessly noisy, so that product is taken to
-    first order (the infinitesimal jackknife): accuracy + sum over videos of (w - 1) * influence, where a video's
-    influence is the sum of (answer - accuracy) over the answers that it took part in, over all answers.
+    A replicate weights every answer with how often each of its videos was drawn. That product is taken to first
+    order (Efron's infinitesimal jackknife), which gives the bootstrap's variance in closed form: for each class
+    of n videos n times the variance of their influences, an influence being the sum of (answer - accuracy) over
+    the answers that a video took part in, over all answers. As the support videos of an episode meet in finitely
+    many episodes, each episode's own chance counts once for every one of them; that excess is taken out again.
     """
     correct = (answers.truth == answers.said).astype(np.float64)
     residual = (correct - correct.mean()) / correct.size  # [N, Q]
+    by_episode = residual.sum(axis=1)  # [N]
     rows, place = np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]), return_inverse=True)
-    split = answers.support.size
+    videos = answers.support.shape[1]  # support videos of an episode
     influence = np.zeros(len(rows))
-    np.add.at(influence, place[:split], np.repeat(residual.sum(axis=1), answers.support.shape[1]))
-    np.add.at(influence, place[split:], residual.ravel())
-    shots = answers.support.shape[1] // answers.classes.shape[1]
+    np.add.at(influence, place, np.concatenate([np.repeat(by_episode, videos), residual.ravel()]))
+    shots = videos // answers.classes.shape[1]
     label = np.zeros(len(rows), np.int64)
     label[place] = np.concatenate([np.repeat(answers.classes, shots, axis=1).ravel(), answers.truth.ravel()])
-    generator = np.random.Generator(np.random.Philox(0))  # the interval of the same answers is the same
-    shifts = np.zeros(REPLICATES)
-    for c in np.unique(label):
-        members = influence[label == c]
-        shares = np.full(len(members), 1 / len(members))
-        shifts += (generator.multinomial(len(members), shares, size=REPLICATES) - 1) @ members
-    low, high = np.quantile(shifts, [0.025, 0.975])
-    return float(high - low) / 2
+    variance = sum(len(own) * own.var() for c in np.unique(label) for own in [influence[label == c]])
+    chance = float(np.square(by_episode).sum())  # variance over episodes drawn from these videos
+    return Z95 * math.sqrt(max(float(variance) - videos * chance, chance))
 
 
 def shuffle_frames(plan: EpisodePlan, episode: Episode) -> Episode:

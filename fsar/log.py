@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from typing import TYPE_CHECKING, Any, Self
+
+from shards_spec.files import disk_errors, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,16 +22,18 @@ class RunLog:
     """
 
     def __init__(self, run: Path, start: int) -> None:
-        run.mkdir(parents=True, exist_ok=True)
-        path = run / "log.jsonl"
-        _truncate(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = run / "log.jsonl"
+        with disk_errors(self._path):
+            run.mkdir(parents=True, exist_ok=True)
+            _truncate(self._path, start)
+            self._file = self._path.open("a", encoding="utf-8")
         self._board = _open_board(run, start)
 
     def write(self, kind: str, n: int, **values: float | str) -> None:
         """Append one record of what was known after n episodes."""
-        self._file.write(json.dumps({"kind": kind, "n": n} | values) + "\n")
-        self._file.flush()
+        with disk_errors(self._path):
+            self._file.write(json.dumps({"kind": kind, "n": n} | values) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 if not isinstance(value, str):
@@ -52,12 +57,15 @@ def _open_board(run: Path, start: int) -> Any:  # noqa: ANN401 -- a SummaryWrite
 
 
 def _truncate(path: Path, n: int) -> None:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that was being written
-            continue
-        if record["n"] <= n:
-            kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if _episode(line) <= n]
+    if kept != lines:
+        write_whole(path, "".join(kept).encode())
+
+
+def _episode(line: str) -> float:
+    """Number of the episode of a record; infinite for a line that was being written when the run was killed."""
+    try:
+        return float(json.loads(line)["n"])
+    except ValueError:
+        return math.inf

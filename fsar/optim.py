@@ -49,15 +49,10 @@ def create_optimizer(
     lr: float,
     weight_decay: float = 1e-3,
     decay_norms: DecayNorms = "reference",
-    capturable: bool = False,
 ) -> torch.optim.Adam:
-    """Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8).
-
-    `capturable` keeps the learning rate and the step count on the device, for CUDA graphs.
-    """
+    """Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8)."""
     groups = parameter_groups(model, weight_decay=weight_decay, decay_norms=decay_norms)
-    rate = torch.tensor(lr, device=next(model.parameters()).device) if capturable else lr
-    return torch.optim.Adam(groups, lr=rate, capturable=capturable)
+    return torch.optim.Adam(groups, lr=lr)
 
 
 def learning_rate(

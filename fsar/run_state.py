@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from shards_spec.errors import ConfigError
-from shards_spec.files import disk_errors, publish, sync_file, temporary
+from shards_spec.files import disk_errors, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,11 +32,9 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
         for number, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"{OPTIMIZER}{number}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
-        save_file(tensors, temporary(path), metadata={"loop": json.dumps(loop)})
-        sync_file(temporary(path))
-        publish(temporary(path), path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, save(tensors, metadata={"loop": json.dumps(loop)}))
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise ConfigError(f"{path} is missing; give a run folder, or a .safetensors file of one")
+        raise ConfigError(f"{path} is missing; give the folder of a run that reached its first checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             loop = json.loads((file.metadata() or {})["loop"])

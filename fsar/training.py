@@ -42,13 +42,17 @@ class Progress:
     Attributes:
         n: Number of the next episode.
         skipped: Episodes whose loss was not finite; they changed nothing.
+        skipped_steps: Optimiser steps left out, since a gradient was not finite or there was none.
         best: Best validation accuracy so far, and the episode after which it was reached.
+        seconds: Spent in the loop, validation included.
     """
 
     n: int = 0
     skipped: int = 0
+    skipped_steps: int = 0
     best: float = -1.0
     best_n: int = 0
+    seconds: float = 0.0
 
 
 def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
@@ -133,7 +137,7 @@ class Trainer:
             FsarError: the loss stays not finite, or the disk is full.
         """
         config, start = self.config, self.progress.n
-        meter = _Meter()
+        meter, began = _Meter(), time.monotonic() - self.progress.seconds
         with (
             RunLog(self.run, start) as log,
             tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
@@ -146,6 +150,7 @@ class Trainer:
                 if skipped_in_row > MOST_SKIPPED:
                     raise FsarError(f"the loss of {skipped_in_row} episodes in a row is not finite; lower --lr")
                 meter.add(record, wait)
+                self.progress.seconds = round(time.monotonic() - began, 3)
                 self._after(plan.n + 1, meter, log, bar)
 
     def _episode(self, n: int, episode: Episode) -> dict[str, float]:
@@ -156,6 +161,7 @@ class Trainer:
         config = self.config
         # Dropout of episode n is a function of (seed, n), so that no random state needs saving.
         torch.manual_seed(PhiloxDraw(config.seed, n).randint(0, 2**62))
+        statistics = [buffer.clone() for buffer in self.model.buffers()]  # BatchNorm's: a NaN there is for good
         with autocast(self.device, config.precision):
             output = self.model(episode)
         record: dict[str, float] = {}
@@ -166,6 +172,8 @@ class Trainer:
             record |= {"loss": output.loss.item(), "accuracy": correct.item()}
         else:
             self.progress.skipped += 1
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
         if (n + 1) % config.episodes_per_step == 0:
             self._step(n)
         return record
@@ -173,7 +181,11 @@ class Trainer:
     def _step(self, n: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(n)
-        self.optimizer.step()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if gradients and math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
+            self.optimizer.step()
+        else:
+            self.progress.skipped_steps += 1
         self.optimizer.zero_grad()
 
     def rate(self, n: int) -> float:
@@ -282,7 +294,7 @@ def check_resumable(run: Path, config: RunConfig, saved: RunConfig) -> None:
     if different:
         raise ConfigError(
             f"--resume: {run} was trained with another configuration ({'; '.join(different)}); "
-            "leave those options out, or start a new run"
+            "give the options that it was started with, or start a new run"
         )
     if not (run / "checkpoints" / "last.safetensors").exists():
         raise ConfigError(f"--resume: {run} has no checkpoint yet; start it again without --resume")

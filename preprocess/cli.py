@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,13 +108,23 @@ def synthetic(videos: Path | None, seed: int, per_class: int, **options: Any) ->
 
     videos = videos or options["out"] / "videos"
     options["size"] = options["size"] or SYNTHETIC_SIZE
-    total = per_class * sum(map(len, synthetic_splits().values()))
-    with tqdm(total=total, unit="video", desc="generate") as bar:
-        write_videos(videos, seed=seed, per_class=per_class, workers=options["workers"], progress=bar.update)
-    catalogue = folder_catalogue(videos, name="synthetic")
+    written, repeat = per_class, 1
+    with ExitStack() as stack:
+        if options["dry_run"]:  # one video a class, elsewhere, stands for all of its class
+            videos = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            written, repeat = 1, per_class
+        total = written * sum(map(len, synthetic_splits().values()))
+        with tqdm(total=total, unit="video", desc="generate") as bar:
+            write_videos(videos, seed=seed, per_class=written, workers=options["workers"], progress=bar.update)
+        _run_synthetic(folder_catalogue(videos, name="synthetic"), repeat, **options)
+
+
+def _run_synthetic(catalogue: Catalogue, repeat: int, **options: Any) -> None:  # noqa: ANN401
+    from preprocess.synthetic import splits as synthetic_splits  # noqa: PLC0415
+
     splits = {name: Split(classes) for name, classes in synthetic_splits().items()}
     dataset = Dataset("synthetic", catalogue.dataset.classes, splits)
-    _run(type(catalogue)(dataset, catalogue.videos), **options)
+    _run(replace(catalogue, dataset=dataset, videos=catalogue.videos * repeat), **options)
 
 
 def _run(
@@ -134,11 +147,11 @@ def _run(
             click.echo(line)
         return
     failures = preprocess(catalogue, out, settings)
-    _report(len(catalogue.videos), failures, out, settings)
+    _report(dataset, len(catalogue.videos), failures, out, settings)
 
 
-def _report(total: int, failures: list[Failure], out: Path, settings: Settings) -> None:
-    click.echo(f"{out}: {total - len(failures)} videos stored; next: fsar-train --shards {out} --method molo")
+def _report(dataset: Dataset, total: int, failures: list[Failure], out: Path, settings: Settings) -> None:
+    click.echo(f"{out}: {total - len(failures)} videos stored; next: {_next_step(dataset, out)}")
     if not failures:
         return
     for failure in failures[:20]:
@@ -147,6 +160,16 @@ def _report(total: int, failures: list[Failure], out: Path, settings: Settings) 
     again = "they failed again" if settings.retry_failed else "repair them and add --retry-failed"
     click.echo(f"{len(failures)} videos failed ({reasons}); see {out / 'failures.jsonl'}; {again}", err=True)
     raise click.exceptions.Exit(WITH_FAILURES)
+
+
+def _next_step(dataset: Dataset, out: Path) -> str:
+    """The command that follows."""
+    if "train" not in dataset.splits or "test" not in dataset.splits:
+        return "name classes with --holdout, or --train-classes and --test-classes (nothing is decoded again)"
+    train = f"fsar-train --shards {out} --method molo"
+    if dataset.name == "synthetic":
+        return train
+    return f"{train} --trunk-weights FILE" + ("" if dataset.name == "ucf101" else " --recipe molo-ucf101-1shot")
 
 
 def _geometry(profile: str, size: str | None) -> Geometry:

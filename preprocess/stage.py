@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from preprocess.encode import series_plans
+from preprocess.encode import MOTION, series_plans
 from preprocess.job import Finished, Job
 from preprocess.pool import work
 from shards_spec import ShardError
@@ -79,13 +79,14 @@ def _settle_plan(catalogue: Catalogue, out: Path, settings: Settings) -> Plan:
     plan = wanted_plan(catalogue, settings)
     if (out / "plan.json").exists():
         held = Plan.load(out / "plan.json")
+        motion = {option for option, series in MOTION.items() if series in held.series}
+        plan = wanted_plan(catalogue, replace(settings, motion=(*motion, *settings.motion)))
         held.check_same(plan, out)
         if catalogue.sha256(held.catalogue_rows) != held.catalogue_sha256 or plan.catalogue_rows < held.catalogue_rows:
             raise ShardError(
                 f"{out} was made from other videos: the first {held.catalogue_rows} videos in order of class and name "
                 "changed (videos may only be added at the end); use another --out folder, or restore them"
             )
-        plan = replace(plan, series=held.series | plan.series)
     return plan
 
 
@@ -146,7 +147,7 @@ class _State:
         failed = {row for row in rows if row in self.failures}
         retry = bool(failed) and self.settings.retry_failed
         expected = set(rows) - failed
-        missing = [name for name in self.plan.series if retry or self._held(name, number) != expected]
+        missing = [name for name in self.plan.series if retry or self.held(name, number) != expected]
         if not missing:
             return None
         # A failed video is tried again only on request; a shard whose failures are not yet settled tries all.
@@ -162,7 +163,8 @@ class _State:
             time_limit=self.settings.time_limit,
         )
 
-    def _held(self, series: str, number: int) -> set[int]:
+    def held(self, series: str, number: int) -> set[int]:
+        """The rows that a shard of a series holds; none where it is missing or damaged."""
         tar = shard_path(self.out, series, number)
         if tar.exists():
             with suppress(ShardError):  # one that was cut short or replaced since is made again
@@ -188,13 +190,14 @@ def _work(jobs: list[Job], state: _State) -> None:
 
 
 def _refuse_new_failures(done: Finished, state: _State) -> None:
-    """When a series is added, a video that the others hold must not fail: they would no longer match."""
-    for failure in done.failures:
-        others = [name for name in state.plan.series if shard_path(state.out, name, done.shard) not in done.tars]
-        if others and failure.row not in state.failures:
+    """A video that is stored must not fail when its shard is made again: what is whole would be lost."""
+    new = [failure for failure in done.failures if failure.row not in state.failures]
+    held = set().union(*(state.held(name, done.shard) for name in state.plan.series)) if new else set()
+    for failure in new:
+        if failure.row in held:
             raise ShardError(
-                f"{failure.name} is stored in {', '.join(others)} but cannot be decoded now ({failure.reason}: "
-                f"{failure.detail}); restore the file and type the same command again"
+                f"{failure.name} is stored but cannot be decoded now ({failure.reason}: {failure.detail}); "
+                "restore the file and type the same command again"
             )
 
 

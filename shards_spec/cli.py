@@ -60,17 +60,22 @@ def verify(folder: Path) -> None:
     if faults:
         for fault in faults:
             click.echo(fault)
-        raise ShardError(f"{folder} is damaged in {len(faults)} places (above); copy or make those shards again")
+        raise ShardError(
+            f"{folder} is damaged in {len(faults)} places (above); copy those files again, or "
+            "delete them and type the fsar-preprocess command again"
+        )
     click.echo(f"{folder}: every byte is as it was written ({total / 1e6:.1f} MB)")
 
 
 @cli.command()
 @FOLDER
 def reindex(folder: Path) -> None:
-    """Make the index, the .idx and the .json files again from the tars alone."""
+    """Make the index, the .idx and the .json files again, from the tars alone (dataset.json names the splits)."""
     if not folder.is_dir():
         raise ShardError(f"{folder} is no folder")
     tars = [shard_path(folder, name, number) for name, numbers in list_shards(folder).items() for number in numbers]
+    if not tars:
+        raise ShardError(f"{folder} holds no shards; make some with fsar-preprocess")
     with only_writer(folder):
         for tar in tars:
             check_as_described(tar)

@@ -32,7 +32,7 @@ class SuggestingGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def run_command(command: click.Command) -> NoReturn:
+def run_command(command: click.Command, *, again: str = "type the same command again to go on") -> NoReturn:
     """Run a click command and leave the process with the documented exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -49,5 +49,5 @@ def run_command(command: click.Command) -> NoReturn:
         click.echo(f"error: {error}", err=True)
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; type the same command again to go on", err=True)
+        click.echo(f"interrupted; {again}", err=True)
         sys.exit(INTERRUPTED)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# What a run leaves unfinished in a shard set: nothing else is ever swept away.
+OURS = re.compile(
+    r"([a-z0-9]+-\d{6}\.(tar|idx|json)(\.\d+)?|index\.zarr|old-index|(dataset|plan)\.json|failures\.jsonl)\.tmp"
+)
 TEMPORARY = ".tmp"  # every unfinished file ends with it; nothing that ends with it is ever read
 
 
@@ -146,7 +151,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
 def sweep(folder: Path) -> None:
     """Remove what an interrupted run left unfinished in `folder`."""
     with disk_errors(folder):
-        for leftover in folder.glob(f"*{TEMPORARY}"):
+        for leftover in (path for path in folder.glob(f"*{TEMPORARY}") if OURS.fullmatch(path.name)):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:

@@ -79,7 +79,6 @@ class Series:
         self._first, self._size = columns["first"], columns["size"]
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
-        self.codec = "jpeg"
         self._check_shards()
 
     @cached_property
@@ -239,8 +238,12 @@ class ShardSet:
                     f'{self.path} holds no "{name}" ({suggest(name, self.series_names)}); motion is added by '
                     f"the fsar-preprocess command that made the folder with --motion {name.rstrip('0123456789')}"
                 )
-            self._series[name] = Series(self.path, name, Columns(self.path / INDEX, f"series/{name}", self._hashes))
+            self._series[name] = Series(self.path, name, self.columns(name))
         return self._series[name]
+
+    def columns(self, name: str) -> Columns:
+        """The index columns of a series, its shards not looked at."""
+        return Columns(self.path / INDEX, f"series/{name}", self._hashes)
 
     def damaged_columns(self) -> Iterator[str]:
         """One line for each damaged column of the index."""

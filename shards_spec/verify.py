@@ -36,18 +36,21 @@ def verify(folder: Path, *, progress: Callable[[int], None] = lambda _: None) ->
         faults = list(shards.damaged_columns())
         for name in shards.series_names:
             try:
-                columns = shards.series(name).columns
-                for number, sha256 in zip(columns["shard_number"].tolist(), columns["shard_sha256"], strict=True):
+                columns = shards.columns(name)
+                for place, number in enumerate(columns["shard_number"].tolist()):
                     path = shard_path(folder, name, number)
-                    faults += _check_shard(path, number, sha256.tobytes().hex(), columns)
-                    progress(path.stat().st_size)
+                    faults += _check_shard(path, number, place, columns)
+                    progress(path.stat().st_size if path.exists() else 0)
             except ShardError as error:
                 faults.append(str(error))
     return list(dict.fromkeys(faults))
 
 
-def _check_shard(path: Path, number: int, sha256: str, columns: Columns) -> list[str]:
-    if file_sha256(path) != sha256:
+def _check_shard(path: Path, number: int, place: int, columns: Columns) -> list[str]:
+    size = int(columns["shard_bytes"][place])
+    if not path.exists() or path.stat().st_size != size:
+        return [f"{path}: missing, cut short or replaced: the index has {size} bytes"]
+    if file_sha256(path) != columns["shard_sha256"][place].tobytes().hex():
         return list(_locate(path, number, columns)) or [f"{path}: damaged after its last member"]
     summary = from_tar(path)
     contents = zip(sidecars(path), (dali_index(summary.samples), summary.to_json()), strict=True)

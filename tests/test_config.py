@@ -45,7 +45,8 @@ def test_reference_style_is_the_published_code_and_fixed_style_replaces_all_of_i
 def test_recipe_for_another_method_leaves_its_own_options_out(capsys: pytest.CaptureFixture[str]) -> None:
     config = resolve("synthetic", "prototype", "demo", None, {"metric": "euclidean"})
     assert config.method == "prototype"
-    assert config.options == {"classification_weight": 0.3, "metric": "euclidean"}
+    weight = read_recipe("demo")["classification_weight"]
+    assert config.options == {"classification_weight": weight, "metric": "euclidean"}
     assert "recons_weight" in capsys.readouterr().err
 
 
@@ -59,6 +60,12 @@ def test_recipe_for_another_method_leaves_its_own_options_out(capsys: pytest.Cap
         ({"precision": "fp16"}, "bf16"),
         ({"val_every": 3}, "no multiple of episodes_per_step"),
         ({"log_every": 0}, "at least 1"),
+        ({"test_episodes": 0}, "at least 1"),
+        ({"lr": -1.0}, "above 0"),
+        ({"lr": float("inf")}, "finite"),
+        ({"seed": -1}, "at least 0"),
+        ({"lr_factors": [1.0]}, "equally long"),
+        ({"position_scale": [1.0]}, "two numbers"),
     ],
 )
 def test_bad_values_are_named(given: dict, sentence: str) -> None:
@@ -88,5 +95,6 @@ def test_option_texts_become_values() -> None:
         "lr_steps": [0.0, 2.0],
         "temperature": 2.0,
     }
+    assert overrides({"temperature": "1e-3"}) == {"temperature": 1e-3}
     with pytest.raises(ConfigError, match="--lr fast: expected a number"):
         overrides({"lr": "fast"})

@@ -171,7 +171,7 @@ def test_motion_of_a_video_that_is_gone_is_refused(videos: Path, tmp_path: Path,
     folder = Path(shutil.copytree(videos, tmp_path / "videos"))
     run(folder, tmp_path / "set", motion=())
     (folder / "a" / "video 1.mp4").write_bytes(b"")
-    with pytest.raises(ShardError, match=r"a/video 1.mp4 is stored in rgb but cannot be decoded now"):
+    with pytest.raises(ShardError, match=r"a/video 1.mp4 is stored but cannot be decoded now"):
         run(folder, tmp_path / "set")
     assert not list((tmp_path / "set").glob("*.tmp"))
     write_video(folder / "a" / "video 1.mp4", moving_frames(1, 13, size=(48, 64)))
@@ -291,3 +291,27 @@ def test_dry_run_writes_nothing(videos: Path, tmp_path: Path) -> None:
     for name in ("decode", "rgb", "diff1", "flow1", "all"):
         assert f"\n  {name}" in result.output
     assert not (tmp_path / "set").exists()
+
+
+def test_retrying_never_drops_a_video_that_is_stored(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    for n in range(3):
+        write_video(folder / "a" / f"{n}.mp4", moving_frames(n, 6))
+    (folder / "a" / "1.mp4").write_bytes(b"not yet")
+    assert [failure.row for failure in run(folder, tmp_path / "set")] == [1]
+    before = digests(tmp_path / "set")
+    (folder / "a" / "2.mp4").write_bytes(b"lost since")
+    with pytest.raises(ShardError, match=r"a/2\.mp4 is stored but cannot be decoded now"):
+        run(folder, tmp_path / "set", retry_failed=True)
+    after = digests(tmp_path / "set")
+    assert {name: value for name, value in before.items() if name.endswith(".tar")}.items() <= after.items()
+
+
+def test_unfinished_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "set" / "precious.tmp").mkdir(parents=True)
+    (tmp_path / "set" / "notes.tmp").write_text("keep")
+    (tmp_path / "set" / "rgb-000000.tar.77.tmp").write_text("left by a killed run")
+    write_video(tmp_path / "videos" / "a" / "0.mp4", moving_frames(0, 6))
+    run(tmp_path / "videos", tmp_path / "set")
+    assert (tmp_path / "set" / "precious.tmp").is_dir()
+    assert {path.name for path in (tmp_path / "set").glob("*.tmp")} == {"precious.tmp", "notes.tmp"}

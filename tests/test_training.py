@@ -144,7 +144,10 @@ def test_an_episode_without_finite_loss_is_skipped_alone(tiny_shards: ShardSet, 
                     episode.query[0, 0, 0, 0, 0] = float("nan")
                 trainer.optimizer.step = lambda: None
                 trainer.optimizer.zero_grad = lambda: None
+                before = [buffer.clone() for buffer in trainer.model.buffers()]
                 trainer._episode(plan.n, episode)
+                if plan.n == 1:  # not even the running statistics
+                    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.buffers(), strict=True))
             gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
             assert trainer.progress.skipped == int(poison)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -205,11 +208,32 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in errors
 
 
+def test_resuming_takes_the_configuration_from_the_run_folder(tiny_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert call(train_cli, *words(tiny_path, run)) == 0
+    before = (run / "result.json").read_bytes()
+    assert call(train_cli, "--shards", str(tiny_path), "--run", str(run), "--resume") == 0
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_no_space_for_a_checkpoint_is_one_sentence_and_the_last_one_stays(tiny_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert call(train_cli, *words(tiny_path, run, episodes=8)) == 0
+    before = (run / "checkpoints" / "last.safetensors").read_bytes()
+    limit = f"ulimit -f {len(before) // 2048}; exec {sys.executable} -m fsar.cli.train"  # half a checkpoint
+    pairs = words(tiny_path, tmp_path / "full", episodes=8)
+    done = subprocess.run(["bash", "-c", f'{limit} "$@"', "bash", *pairs], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "full" / "checkpoints").glob("*.safetensors"))
+
+
 def test_resuming_with_other_options_or_over_a_run_is_refused(
     finished: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(train_cli, *words(tiny_path, finished, lr=0.5), "--resume") == 2
-    assert "lr: 0.5 and 0.001" in capsys.readouterr().err
+    assert "lr was 0.001, asked for 0.5" in capsys.readouterr().err
     assert call(train_cli, *words(tiny_path, finished)) == 2
     assert "holds a run already" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,8 @@ def cli(
     """Evaluate a trained run on episodes of a split; the classes of `train` are no fair test."""
     if not (weights / "config.toml").is_file():
         raise ConfigError(f"{weights} is no run folder (it has no config.toml); give one that fsar-train wrote")
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     config = build_config(read_recipe(str(weights / "config.toml")))
     given: dict[str, Any] = {"test_episodes": episodes, "test_way": way, "test_shot": shot, "test_queries": queries}
     given |= {"eval_seed": seed, "device": device, "precision": precision}
@@ -90,7 +93,8 @@ def _checkpoint(run: Path, name: str | None) -> Path:
 
 def main() -> None:
     """Entry point."""
-    run_command(cli)
+    sys.path.insert(0, "")  # the run's --method module:Class may lie in the current folder
+    run_command(cli, again="nothing was written")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,15 @@ def parse(key: str, text: str, kind: Any) -> Any:  # noqa: ANN401 -- any kind of
         if kind in (int, float, str):
             return kind(text)
         if kind is Any:  # an option whose default is None: a number where it reads as one
-            return float(text) if text.replace(".", "", 1).isdigit() else text
+            return _number_or_text(text)
         return [float(part) for part in text.split(",")]
     except (ValueError, KeyError):
         expected = KINDS.get(kind, "numbers with commas between them")
         raise ConfigError(f"--{key.replace('_', '-')} {text}: expected {expected}") from None
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

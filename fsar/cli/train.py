@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from fsar.training import Trainer, check_resumable
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError, suggest
-from shards_spec.files import json_bytes, read_json, write_whole
+from shards_spec.files import disk_errors, json_bytes, read_json, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -55,17 +55,25 @@ def cli(
     Every key of a recipe is an option: --lr, --episodes, --recons-weight, ...
     """
     with ShardSet.open(folder) as shards:
-        config = resolve(shards.dataset.name, method, recipe, recipe_style, overrides(given))
+        name, options = shards.dataset.name, overrides(given)
+        saved = (run or _run_folder(method or "molo", name, options.get("shot", 1))) / "config.toml"
+        if resume and recipe is None and saved.exists():
+            recipe = str(saved)
+        config = resolve(name, method, recipe, recipe_style, options)
         config = replace(config, num_classes=config.num_classes or _training_classes(shards))
         if print_config:
             click.echo(config.to_toml(), nl=False)
             return
-        run = run or Path("runs") / f"{config.method}-{shards.dataset.name}-{config.shot}shot".replace(":", ".")
+        run = run or _run_folder(config.method, name, config.shot)
         _settle_run(run, config, shards, resume=resume)
         device = choose_device(config.device)
         result = train_and_test(config, shards, run, device=device, resume=resume, shuffled=shuffle_control)
     report = write_report(run, result, config.flat())
     click.echo(f"result: {run / 'result.json'}; report: {report}")
+
+
+def _run_folder(method: str, dataset: str, shot: int) -> Path:
+    return Path("runs") / f"{method}-{dataset}-{shot}shot".replace(":", ".")
 
 
 def resolve(
@@ -91,7 +99,7 @@ def resolve(
 
 def _adapt(table: dict[str, Any], method: str) -> dict[str, Any]:
     """A recipe for another method: options that only its own method has are left out, and named."""
-    foreign = set(method_options(table["method"])) - set(method_options(method))
+    foreign = set(method_options(table["method"])) - set(method_options(method)) if "method" in table else set()
     dropped = sorted(foreign & set(table))
     if dropped:
         click.echo(f"left out, since {method} has no such options: {', '.join(dropped)}", err=True)
@@ -119,7 +127,10 @@ def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool)
         return
     if (run / "checkpoints" / "last.safetensors").exists():
         raise ConfigError(f"{run} holds a run already; go on with --resume, or choose another folder with --run")
-    run.mkdir(parents=True, exist_ok=True)
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"--run {run} is a file; name a folder")
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
     write_whole(run / "data.json", json_bytes(seen))
     write_whole(saved, config.to_toml().encode())
 
@@ -128,7 +139,6 @@ def train_and_test(
     config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, shuffled: bool
 ) -> dict[str, Any]:
     """Train, load the selected checkpoint, test it once, write `result.json`."""
-    start = time.monotonic()
     with Trainer(config, shards, run, device=device, resume=resume) as trainer:
         test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
         _announce(trainer, config, shards, run, device)
@@ -146,7 +156,7 @@ def train_and_test(
         "selected_after": selected,
         "episodes_trained": config.episodes,
         "episodes_skipped": trainer.progress.skipped,
-        "seconds": round(time.monotonic() - start, 1),
+        "training_seconds": trainer.progress.seconds,
     }
     write_whole(run / "result.json", json_bytes(table))
     return table
@@ -169,7 +179,8 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
 
 def main() -> None:
     """Entry point."""
-    run_command(cli)
+    sys.path.insert(0, "")  # --method module:Class may lie in the current folder
+    run_command(cli, again="add --resume to the same command to go on from the last checkpoint")
 
 
 if __name__ == "__main__":

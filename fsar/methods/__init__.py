@@ -22,7 +22,7 @@ def find_method(name: str) -> type[FewShotMethod]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module raises
         raise ConfigError(f'method "{name}" cannot be imported ({error}); give module:Class') from error
     if not (isinstance(found, type) and issubclass(found, FewShotMethod)):
         raise ConfigError(f'method "{name}" is not a FewShotMethod; derive it from fsar.methods.FewShotMethod')
