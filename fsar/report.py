@@ -132,9 +132,8 @@ def _chart(
         if len(line) == 1:
             cx, cy = path.split(",")
             marks.append(f'<circle cx={cx} cy={cy} r=3 fill="{colour}" />')
-    legend = " ".join(
-        f'<span style="color:{colour}">■</span> {escape(name)}' for name, colour in zip(series, COLOURS, strict=False)
-    )
+    marked = zip(series, COLOURS, strict=False) if len(series) > 1 else ()
+    legend = " ".join(f'<span style="color:{colour}">■</span> {escape(name)}' for name, colour in marked)
     return (
         f"<figure style=margin:0><figcaption>{escape(title)} <span class=quiet>{legend}</span></figcaption>"
         f"<svg width={WIDTH} height={HEIGHT} role=img aria-label='{escape(title)}'>{''.join(marks)}</svg></figure>"
