@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from shards_spec.errors import FsarError
 from shards_spec.files import json_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shards_spec import Dataset
 
@@ -44,12 +44,36 @@ class Video:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A video that a list names and no file has."""
+
+    split: str
+    label: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a data set is known to have, whatever was found of it; empty where nothing is known.
+
+    Attributes:
+        splits: Number of videos a split.
+        classes: Number of videos a class, where lists name them.
+        missing: The listed videos that were not found, in the order of the lists.
+    """
+
+    splits: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclass(frozen=True)
 class Catalogue:
-    """The videos of a data set in catalogue order, its classes and splits, and what the lists named in vain."""
+    """The videos of a data set in catalogue order, its classes and splits, and what there should be."""
 
     dataset: Dataset
     videos: list[Video]
-    unmatched: list[str] = field(default_factory=list)
+    expected: Expected = field(default_factory=Expected)
 
     def sha256(self, rows: int) -> str:
         """Hash of the first `rows` videos: names, labels and groups, never files or their place."""
@@ -58,28 +82,21 @@ class Catalogue:
             digest.update(json_line([video.name, video.label, video.group]) + b"\n")
         return digest.hexdigest()
 
-    def coverage(self) -> Iterator[str]:
-        """Lines of text: how many videos each class has, and each split."""
-        counts = Counter(video.label for video in self.videos)
-        present = [name for name in self.dataset.classes if counts[name]]
-        width = max((len(name) for name in present), default=0)
-        for name in present:
-            yield f"  {name:{width}} {counts[name]:6}"
-        absent = [name for name in self.dataset.classes if not counts[name]]
-        if absent:
-            yield f"  without a video: {len(absent)} of {len(self.dataset.classes)} classes ({shorten(absent)})"
-        for name, split in self.dataset.splits.items():
-            with_videos = sum(bool(counts[c]) for c in split.classes)
-            videos = len(split.videos) if split.videos is not None else sum(counts[c] for c in split.classes)
-            yield f"  split {name}: {with_videos} of {len(split.classes)} classes, {videos} videos"
-        if self.unmatched:
-            yield f"  listed but not found: {len(self.unmatched)} videos ({shorten(self.unmatched)})"
 
-
-def shorten(names: list[str], most: int = 5) -> str:
+def shorten(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def require_folder(folder: Path, dataset: str, tree: str) -> None:
+    """Refuse a place that is no folder, and show the tree that is expected there.
+
+    Raises:
+        CatalogueError: it is none.
+    """
+    if not folder.is_dir():
+        raise CatalogueError(f"{folder} is no folder; put {dataset} there or name its folder with --videos\n{tree}")
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -100,10 +117,14 @@ def walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        named = [name for name in folders if Path(name).suffix.lower() in EXTENSIONS]
+        named = [name for name in folders if _is_video(name)]
         folders[:] = [name for name in folders if name not in named]
-        videos = [name for name in files if Path(name).suffix.lower() in EXTENSIONS and name[0] != "."]
-        yield from (Path(place, name) for name in named + videos)
+        top = Path(place)
+        yield from (top / name for name in [*named, *files] if name[0] != "." and _is_video(name))
+
+
+def _is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 -- a data set has 220,000 files
 
 
 def text_of(path: Path) -> str:

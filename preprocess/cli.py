@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
@@ -14,17 +15,22 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from preprocess import epic as epic_tree
+from preprocess import hmdb51 as hmdb51_tree
+from preprocess import kinetics as kinetics_tree
+from preprocess import ssv2 as ssv2_tree
+from preprocess import ucf101 as ucf101_tree
 from preprocess.catalogue import CatalogueError
+from preprocess.coverage import MIN_COVERAGE, check_coverage, empty_classes, lacking, report, write_missing
 from preprocess.decode import Geometry
 from preprocess.dryrun import estimate
 from preprocess.encode import MOTION
 from preprocess.folder import folder_catalogue, read_class_list
 from preprocess.stage import Settings, preprocess
-from preprocess.ucf101 import HELP as UCF101_HELP
-from preprocess.ucf101 import ucf101_catalogue
 from shards_spec import Dataset, Split
 from shards_spec.console import WITH_FAILURES, SuggestingGroup, run_command
 from shards_spec.errors import ConfigError, suggest
+from shards_spec.splits import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +39,28 @@ if TYPE_CHECKING:
     from shards_spec.schema import Failure
 
 SMALLEST, LARGEST = 32, 4096  # pixels: optical flow needs some, and a JPEG holds so many
-SYNTHETIC_SIZE = "64"
+SYNTHETIC_SIZE, EPIC_SIZE = "64", "256x320"
+WITH_RECIPES = {"ucf101", "hmdb51", "kinetics100", "ssv2-full", "ssv2-small"}
+WITHOUT = "molo-ucf101-1shot"  # the recipe that a data set without its own starts from
+PATH = click.Path(path_type=Path)
+
+
+def _add(options: list[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator that adds several options, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every data set has."""
     cores = len(os.sched_getaffinity(0))
     options = [
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the shards."),
+        click.option("--out", type=PATH, required=True, help="Folder of the shards."),
         click.option("--profile", type=click.Choice(["square256", "short256"]), default="square256", show_default=True,
                      help="square256: squashed to a square, what MoLo and HyRSM train on; short256: aspect kept."),
         click.option("--size", help="Other size: N (side of the square, or short side), or HxW."),
@@ -53,9 +73,23 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--retry-failed", is_flag=True, help="Try the videos of failures.jsonl again."),
         click.option("--dry-run", is_flag=True, help="Measure a few videos, print time and bytes of each series."),
     ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _add(options)(command)  # type: ignore[no-any-return]
+
+
+_lists = _add([
+    click.option("--splits", type=PATH,
+                 help="Lists of the videos: a folder of {train,val,test}_few_shot.txt or {train,val,test}list*.txt, "
+                      "or one .csv or .json file."),
+    click.option("--unmatched", type=PATH, help="File for the names that are listed but not found."),
+    click.option("--min-coverage", type=click.FloatRange(0, 1), default=MIN_COVERAGE, show_default=True,
+                 help="Refuse a data set with a smaller share of its videos."),
+    click.option("--allow-missing", is_flag=True, help="Go on with the videos that are there, however few."),
+])  # fmt: skip
+_class_lists = _add([
+    click.option("--train-classes", help="Comma-separated class names, or a file with one a line."),
+    click.option("--val-classes", help="The same for the classes that choose the checkpoint."),
+    click.option("--test-classes", help="The same for the novel classes; all: every class that no other list names."),
+])  # fmt: skip
 
 
 @click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,37 +101,118 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--videos", type=click.Path(path_type=Path), required=True, help="Top of a tree of CLASS/video files.")
+@click.option("--videos", type=PATH, required=True, help="Top of a tree of CLASS/video files.")
 @click.option("--name", default="folder", show_default=True, help="Name of the data set in results.")
 @click.option("--holdout", type=int, default=0, help="Hold out this many classes for testing.")
-@click.option("--train-classes", help="Comma-separated class names, or a file with one a line.")
-@click.option("--val-classes", help="The same for the classes that choose the checkpoint.")
-@click.option("--test-classes", help="The same for the novel classes.")
+@_class_lists
 @click.option("--group", help="Regular expression on file names; its first bracket is the group (scene, person, ...).")
+@_lists
 @_common
-def folder(videos: Path, name: str, holdout: int, group: str | None, **options: Any) -> None:  # noqa: ANN401
+def folder(
+    videos: Path,
+    name: str,
+    holdout: int,
+    group: str | None,
+    splits: Path | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Any CLASS/video tree; the folder that a file lies in is its class."""
-    lists = {split: options.pop(f"{split}_classes") for split in ("train", "val", "test")}
-    classes = {split: read_class_list(text) for split, text in lists.items() if text}
-    if classes and holdout:
-        raise ConfigError("--holdout chooses the classes itself: give it or class lists, not both")
-    _run(folder_catalogue(videos, name=name, classes=classes, holdout=holdout, group=group), **options)
+    classes = _take_classes(options)
+    if sum(map(bool, (classes, holdout, splits))) > 1:
+        raise ConfigError("--holdout, --splits and class lists each choose the splits: give one of these")
+    _run(folder_catalogue(videos, name=name, classes=classes, holdout=holdout, splits=splits, group=group), **options)
 
 
 @cli.command()
-@click.option("--videos", type=click.Path(path_type=Path), help="Folder of UCF101.  [default: data/UCF-101]")
-@click.option("--splits", type=click.Path(path_type=Path),
-              help="Folder of {train,val,test}_few_shot.txt or {train,val,test}list03.txt lists.")  # fmt: skip
+@click.option("--videos", type=PATH, help="Folder of UCF101.  [default: data/UCF-101]")
+@_lists
 @_common
 def ucf101(videos: Path | None, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
     """UCF101: UCF-101/<Class>/v_<Class>_gNN_cNN.avi, at any depth."""
-    if videos is None and not Path("data/UCF-101").is_dir():
-        raise CatalogueError(f"no --videos given and there is no data/UCF-101 here\n{UCF101_HELP}")
-    _run(ucf101_catalogue(videos or Path("data/UCF-101"), splits=splits), **options)
+    top = _top(videos, "data/UCF-101", ucf101_tree.HELP)
+    _run(ucf101_tree.ucf101_catalogue(top, splits=splits), **options)
 
 
 @cli.command()
-@click.option("--videos", type=click.Path(path_type=Path), help="Folder for the videos.  [default: OUT/videos]")
+@click.option("--videos", type=PATH, help="Folder of HMDB51.  [default: data/hmdb51]")
+@_lists
+@_common
+def hmdb51(videos: Path | None, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """HMDB51: <class>/<name>.avi, at any depth."""
+    top = _top(videos, "data/hmdb51", hmdb51_tree.HELP)
+    _run(hmdb51_tree.hmdb51_catalogue(top, splits=splits), **options)
+
+
+@cli.command()
+@click.option("--videos", type=PATH, help="Folder of Kinetics.  [default: data/kinetics]")
+@click.option(
+    "--classes",
+    type=click.Choice(["100", "all"]),
+    default="100",
+    show_default=True,
+    help="100: the few-shot classes; all: every class folder, for pre-training or classes of one's own.",
+)
+@_class_lists
+@_lists
+@_common
+def kinetics(videos: Path | None, classes: str, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """Kinetics: {train,val}/<class>/<YouTube id>_<start>_<end>.mp4, at any depth."""
+    chosen = _take_classes(options)
+    if chosen and (classes == "100" or splits):
+        raise ConfigError(
+            "--train-classes, --val-classes and --test-classes go with --classes all and without --splits"
+        )
+    top = _top(videos, "data/kinetics", kinetics_tree.HELP)
+    catalogue = kinetics_tree.kinetics_catalogue(top, classes=classes, splits=splits, class_lists=chosen)
+    _run(catalogue, **options)
+
+
+@cli.command()
+@click.option("--videos", type=PATH, help="Folder of Something-Something V2.  [default: data/ssv2]")
+@click.option("--labels", type=PATH, help="Folder of its train and validation JSON files, which name the classes.")
+@click.option("--variant", type=click.Choice(["full", "small"]), help="Which of the two few-shot splits the lists are.")
+@_lists
+@_common
+def ssv2(
+    videos: Path | None,
+    labels: Path | None,
+    variant: str | None,
+    splits: Path | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Something-Something V2: <id>.webm or .mp4, those that the lists of --splits name."""
+    if splits is None:
+        raise CatalogueError(ssv2_tree.NO_LISTS)
+    top = _top(videos, "data/ssv2", ssv2_tree.HELP)
+    _run(ssv2_tree.ssv2_catalogue(top, splits=splits, labels=labels, variant=variant), **options)
+
+
+@cli.command()
+@click.option("--videos", type=PATH, help="Folder of the clips.  [default: data/epic]")
+@_lists
+@_common
+def epic(videos: Path | None, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """EPIC-Kitchens: <recording>_<n>.MP4, those that the lists of --splits name; 256x320 unless --size is given."""
+    if splits is None:
+        raise CatalogueError(epic_tree.NO_LISTS)
+    if options["size"] is None and options["profile"] == "square256":
+        options["size"] = EPIC_SIZE
+    _run(epic_tree.epic_catalogue(_top(videos, "data/epic", epic_tree.HELP), splits=splits), **options)
+
+
+def _top(videos: Path | None, default: str, tree: str) -> Path:
+    if videos is None and not Path(default).is_dir():
+        raise CatalogueError(f"no --videos given and there is no {default} here\n{tree}")
+    return videos or Path(default)
+
+
+def _take_classes(options: dict[str, Any]) -> dict[str, list[str]]:
+    lists = {split: options.pop(f"{split}_classes") for split in NAMES}
+    return {split: read_class_list(text) for split, text in lists.items() if text}
+
+
+@cli.command()
+@click.option("--videos", type=PATH, help="Folder for the videos.  [default: OUT/videos]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--per-class", type=click.IntRange(1), default=24, show_default=True, help="Videos a class.")
 @_common
@@ -135,23 +250,33 @@ def _run(
     size: str | None,
     motion: str,
     dry_run: bool,
+    min_coverage: float = 0.0,
+    allow_missing: bool = False,
+    unmatched: Path | None = None,
     **work: Any,  # noqa: ANN401
 ) -> None:
     settings = Settings(_geometry(profile, size), _motion(motion), **work)
-    dataset = catalogue.dataset
-    click.echo(f"{dataset.name}: {len(catalogue.videos)} videos of {len(dataset.classes)} classes")
-    for line in catalogue.coverage():
+    for line in report(catalogue, min_coverage):
         click.echo(line)
+    if unmatched:
+        write_missing(catalogue, unmatched)
     if dry_run:
+        if sentence := lacking(catalogue, min_coverage):
+            click.echo(f"warning: {sentence}", err=True)
         for line in estimate(catalogue, out, settings):
             click.echo(line)
         return
+    if not allow_missing:
+        check_coverage(catalogue, min_coverage)
     failures = preprocess(catalogue, out, settings)
-    _report(dataset, len(catalogue.videos), failures, out, settings)
+    _report(catalogue, failures, out, settings)
 
 
-def _report(dataset: Dataset, total: int, failures: list[Failure], out: Path, settings: Settings) -> None:
-    click.echo(f"{out}: {total - len(failures)} videos stored; next: {_next_step(dataset, out)}")
+def _report(catalogue: Catalogue, failures: list[Failure], out: Path, settings: Settings) -> None:
+    stored = len(catalogue.videos) - len(failures)
+    click.echo(f"{out}: {stored:,} videos stored; next: {_next_step(catalogue.dataset, out)}")
+    if empty := empty_classes(catalogue):
+        click.echo(f"  (training needs videos of every class of a split; {len(empty)} have none)")
     if not failures:
         return
     for failure in failures[:20]:
@@ -164,12 +289,14 @@ def _report(dataset: Dataset, total: int, failures: list[Failure], out: Path, se
 
 def _next_step(dataset: Dataset, out: Path) -> str:
     """The command that follows."""
-    if "train" not in dataset.splits or "test" not in dataset.splits:
-        return "name classes with --holdout, or --train-classes and --test-classes (nothing is decoded again)"
-    train = f"fsar-train --shards {out} --method molo"
+    if not {"train", "test"} <= set(dataset.splits):
+        return (
+            "choose classes with --train-classes and --test-classes, or lists with --splits (nothing is decoded again)"
+        )
+    train = f"fsar-train --shards {shlex.quote(str(out))} --method molo"
     if dataset.name == "synthetic":
         return train
-    return f"{train} --trunk-weights FILE" + ("" if dataset.name == "ucf101" else " --recipe molo-ucf101-1shot")
+    return f"{train} --trunk-weights FILE" + ("" if dataset.name in WITH_RECIPES else f" --recipe {WITHOUT}")
 
 
 def _geometry(profile: str, size: str | None) -> Geometry:

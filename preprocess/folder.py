@@ -8,13 +8,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import Catalogue, CatalogueError, Video, arrange, text_of, walk
+from preprocess.catalogue import Catalogue, CatalogueError, Expected, Video, arrange, text_of, walk
+from preprocess.coverage import covered
+from preprocess.splits import listed_catalogue
 from shards_spec import Dataset, Split
 from shards_spec.errors import suggest
 from shards_spec.schema import check_disjoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+EVERY = "all"
 
 
 def folder_catalogue(
@@ -23,6 +27,7 @@ def folder_catalogue(
     name: str = "folder",
     classes: Mapping[str, Sequence[str]] | None = None,
     holdout: int = 0,
+    splits: Path | None = None,
     group: str | None = None,
 ) -> Catalogue:
     """Catalogue of a `class/video` tree.
@@ -32,22 +37,44 @@ def folder_catalogue(
         name: Name of the data set in results.
         classes: Class names by split; classes that no split names are stored all the same.
         holdout: Number of test classes to choose when `classes` is not given.
+        splits: Folder of lists that name the videos of each split.
         group: Regular expression on the file's name whose first bracket (or whole match) is its group.
 
     Raises:
         CatalogueError: no videos, videos outside a class folder, unknown classes, too few classes.
-        ShardError: two splits share a class.
+        ShardError: two splits share a class, or unreadable lists.
     """
     pattern = _compile(group)
     videos = arrange((_video(path, folder, pattern) for path in walk(folder)), folder)
     labels = sorted({video.label for video in videos})
+    if splits is not None:
+        return listed_catalogue(name, videos, splits, labels)
     if classes:
-        splits = {split: _known(names, labels, split) for split, names in classes.items() if names}
+        chosen = choose_classes(classes, labels)
     else:
-        splits = hold_out(labels, holdout) if holdout else {}
-    dataset = Dataset(name, tuple(labels), {split: Split(tuple(names)) for split, names in splits.items()})
-    check_disjoint(dataset.splits, "the class lists")
-    return Catalogue(dataset, videos)
+        held = hold_out(labels, holdout) if holdout else {}
+        chosen = {split: Split(tuple(names)) for split, names in held.items()}
+    return covered(Dataset(name, tuple(labels), chosen), videos, Expected())
+
+
+def choose_classes(classes: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, Split]:
+    """Splits from class names; the one name `all` stands for every class that no other split names.
+
+    Raises:
+        CatalogueError: a class that no video has, or `all` twice.
+        ShardError: two splits share a class.
+    """
+    rest = [split for split, names in classes.items() if list(names) == [EVERY] and EVERY not in labels]
+    if len(rest) > 1:
+        raise CatalogueError(
+            f'"{EVERY}" stands for all other classes: give it to one split, not to {" and ".join(rest)}'
+        )
+    named = {split: _known(names, labels, split) for split, names in classes.items() if names and split not in rest}
+    taken = {name for names in named.values() for name in names}
+    others = {split: [label for label in labels if label not in taken] for split in rest}
+    splits = {split: Split(tuple((named | others)[split])) for split in classes if split in named or others.get(split)}
+    check_disjoint(splits, "the class lists")
+    return splits
 
 
 def hold_out(labels: Sequence[str], count: int) -> dict[str, Sequence[str]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import Catalogue, CatalogueError, Video, arrange, text_of, walk
-from preprocess.splits import class_splits, read_splits
-from shards_spec import Dataset
+from preprocess.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
+from preprocess.splits import published_catalogue
+from shards_spec.splits import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,20 +33,15 @@ def ucf101_catalogue(folder: Path, *, splits: Path | None = None) -> Catalogue:
     """Catalogue of UCF101, with the class lists that ship with the project or the lists in `splits`.
 
     Raises:
-        CatalogueError: no clips found (with the tree that is expected), or unreadable lists.
+        CatalogueError: no clips found (with the tree that is expected), or lists that do not fit.
+        ShardError: unreadable lists.
     """
-    if not folder.is_dir():
-        raise CatalogueError(f"{folder} is no folder; put UCF101 there or name its folder with --videos\n{HELP}")
-    shipped = class_splits("ucf101")
-    classes = tuple(sorted(name for split in shipped.values() for name in split.classes))
-    videos = list(_clips(folder, set(classes)))
+    require_folder(folder, "UCF101", HELP)
+    classes = {name for names in shipped("ucf101").splits.values() for name in names}
+    videos = list(_clips(folder, classes))
     if not videos:
         raise CatalogueError(f"{folder} holds no clip of UCF101 (v_<Class>_gNN_cNN)\n{HELP}")
-    videos = arrange(videos, folder)
-    if splits is None:
-        return Catalogue(Dataset("ucf101", classes, shipped), videos)
-    listed, unmatched = read_splits(splits, videos)
-    return Catalogue(Dataset("ucf101", classes, listed), videos, unmatched)
+    return published_catalogue("ucf101", arrange(videos, folder), splits)
 
 
 def _clips(folder: Path, classes: set[str]) -> Iterator[Video]:

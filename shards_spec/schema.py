@@ -65,11 +65,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Content of `dataset.json`: what the videos are, not how they were stored."""
+    """Content of `dataset.json`: what the videos are, not how they were stored.
+
+    Attributes:
+        name: What results call it.
+        classes: Sorted class names, of classes without videos too.
+        splits: Splits by name.
+        coverage: Split -> (videos in the catalogue, videos that the published split has); empty where not known.
+    """
 
     name: str
     classes: tuple[str, ...]
     splits: dict[str, Split] = field(default_factory=dict)
+    coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `dataset.json`."""
@@ -79,7 +87,8 @@ class Dataset:
             | {"sha256": split.sha256}
             for name, split in self.splits.items()
         }
-        return {"format": FORMAT, "name": self.name, "classes": list(self.classes), "splits": splits}
+        content = {"format": FORMAT, "name": self.name, "classes": list(self.classes), "splits": splits}
+        return content | ({"coverage": {k: list(pair) for k, pair in self.coverage.items()}} if self.coverage else {})
 
     @staticmethod
     def load(path: Path) -> Dataset:
@@ -95,8 +104,9 @@ class Dataset:
                 name: Split(tuple(s["classes"]), tuple(s["videos"]) if "videos" in s else None)
                 for name, s in raw["splits"].items()
             }
-            dataset = Dataset(raw["name"], tuple(raw["classes"]), splits)
-        except (KeyError, TypeError, AttributeError) as error:
+            coverage = {name: (int(found), int(of)) for name, (found, of) in raw.get("coverage", {}).items()}
+            dataset = Dataset(raw["name"], tuple(raw["classes"]), splits, coverage)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ShardError(f"{path} is damaged: {error!r}") from error
         check_disjoint(dataset.splits, path)
         return dataset

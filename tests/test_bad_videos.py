@@ -192,7 +192,7 @@ def test_folders_that_are_refused(good: Path, tmp_path: Path) -> None:
     assert "even and of 32 to 4096" in folder("--size", "31")
     assert "is no regular expression" in folder("--group", "(")
     assert 'no class "b" among the videos' in folder("--train-classes", "b")
-    assert "give it or class lists" in folder("--train-classes", "a", "--holdout", 2)
+    assert "each choose the splits: give one of these" in folder("--train-classes", "a", "--holdout", 2)
     assert "share 1 classes" in folder("--train-classes", "a", "--test-classes", "a")
     assert 'no class "c0"' in folder("--train-classes", ",".join(f"c{n}" for n in range(300)))  # longer than a name
     shutil.copy(good / "v.mkv", tmp_path / "in" / "a" / "v.mkv")

@@ -1,4 +1,4 @@
-"""Splits: the class lists that ship, and the lists that papers publish."""
+"""Splits: published lists matched with the videos that are there, and classes chosen by name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.catalogue import CatalogueError, Video
-from preprocess.folder import hold_out, read_class_list
-from preprocess.splits import NAMES, _stem, class_splits, read_splits
-from preprocess.ucf101 import ucf101_catalogue
+from preprocess.catalogue import CatalogueError, Missing, Video
+from preprocess.folder import choose_classes, hold_out, read_class_list
+from preprocess.splits import match_lists
 from shards_spec import ShardError
+from shards_spec.splits import read_lists
 
 CLASSES = ("Archery", "Biking", "Diving", "HandstandPushups", "YoYo")
 
@@ -26,82 +26,70 @@ def clip(label: str, number: int) -> Video:
 VIDEOS = [clip(label, number) for label in CLASSES for number in (1, 2)]
 SPLIT = {"train": VIDEOS[:4], "val": VIDEOS[4:6], "test": VIDEOS[6:9]}
 FORMS = {
-    "few_shot": ("{}_few_shot.txt", lambda n, video: f"train{n}//data/UCF-101/{video.name}"),
-    "single slash": ("{}_few_shot.txt", lambda n, video: f"test{n}/{video.path.stem}"),
+    "few_shot": ("{}_few_shot.txt", lambda split, video: f"{split}{number(video)}//data/UCF-101/{video.name}"),
+    "single slash": ("{}_few_shot.txt", lambda split, video: f"{split}{number(video)}/{video.path.stem}"),
     "list03": ("{}list03.txt", lambda _, video: f"{video.label}/{video.path.stem}"),
-    "spaced": ("{}list07.txt", lambda _, video: f"Some class/{video.path.stem}"),
-    "official": ("{}list01.txt", lambda n, video: f"{video.name} {n + 1}"),
+    "other texts": ("{}list07.txt", lambda _, video: f"Doing {video.label}/{video.path.stem}"),
+    "labelled": ("{}list01.txt", lambda _, video: f"{video.name} {number(video)}"),
 }
+
+
+def number(video: Video) -> int:
+    return CLASSES.index(video.label)
 
 
 def write_lists(folder: Path, form: str, extra: str = "") -> Path:
     pattern, line = FORMS[form]
     for name, videos in SPLIT.items():
-        text = "".join(f"{line(n, video)}\r\n" for n, video in enumerate(videos))
-        (folder / pattern.format(name)).write_text(text + extra, encoding="utf-8")
+        text = "".join(f"{line(name, video)}\n" for video in videos)
+        (folder / pattern.format(name)).write_text(text + (extra if name == "train" else ""), encoding="utf-8")
     return folder
 
 
-def test_shipped_ucf101() -> None:
-    splits = class_splits("ucf101")
-    assert [len(splits[name].classes) for name in NAMES] == [70, 10, 21]
-    assert len(set().union(*(splits[name].classes for name in NAMES))) == 101
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_list(tmp_path: Path, form: str) -> None:
-    splits, unmatched = read_splits(write_lists(tmp_path, form, "\nArchery/v_Archery_g99_c01\n"), VIDEOS)
-    assert unmatched == ["v_Archery_g99_c01"] * 3
+def test_lines_find_their_videos_by_stem(tmp_path: Path, form: str) -> None:
+    """Whatever a form says of classes: names, other texts, or numbers alone."""
+    lists = read_lists(write_lists(tmp_path, form, "Archery/v_Archery_g99_c01\n" if form == "list03" else ""))
+    splits, expected = match_lists(lists, VIDEOS, CLASSES)
     for name, videos in SPLIT.items():
         assert splits[name].videos == tuple(sorted(video.name for video in videos))
         assert splits[name].classes == tuple(sorted({video.label for video in videos}))
+    lost = (Missing("train", "Archery", "v_Archery_g99_c01"),) if form == "list03" else ()
+    assert expected.missing == lost
+    assert expected.splits == {"train": 4 + len(lost), "val": 2, "test": 3}
+    assert expected.classes["Archery"] == 2 + len(lost)
 
 
-def test_lists_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CatalogueError, match="holds none of"):
-        read_splits(tmp_path, VIDEOS)
-    write_lists(tmp_path, "list03")
-    with pytest.raises(CatalogueError, match="none of the 9 listed videos"):
-        read_splits(tmp_path, [clip("Surfing", 1)])
-    (tmp_path / "vallist03.txt").write_text("Archery/v_Archery_g01_c01\n")
-    with pytest.raises(ShardError, match='"train" and "val" share'):
-        read_splits(tmp_path, VIDEOS)
-    (tmp_path / "vallist03.txt").write_text("lonely\n")
-    with pytest.raises(CatalogueError, match='cannot read the line "lonely"'):
-        read_splits(tmp_path, VIDEOS)
-    (tmp_path / "vallist03.txt").write_bytes(b"Archery/\xff\n")
-    with pytest.raises(CatalogueError, match="no text file in UTF-8"):
-        read_splits(tmp_path, VIDEOS)
-    write_lists(tmp_path, "few_shot")
-    with pytest.raises(CatalogueError, match="holds several lists of train"):
-        read_splits(tmp_path, VIDEOS)
+def test_a_class_without_a_file_is_in_the_split(tmp_path: Path) -> None:
+    lists = read_lists(write_lists(tmp_path, "list03"))
+    splits, expected = match_lists(lists, [video for video in VIDEOS if video.label != "Biking"], CLASSES)
+    assert splits["train"].classes == ("Archery", "Biking")
+    assert [video.label for video in expected.missing] == ["Biking", "Biking"]
+    assert expected.classes == {"Archery": 2, "Biking": 2, "Diving": 2, "HandstandPushups": 2, "YoYo": 1}
+
+
+def test_equal_names_are_told_apart_by_class(tmp_path: Path) -> None:
+    """`001` of a class that is not there is not `001` of another."""
+    videos = [Video(f"{label}/001.avi", label, None, Path(f"{label}/001.avi")) for label in "abc"]
+    for split, labels in {"train": "ab", "test": "d"}.items():
+        (tmp_path / f"{split}list03.txt").write_text("".join(f"{label}/001\n" for label in labels))
+    splits, expected = match_lists(read_lists(tmp_path), videos, "abc")
+    assert splits["train"].videos == ("a/001.avi", "b/001.avi")
+    assert splits["test"].videos == ()
+    assert expected.missing == (Missing("test", "d", "001"),)
+    (tmp_path / "trainlist03.txt").write_text("x/001\n")
+    (tmp_path / "testlist03.txt").write_text("y/002\n")
+    with pytest.raises(CatalogueError, match=r'the lists name "001" without a class.*a/001.avi, b/001.avi, c/001.avi'):
+        match_lists(read_lists(tmp_path), videos, "abc")
+
+
+def test_lists_of_other_videos_are_refused(tmp_path: Path) -> None:
+    lists = read_lists(write_lists(tmp_path, "list03"))
+    with pytest.raises(CatalogueError, match=r'none of the 9 listed videos \(such as "v_Archery_g01_c01"\) was found'):
+        match_lists(lists, [clip("Surfing", 1)], CLASSES)
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="/", exclude_categories=["C", "Z"]), min_size=1)
-
-
-@given(stem=names, folder=names, number=st.integers(0, 200), form=st.sampled_from(["train{}//x/{}/", "val{}/", "{1}/"]))
-def test_line_parser(stem: str, folder: str, number: int, form: str) -> None:
-    stem = stem.strip(".") or "x"
-    line = form.format(number, folder) + stem
-    assert _stem(f"{line}.avi", Path("list")) == stem
-    assert _stem(f"{line}.webm", Path("list")) == stem
-
-
-def test_ucf101_catalogue(tmp_path: Path) -> None:
-    for video in VIDEOS:
-        path = tmp_path / "deep" / video.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    catalogue = ucf101_catalogue(tmp_path)
-    assert [video.name for video in catalogue.videos] == [f"deep/{video.name}" for video in VIDEOS]
-    assert {video.label for video in catalogue.videos} == set(CLASSES)
-    assert catalogue.videos[-1].group == "YoYo/g02"
-    assert len(catalogue.dataset.classes) == 101
-    assert any("without a video: 96 of 101 classes" in line for line in catalogue.coverage())
-    (tmp_path / "v_Walking_g01_c01.avi").write_bytes(b"")
-    with pytest.raises(CatalogueError, match='"Walking" is no class of UCF101'):
-        ucf101_catalogue(tmp_path)
 
 
 @given(labels=st.sets(names, min_size=4, max_size=30), data=st.data())
@@ -120,3 +108,13 @@ def test_class_lists(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xff")
     with pytest.raises(CatalogueError, match="cannot be read as a list"):
         read_class_list(str(tmp_path / "list.txt"))
+
+
+def test_all_stands_for_every_other_class() -> None:
+    splits = choose_classes({"train": ["all"], "val": [], "test": ["b", "d"]}, ["a", "b", "c", "d"])
+    assert {name: split.classes for name, split in splits.items()} == {"train": ("a", "c"), "test": ("b", "d")}
+    assert choose_classes({"test": ["all"]}, ["all", "other"])["test"].classes == ("all",)
+    with pytest.raises(CatalogueError, match="give it to one split, not to train and test"):
+        choose_classes({"train": ["all"], "test": ["all"]}, ["a", "b"])
+    with pytest.raises(ShardError, match="share 1 classes"):
+        choose_classes({"train": ["a"], "test": ["a"]}, ["a", "b"])

@@ -1,0 +1,47 @@
+"""The catalogue `epic`: clips of EPIC-Kitchens as HyRSM++ lists them, `<recording>_<n>.MP4`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from preprocess.catalogue import CatalogueError, require_folder
+from preprocess.splits import catalogue_of_lists, numbered_class
+from shards_spec.splits import read_lists
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from preprocess.catalogue import Catalogue
+
+HELP = """\
+expected tree:
+  data/epic/
+    clips_256/P01_11_0.MP4
+    ...
+(one file an action, named by recording and number; any depth and extension will do; the listed clips are taken)
+EPIC-Kitchens is had from its authors: https://epic-kitchens.github.io (whole recordings, to be cut into clips)"""
+
+NO_LISTS = (
+    "epic needs --splits: its few-shot split names its videos, and the lists are published in the repository of "
+    "CLIP-FSAR (configs/projects/hyrsmplusplus/epic_kitchens, train and test); copy that folder and name it"
+)
+
+
+def epic_catalogue(folder: Path, *, splits: Path | None) -> Catalogue:
+    """Catalogue of the listed clips of EPIC-Kitchens; their classes have numbers only, their group is the recording.
+
+    Raises:
+        CatalogueError: no lists, or none of their clips (with the tree that is expected).
+        ShardError: unreadable lists.
+    """
+    if splits is None:
+        raise CatalogueError(NO_LISTS)
+    require_folder(folder, "EPIC-Kitchens", HELP)
+    return catalogue_of_lists(
+        folder,
+        read_lists(splits),
+        name="epic",
+        class_of=lambda split, entry: entry.label or numbered_class(split, entry),
+        group_of=lambda stem: stem.rpartition("_")[0] or stem,
+        tree=HELP,
+    )

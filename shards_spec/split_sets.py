@@ -1,0 +1,153 @@
+"""The content of a split, wherever it stands: a folder of lists, a class list that ships, a shard set."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from shards_spec.errors import ShardError
+from shards_spec.files import json_line
+from shards_spec.reader import ShardSet
+from shards_spec.split_lists import Entry
+from shards_spec.splits import class_key, read_lists, shipped, shipped_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Kind = Literal["lists", "classes", "shards"]
+# `id_start_end`: Kinetics cuts a clip of ten seconds from the YouTube video `id`
+TIMED = re.compile(r"([A-Za-z0-9_-]{11})_\d{6}_\d{6}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a set: train, val or test.
+
+    Attributes:
+        labels: Class names; None where the list tells numbers alone, or nothing.
+        videos: (class text or None, stem) of each video; None where classes alone are known.
+        counts: Videos of each class, ascending; None where they are not known.
+        num_classes: Number of classes; None where the list tells no classes.
+        num_videos: Number of videos; None where it is not known.
+    """
+
+    labels: tuple[str, ...] | None
+    videos: tuple[tuple[str | None, str], ...] | None
+    counts: tuple[int, ...] | None
+    num_classes: int | None
+    num_videos: int | None
+
+    @cached_property
+    def class_keys(self) -> dict[str, str] | None:
+        """Class name of each class key."""
+        return None if self.labels is None else {class_key(label): label for label in self.labels}
+
+    @cached_property
+    def videos_sha256(self) -> str | None:
+        """Hash of the sorted stems: the same for any form of list, order, folder and extension."""
+        return None if self.videos is None else _sha256(sorted(stem for _, stem in self.videos))
+
+    @cached_property
+    def classes_sha256(self) -> str | None:
+        """Hash of the sorted class names, without case, spaces and underscores."""
+        return None if self.class_keys is None else _sha256(sorted(self.class_keys))
+
+
+@dataclass(frozen=True)
+class SplitSet:
+    """The splits of one source; `name` is what the user typed."""
+
+    name: str
+    kind: Kind
+    parts: dict[str, Part]
+
+    @cached_property
+    def videos_sha256(self) -> str | None:
+        """Hash over the hashes of the videos of each split; None unless all are known."""
+        return _together({name: part.videos_sha256 for name, part in self.parts.items()})
+
+    @cached_property
+    def classes_sha256(self) -> str | None:
+        """Hash over the hashes of the classes of each split; None unless all are known."""
+        return _together({name: part.classes_sha256 for name, part in self.parts.items()})
+
+    @cached_property
+    def unique_stems(self) -> bool:
+        """Whether a stem alone tells a video; `001` in every class does not."""
+        stems = [stem for part in self.parts.values() for _, stem in part.videos or ()]
+        return len(set(stems)) == len(stems)
+
+
+def load_split_set(name: str) -> SplitSet:
+    """Read what `name` stands for: a class list that ships, a shard set, or a folder (or file) of lists.
+
+    Raises:
+        ShardError: it is none of them, or cannot be read.
+    """
+    path = Path(name)
+    if name in shipped_names():
+        return _from_shipped(name)
+    if (path / "dataset.json").exists():
+        return _from_shards(path)
+    if path.exists():
+        return SplitSet(name, "lists", {split: entries_part(lines) for split, lines in read_lists(path).items()})
+    try:
+        return _from_shipped(name)
+    except ShardError as error:
+        raise ShardError(f"{name} is no folder of lists and no shard set, and {error}") from error
+
+
+def entries_part(entries: Iterable[Entry]) -> Part:
+    """The split that some entries of a list make."""
+    entries = tuple(entries)
+    classes = Counter(class_key(entry.label) if entry.label else entry.number for entry in entries)
+    labels = tuple(sorted({entry.label for entry in entries if entry.label}))
+    known = None not in classes
+    return Part(
+        labels=labels if all(entry.label for entry in entries) else None,
+        videos=tuple((entry.label, entry.stem) for entry in entries),
+        counts=tuple(sorted(classes.values())) if known else None,
+        num_classes=len(classes) if known else None,
+        num_videos=len(entries),
+    )
+
+
+def video_key(stem: str) -> str:
+    """What tells a video across lists: its stem, and for Kinetics its YouTube id, with times or without."""
+    timed = TIMED.fullmatch(stem)
+    return timed[1] if timed else stem
+
+
+def _from_shipped(name: str) -> SplitSet:
+    split = shipped(name)
+    parts = {
+        part: Part(labels, None, None, len(labels), split.videos.get(part)) for part, labels in split.splits.items()
+    }
+    return SplitSet(name, "classes", parts)
+
+
+def _from_shards(folder: Path) -> SplitSet:
+    with ShardSet.open(folder, series=()) as shards:
+        if not shards.dataset.splits:
+            raise ShardError(f"{folder} has no splits; see --splits and --holdout of fsar-preprocess")
+        names = shards.dataset.classes
+        parts = {
+            split: entries_part(
+                Entry(shards.name(row), names[shards.labels[row]], None) for row in shards.split_rows(split).tolist()
+            )
+            for split in shards.dataset.splits
+        }
+    return SplitSet(str(folder), "shards", parts)
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json_line(content)).hexdigest()
+
+
+def _together(hashes: dict[str, str | None]) -> str | None:
+    return None if None in hashes.values() else _sha256(hashes)
