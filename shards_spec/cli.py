@@ -13,8 +13,10 @@ from shards_spec.console import SuggestingGroup, run_command
 from shards_spec.errors import ShardError
 from shards_spec.files import only_writer, sweep
 from shards_spec.index import build_index, list_shards, shard_path
+from shards_spec.peek_cli import peek
 from shards_spec.reader import ShardSet
 from shards_spec.schema import Failure
+from shards_spec.splits_cli import splits
 from shards_spec.summary import check_as_described, drop_sidecars
 from shards_spec.verify import verify as verify_set
 
@@ -23,7 +25,11 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 @click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Look at shard sets, check them, make their index again."""
+    """Look at shard sets and split lists, check them, make an index again."""
+
+
+cli.add_command(peek)
+cli.add_command(splits)
 
 
 @cli.command()

@@ -1,0 +1,81 @@
+"""The command `fsar-shards peek`: look at what preprocessing made of some videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shards_spec.errors import ConfigError
+from shards_spec.files import write_whole
+from shards_spec.reader import ShardSet
+
+MOST_VIDEOS, MOST_FRAMES = 200, 32  # so that the sheet fits in memory, and in a viewer
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Picture to write: FILE.png.")
+@click.option(
+    "--videos",
+    "count",
+    type=click.IntRange(1, MOST_VIDEOS),
+    default=8,
+    show_default=True,
+    help="How many videos to choose: one of each class before a second of any.",
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(1, MOST_FRAMES),
+    default=8,
+    show_default=True,
+    help="Frames a video, at the centres of equal segments.",
+)
+@click.option("--class", "classes", multiple=True, help="Choose from this class only; may be given again.")
+@click.option("--split", help="Choose from this split only.")
+@click.option("--video", "names", multiple=True, help="Show this video (original name); may be given again.")
+@click.option("--series", help="Comma-separated, such as rgb,flow1.  [default: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another one chooses other videos.")  # fmt: skip
+def peek(
+    folder: Path,
+    out: Path,
+    *,
+    count: int,
+    frames: int,
+    classes: tuple[str, ...],
+    split: str | None,
+    names: tuple[str, ...],
+    series: str | None,
+    seed: int,
+) -> None:
+    """Draw a contact sheet: frames, frame differences and optical flow of some videos, in one picture.
+
+    Differences are grey where nothing changes. The hue of flow is its direction (the wheel is on the sheet), white
+    is no motion, and the full colour stands for the speed that 99 % of the row keep to, but for 1 pixel at least;
+    beside each row stands that speed and the largest, in pixels of the stored frame.
+    """
+    from shards_spec.peek import choose_rows, choose_series, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow
+    from shards_spec.sheet import png_bytes  # noqa: PLC0415
+
+    _check_target(out)
+    if names and (classes or split):
+        raise ConfigError("--video names the videos itself: give it, or --class and --split, not both")
+    with ShardSet.open(folder) as shards:
+        shown = choose_series(shards, series)
+        if names:
+            rows = find_rows(shards, names)
+        else:
+            rows = choose_rows(shards, count, seed=seed, classes=classes, split=split)
+        write_whole(out, png_bytes(contact_sheet(shards, rows, frames=frames, series=shown)))
+        for place, row in enumerate(rows, 1):
+            click.echo(f"{place:3}. {shards.name(row)}")
+        click.echo(f"{out}: {len(rows)} of the videos in {folder}")
+
+
+def _check_target(out: Path) -> None:
+    if out.suffix != ".png":
+        raise ConfigError(f'--out "{out}": the sheet is a PNG picture, so the name must end with .png')
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name the picture, such as {out / 'sheet.png'}")
