@@ -11,24 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from fsar.methods import METHODS, method_options
+from fsar.styles import STYLES, bound_options
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Options in which the reference code and sound practice differ; one run follows one of the two throughout.
-STYLES: dict[str, dict[str, Any]] = {
-    "reference": {"lr_clock": "reference", "decay_norms": "reference", "test_frames": "random"},
-    "fixed": {"lr_clock": "single", "decay_norms": "none", "test_frames": "centre"},
-}
 CHOICES: dict[str, tuple[str, ...]] = {
-    "recipe_style": tuple(STYLES),
+    "recipe_style": STYLES,
     "lr_clock": ("reference", "single"),
     "decay_norms": ("reference", "none"),
     "test_frames": ("random", "centre"),
+    "kinetics_window": ("reference", "whole"),
     "select_on": ("val", "test", "last"),
     "precision": ("fp32", "bf16"),
     "groups": ("disjoint", "any"),
+    "small_classes": ("refuse", "drop"),
     "executor": ("auto", "dali", "portable"),
 }
 # What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
@@ -60,11 +58,13 @@ class RunConfig:
     test_way: int = 5
     test_shot: int = 1
     test_queries: int = 1
-    groups: str = "disjoint"
+    groups: str = "disjoint"  # support and query share no group, or only no video
+    small_classes: str = "refuse"  # or "drop" the classes with too few videos for an episode
     # Frames
     frames: int = 8
     frame_rule: str = "segment"
     test_frames: str = "centre"
+    kinetics_window: str = "whole"
     resize: int = 256
     crop: int = 224
     random_crop: bool = True
@@ -156,7 +156,7 @@ def _check(config: RunConfig) -> None:
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise ConfigError(f'{key} = "{getattr(config, key)}": {suggest(getattr(config, key), choices)}')
-    for key, value in STYLES[config.recipe_style].items():
+    for key, value in bound_options(config.recipe_style, config.frame_rule).items():
         if getattr(config, key) != value:
             raise ConfigError(
                 f'{key} = "{getattr(config, key)}" is not of the recipe style "{config.recipe_style}" '

@@ -61,14 +61,29 @@ def kinetics(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fp
     frames, or where the window would not be longer than the 35 frames that the reference takes off its
     end, its frame numbers run backwards; there the centres of the segments are taken, as in `segment`.
     """
-    window = steps * _KINETICS_RATE * fps / _KINETICS_FPS
-    if window > num_frames:
-        window = float(steps * (num_frames // steps))
+    window = _kinetics_window(num_frames, steps, fps)
     if num_frames < _SHORTEST_WINDOW or window <= _KINETICS_RATE:
         return _centres(num_frames, steps)
     last_start = max(num_frames - window + 1, 0.0)
     start = draw.uniform(0.0, last_start) if random_frames else last_start / 2
     return _truncated_linspace(start, start + window - _KINETICS_RATE, steps, last=num_frames - 1)
+
+
+def kinetics_whole(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
+    """Choose frames evenly spread over the whole of the same window, its last frame included.
+
+    What `kinetics` would do without its fault: nothing is taken off the window's end, so no video is too short.
+    """
+    if num_frames < steps:
+        return _repeated(num_frames, steps)
+    window = max(_kinetics_window(num_frames, steps, fps), float(steps))
+    start = draw.uniform(0.0, num_frames - window) if random_frames else (num_frames - window) / 2
+    return _truncated_linspace(start, start + window - 1, steps, last=num_frames - 1)
+
+
+def _kinetics_window(num_frames: int, steps: int, fps: float) -> float:
+    window = steps * _KINETICS_RATE * fps / _KINETICS_FPS
+    return float(steps * (num_frames // steps)) if window > num_frames else window
 
 
 def _truncated_linspace(start: float, end: float, steps: int, *, last: int) -> list[int]:
@@ -87,8 +102,13 @@ def still(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: 
     return [num_frames // 2] * steps
 
 
-FRAME_RULES: Mapping[str, FrameRule] = {"segment": segment, "kinetics": kinetics, "still": still}
-RULES_WITH_FPS = frozenset({"kinetics"})  # these need the frame rate of every video
+FRAME_RULES: Mapping[str, FrameRule] = {
+    "segment": segment,
+    "kinetics": kinetics,
+    "kinetics-whole": kinetics_whole,
+    "still": still,
+}
+RULES_WITH_FPS = frozenset({"kinetics", "kinetics-whole"})  # these need the frame rate of every video
 
 
 def frame_rule(name: str) -> FrameRule:

@@ -7,6 +7,8 @@ import pytest
 from fsar.cli.options import overrides
 from fsar.cli.train import resolve
 from fsar.config import TYPES, build_config, choose_recipe, read_recipe, recipe_names
+from fsar.data import training_rules
+from fsar.styles import STYLES, WRITTEN_DECAY, restyle
 from shards_spec.errors import ConfigError
 
 
@@ -27,19 +29,49 @@ def test_saved_configuration_reads_back_as_itself(tmp_path) -> None:
     assert again.options["recons_weight"] == 0.0
 
 
+def test_recipe_follows_from_data_set_method_and_shot() -> None:
+    assert choose_recipe("synthetic", "molo", 1) == "demo"
+    for dataset in WRITTEN_DECAY.keys() - {"epic"}:
+        for shot in (1, 5):
+            name = choose_recipe(dataset, "molo", shot)
+            assert name == f"molo-{dataset}-{shot}shot"
+            table = read_recipe(name)
+            assert (table["shot"], table["test_shot"], table["dataset"]) == (shot, shot, dataset)
+
+
+def test_a_recipe_of_one_and_five_shots_differs_in_nothing_else() -> None:
+    for dataset in WRITTEN_DECAY.keys() - {"epic"}:
+        one, five = (read_recipe(f"molo-{dataset}-{shot}shot") for shot in (1, 5))
+        assert {key for key in one if one[key] != five[key]} == {"shot", "test_shot"}
+
+
 @pytest.mark.parametrize(
-    ("dataset", "shot", "name"),
-    [("ucf101", 1, "molo-ucf101-1shot"), ("ucf101", 5, "molo-ucf101-5shot"), ("synthetic", 1, "demo")],
+    ("dataset", "style", "values"),
+    [
+        ("ucf101", None, ("reference", "reference", "random", "reference", 1e-3, True)),
+        ("ucf101", "fixed", ("single", "none", "centre", "whole", 5e-4, True)),
+        ("kinetics100", None, ("reference", "reference", "centre", "reference", 1e-3, True)),
+        ("ssv2-small", None, ("reference", "reference", "random", "reference", 1e-3, True)),
+        ("ssv2-small", "fixed", ("single", "none", "centre", "whole", 5e-5, False)),
+    ],
 )
-def test_recipe_follows_from_data_set_method_and_shot(dataset: str, shot: int, name: str) -> None:
-    assert choose_recipe(dataset, "molo", shot) == name
+def test_a_style_sets_every_loop_option(dataset: str, style: str | None, values: tuple) -> None:
+    config = resolve(dataset, "molo", None, style, {})
+    keys = ("lr_clock", "decay_norms", "test_frames", "kinetics_window", "weight_decay", "query_flip")
+    assert tuple(getattr(config, key) for key in keys) == values
+    assert resolve(dataset, "molo", None, style, {"weight_decay": 0.25}).weight_decay == 0.25
 
 
-def test_reference_style_is_the_published_code_and_fixed_style_replaces_all_of_it() -> None:
-    reference = resolve("ucf101", "molo", None, None, {})
-    fixed = resolve("ucf101", "molo", None, "fixed", {})
-    assert (reference.lr_clock, reference.decay_norms, reference.test_frames) == ("reference", "reference", "random")
-    assert (fixed.lr_clock, fixed.decay_norms, fixed.test_frames) == ("single", "none", "centre")
+def test_styles_undo_each_other() -> None:
+    for name in recipe_names():
+        table = read_recipe(name)
+        other = next(style for style in STYLES if style != table["recipe_style"])
+        assert restyle(restyle(table, other), table["recipe_style"]) == table
+
+
+def test_the_kinetics_window_reaches_the_frames() -> None:
+    rules = [training_rules(resolve("kinetics100", "molo", None, style, {})) for style in STYLES]
+    assert [rule.frame_rule for rule in rules] == ["kinetics", "kinetics-whole"]
 
 
 def test_recipe_for_another_method_leaves_its_own_options_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,32 +8,44 @@ import pytest
 import torch
 
 from fsar.checkpoints import reference_names
+from fsar.config import read_recipe
 from fsar.methods import create_method
 from fsar.optim import create_optimizer, learning_rate, parameter_groups
 from shards_spec.errors import ConfigError
 from tests.golden_case import GOLDEN
 
-# base rate, rate at the start of the warm-up, episodes an epoch, steps, factors
-CLOCKS = {
-    "ssv2_full": (1e-4, 2e-5, 6000, [0, 6, 9], [1, 0.1, 0.01]),
-    "ssv2_small": (1e-4, 2e-5, 1500, [0, 4, 8], [1, 0.1, 0.01]),
-    "kinetics100": (2e-5, 5e-6, 350, [0, 4, 6], [1, 0.1, 0.01]),
-    "ucf101": (5e-5, 1e-5, 2000, [0, 3, 6], [1, 0.1, 0.01]),
-    "hmdb51": (5e-5, 1e-5, 500, [0, 3, 5, 7], [1, 0.5, 0.1, 0.01]),
+# Golden table -> the recipe that follows it
+RECIPES = {
+    "ssv2_full": "molo-ssv2-full-1shot",
+    "ssv2_small": "molo-ssv2-small-5shot",
+    "kinetics100": "molo-kinetics100-1shot",
+    "ucf101": "molo-ucf101-5shot",
+    "hmdb51": "molo-hmdb51-1shot",
 }
-NAMES = ("base_lr", "warmup_lr", "steps_iter", "steps", "factors")
+KEYS = {
+    "base_lr": "lr",
+    "warmup_lr": "warmup_lr",
+    "steps_iter": "lr_epoch",
+    "steps": "lr_steps",
+    "factors": "lr_factors",
+}
 
 
-@pytest.mark.parametrize("config", CLOCKS)
-def test_learning_rate_of_the_reference(config):
+def clock(config: str) -> dict:
+    recipe = read_recipe(RECIPES[config])
+    return {ours: recipe[key] for ours, key in KEYS.items()}
+
+
+@pytest.mark.parametrize("config", RECIPES)
+def test_learning_rates_of_the_recipes_are_those_of_the_reference(config):
     golden = json.loads((GOLDEN / "molo" / "lr_schedule.json").read_text())[config]
-    options = dict(zip(NAMES, CLOCKS[config], strict=True))
+    options = clock(config)
     for n, rate in golden["lr"].items():
         assert learning_rate(int(n), **options) == pytest.approx(rate, rel=1e-12), n
 
 
 def test_single_clock_reaches_its_steps_later():
-    options = dict(zip(NAMES, CLOCKS["hmdb51"], strict=True)) | {"clock": "single"}
+    options = clock("hmdb51") | {"clock": "single"}
     rates = [learning_rate(n, **options) for n in (0, 250, 500, 1499, 1500, 2499, 2500, 3500, 10**6)]
     assert rates == pytest.approx([1e-5, 3e-5, 5e-5, 5e-5, 2.5e-5, 2.5e-5, 5e-6, 5e-7, 5e-7])
 

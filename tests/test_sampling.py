@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.draw import PhiloxDraw
-from pipelines.sampling import FRAME_RULES, ClassPool, distinct, frame_rule, kinetics, segment, still
+from pipelines.sampling import FRAME_RULES, ClassPool, distinct, frame_rule, kinetics, kinetics_whole, segment, still
 from shards_spec.errors import ConfigError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "molo" / "frame_sampling.json").read_text())
@@ -49,6 +49,14 @@ def test_centres():
     assert segment(random.Random(0), 80, steps=8, random_frames=False) == [5, 15, 25, 35, 45, 55, 65, 75]
     assert segment(random.Random(0), 8, steps=8, random_frames=False) == list(range(8))
     assert still(random.Random(0), 21, steps=4, random_frames=True) == [10] * 4
+
+
+def test_the_whole_kinetics_window_reaches_its_end():
+    whole = {"steps": 8, "fps": 30.0}
+    assert kinetics_whole(random.Random(0), 301, random_frames=False, **whole)[::7] == [2, 297]
+    assert kinetics_whole(random.Random(0), 40, random_frames=False, **whole) == [0, 5, 11, 16, 22, 27, 33, 39]
+    long = kinetics_whole(random.Random(0), 10_000, random_frames=False, **whole)
+    assert (long[0], long[-1]) == (4650, 5349)  # 700 frames in the middle
 
 
 @given(
