@@ -1,29 +1,18 @@
-"""Shards -> the episodes of a run: which split, by which rules, on which device."""
+"""The configuration of a run -> its device and the episodes of its splits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from fsar.episode import Episode
-from pipelines.dali import dali_is_installed
-from pipelines.executors import create_executor
-from pipelines.loader import EpisodeLoader
-from pipelines.plan import EpisodeRules, EpisodeStream
+from fsar.loader import EpisodeLoader
+from pipelines.plan import EpisodeRules
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from fsar.config import RunConfig
     from fsar.trunks import Trunk
-    from pipelines.executors import Executor
-    from pipelines.loader import EpisodeBatch
-    from pipelines.plan import EpisodePlan
     from shards_spec import ShardSet
 
 
@@ -43,6 +32,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _frame_rule(config: RunConfig) -> str:
+    whole = config.frame_rule == "kinetics" and config.kinetics_window == "whole"
+    return "kinetics-whole" if whole else config.frame_rule
+
+
 def training_rules(config: RunConfig) -> EpisodeRules:
     """How training episodes are drawn."""
     return EpisodeRules(
@@ -50,7 +44,7 @@ def training_rules(config: RunConfig) -> EpisodeRules:
         shot=config.shot,
         queries=config.queries,
         frames=config.frames,
-        frame_rule=config.frame_rule,
+        frame_rule=_frame_rule(config),
         random_frames=True,
         resize=config.resize,
         crop=config.crop,
@@ -58,6 +52,7 @@ def training_rules(config: RunConfig) -> EpisodeRules:
         query_flip=config.query_flip,
         query_jitter=config.query_jitter,
         groups=config.groups,
+        small_classes=config.small_classes,
     )
 
 
@@ -68,72 +63,33 @@ def evaluation_rules(config: RunConfig) -> EpisodeRules:
         shot=config.test_shot,
         queries=config.test_queries,
         frames=config.frames,
-        frame_rule=config.frame_rule,
+        frame_rule=_frame_rule(config),
         random_frames=config.test_frames == "random",
         resize=config.resize,
         crop=config.crop,
         groups=config.groups,
+        small_classes=config.small_classes,
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the episodes of one split come from."""
-
-    stream: EpisodeStream
-    loader: EpisodeLoader
-    executor: Executor
-    base_rows: Tensor  # [classes of the data set] row of the auxiliary classifier, -1 for novel classes
-
-    def episodes(self, start: int, stop: int) -> Iterator[tuple[EpisodePlan, Episode, float]]:
-        """Plan, episode and seconds waited, for episode numbers start to stop."""
-        for batch in self.loader.batches(start, stop):
-            yield batch.plan, to_episode(batch, self.base_rows), batch.wait
-
-    def close(self) -> None:
-        """End its threads and give back the decoder."""
-        self.loader.close()
-        self.executor.close()
-
-
-def open_source(
+def open_episodes(
     shards: ShardSet, split: str, config: RunConfig, *, trunk: Trunk, device: torch.device, training: bool
-) -> Source:
-    """Open the episodes of a split; close the source when done.
+) -> EpisodeLoader:
+    """The episodes of a split as a run wants them; close the loader when done.
 
     Raises:
         ConfigError: a class has too few videos, or the rules do not fit the shards.
         ShardError: there is no such split.
     """
-    rules = training_rules(config) if training else evaluation_rules(config)
-    stream = EpisodeStream(shards, split, rules, seed=config.seed if training else config.eval_seed)
-    dali = config.executor == "dali" or (config.executor == "auto" and dali_is_installed())
-    executor = create_executor(
-        config.executor,
+    return EpisodeLoader(
         shards,
-        threads=config.threads or None,
-        device="gpu" if device.type == "cuda" and dali else "cpu",
-        pin_memory=device.type == "cuda",
-    )
-    loader = EpisodeLoader(stream, executor, device=device, mean=trunk.mean, std=trunk.std, prefetch=config.prefetch)
-    return Source(stream, loader, executor, base_rows(shards).to(device))
-
-
-def base_rows(shards: ShardSet) -> Tensor:
-    """[classes of the data set] place of each class among the training classes, -1 where it is none."""
-    training = shards.dataset.splits.get("train")
-    place = {name: i for i, name in enumerate(training.classes)} if training else {}
-    return torch.tensor([place.get(name, -1) for name in shards.dataset.classes], dtype=torch.int64)
-
-
-def to_episode(batch: EpisodeBatch, rows: Tensor) -> Episode:
-    """The tensors of a batch as an episode."""
-    class_ids = torch.from_numpy(batch.plan.class_ids).to(rows.device)
-    labels = torch.from_numpy(batch.plan.query_labels).to(rows.device)
-    return Episode(
-        support=batch.support,
-        query=batch.query,
-        query_labels=labels,
-        class_ids=class_ids,
-        base_ids=rows[class_ids],
+        split,
+        training_rules(config) if training else evaluation_rules(config),
+        seed=config.seed if training else config.eval_seed,
+        device=device,
+        executor=config.executor,
+        threads=config.threads,
+        prefetch=config.prefetch,
+        mean=trunk.mean,
+        std=trunk.std,
     )

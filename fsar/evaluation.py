@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fsar.data import Source
     from fsar.episode import Episode
-    from fsar.methods import FewShotMethod
+    from fsar.loader import EpisodeLoader
+    from fsar.methods import Embedding, FewShotMethod
     from pipelines.plan import EpisodePlan
 
 Z95 = 1.96
@@ -76,33 +76,37 @@ class Result:
 
 def evaluate(
     model: FewShotMethod,
-    source: Source,
-    episodes: int,
+    loader: EpisodeLoader,
+    episodes: int = 1000,
     *,
-    classes: Sequence[str],
     precision: str = "fp32",
     change: Callable[[EpisodePlan, Episode], Episode] | None = None,
     label: str = "evaluate",
 ) -> Result:
-    """Accuracy of a model on episodes 0 to `episodes` of a source; the model is left in the mode it had.
+    """Accuracy of a model on episodes 0 to `episodes` of a loader; the model is left in the mode it had.
+
+    Where a video looks the same in every episode (no random frames or crops, no `change`), each is decoded and
+    embedded once, and an episode costs its matching alone; the answers are those of the direct way.
 
     Args:
-        model: The model, on the source's device.
-        source: Where the episodes come from.
+        model: The model, on the loader's device.
+        loader: Where the episodes come from.
         episodes: How many.
-        classes: Names of the data set's classes.
         precision: fp32 or bf16 (autocast).
         change: Replaces an episode before the model sees it, as a control does.
         label: Name of the progress bar.
     """
-    answers = collect(model, _changed(source, episodes, change, label), precision=precision)
-    return summarise(answers, classes, way=source.stream.rules.way)
+    if change is None and not loader.rules.random_views:
+        answers = collect_embedded(model, loader, episodes, precision=precision, label=label)
+    else:
+        answers = collect(model, _changed(loader, episodes, change, label), precision=precision)
+    return summarise(answers, loader.shards.dataset.classes, way=loader.rules.way)
 
 
 def _changed(
-    source: Source, episodes: int, change: Callable[[EpisodePlan, Episode], Episode] | None, label: str
+    loader: EpisodeLoader, episodes: int, change: Callable[[EpisodePlan, Episode], Episode] | None, label: str
 ) -> Iterator[tuple[EpisodePlan, Episode]]:
-    bar = tqdm(source.episodes(0, episodes), total=episodes, unit="episode", desc=label, leave=False)
+    bar = tqdm(loader.planned(0, episodes), total=episodes, unit="episode", desc=label, leave=False)
     for plan, episode, _ in bar:
         yield plan, change(plan, episode) if change else episode
 
@@ -111,21 +115,55 @@ def _changed(
 def collect(
     model: FewShotMethod, episodes: Iterator[tuple[EpisodePlan, Episode]], *, precision: str = "fp32"
 ) -> Answers:
-    """Run a model in eval mode over episodes of equal size and note its answers."""
+    """Run a model in eval mode over whole episodes of equal size and note its answers."""
     was_training = model.training
     model.eval()
-    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+    rows = []
     try:
         for plan, episode in episodes:
             with autocast(episode.query_labels.device, precision):
-                said = model(episode).logits.argmax(dim=1).cpu().numpy()  # [Q] episode labels
-            truth = plan.class_ids[plan.query_labels]
-            row = (plan.class_ids, plan.support_rows, plan.query_rows, truth, plan.class_ids[said])
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
+                rows.append(_row(plan, model(episode).logits))
     finally:
         model.train(was_training)
-    return Answers(*(np.stack(column) for column in columns))
+    return _stack(rows)
+
+
+@torch.no_grad()
+def collect_embedded(
+    model: FewShotMethod, loader: EpisodeLoader, episodes: int, *, precision: str = "fp32", label: str = "evaluate"
+) -> Answers:
+    """The same answers from videos that are embedded once each."""
+    plans = [loader.stream.plan(n) for n in range(episodes)]
+    videos = np.unique(np.concatenate([[*plan.support_rows, *plan.query_rows] for plan in plans]))
+    embedding = loader.embed(model, videos.tolist(), precision=precision)  # [V, ...]
+    rows, was_training = [], model.training
+    model.eval()
+    try:
+        for plan in tqdm(plans, unit="episode", desc=label, leave=False):
+            support = np.searchsorted(videos, plan.support_rows).reshape(plan.way, plan.shot)
+            query = np.searchsorted(videos, plan.query_rows)
+            with autocast(loader.device, precision):
+                rows.append(_row(plan, model.match(_pick(embedding, support), _pick(embedding, query))))
+    finally:
+        model.train(was_training)
+    return _stack(rows)
+
+
+def _pick(embedding: Embedding, places: NDArray[np.int64]) -> Embedding:
+    """[V, ...] -> the videos at places [...]."""
+    index = torch.from_numpy(places).to(embedding.tokens.device)
+    return embedding.map(lambda tensor: tensor[index])
+
+
+def _row(plan: EpisodePlan, logits: torch.Tensor) -> tuple[NDArray[np.int64], ...]:
+    """One line of the answers from logits [Q, way]."""
+    said = logits.argmax(dim=1).cpu().numpy()  # [Q] episode labels
+    truth = plan.class_ids[plan.query_labels]
+    return plan.class_ids, plan.support_rows, plan.query_rows, truth, plan.class_ids[said]
+
+
+def _stack(rows: Sequence[tuple[NDArray[np.int64], ...]]) -> Answers:
+    return Answers(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

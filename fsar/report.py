@@ -53,6 +53,8 @@ def page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[d
     cards = [_card("accuracy on novel classes", test)]
     if "shuffled_frames" in result:
         cards.append(_card("the same, each clip's frames shuffled", result["shuffled_frames"]))
+    if "frozen_prototypes" in result:
+        cards.append(_card("the same, prototypes of the untrained trunk", result["frozen_prototypes"]))
     heading = f"{result['method']} on {result['dataset']}: {config['test_way']}-way {config['test_shot']}-shot"
     parts = [
         f"<h1>{escape(heading)}</h1>",

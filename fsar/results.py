@@ -1,13 +1,15 @@
-"""`result.json`: what a run claims, with everything that is needed to check it."""
+"""What a run says of itself: `result.json`, its claims and their provenance; `data.json`, what it was trained on."""
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fsar.run_state import weights_sha256
+from shards_spec.schema import Plan
 
 if TYPE_CHECKING:
     from fsar.config import RunConfig
@@ -34,4 +36,14 @@ def describe(
         "weights_sha256": weights_sha256(model),
         "shards_sha256": shards.sha256,
         "splits_sha256": {name: split.sha256 for name, split in shards.dataset.splits.items()},
+        "coverage": {name: list(counts) for name, counts in shards.dataset.coverage.items()},
     }
+
+
+def describe_data(shards: ShardSet) -> dict[str, Any]:
+    """Hashes of the shards and splits, and the size of the stored frames: fixed sides, or the short side alone."""
+    text = Plan.load(shards.path / "plan.json").series["rgb"]["geometry"]
+    sides = [int(side) for side in re.findall(r"\d+", text)]
+    geometry = {"short": sides[0]} if len(sides) == 1 else {"height": sides[0], "width": sides[1]}
+    splits = {name: split.sha256 for name, split in shards.dataset.splits.items()}
+    return {"shards": shards.sha256, "geometry": geometry} | splits

@@ -6,16 +6,16 @@ import math
 import resource
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from tqdm import tqdm
 
-from fsar.data import open_source
+from fsar.data import open_episodes
 from fsar.evaluation import autocast, evaluate
 from fsar.log import RunLog
-from fsar.methods import create_method
+from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
 from fsar.run_state import load_state, save_state
 from fsar.trunk_weights import load_trunk_weights
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fsar.config import RunConfig
-    from fsar.data import Source
     from fsar.episode import Episode
+    from fsar.evaluation import Result
+    from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
     from shards_spec import ShardSet
 
@@ -69,13 +70,19 @@ def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
     trunk = create_trunk(config.trunk)
     if weights:
         load_trunk_weights(trunk, config.trunk, config.trunk_weights)
-    return create_method(
-        config.method,
-        trunk=trunk,
-        frames=config.frames,
-        num_classes=config.num_classes,
-        **config.options,
-    )
+    derived = {"trunk": trunk, "frames": config.frames, "num_classes": config.num_classes}
+    known = method_options(config.method)
+    derived = {key: value for key, value in derived.items() if key in known}  # not all have a classifier
+    return create_method(config.method, **derived, **config.options)
+
+
+def frozen_prototypes(config: RunConfig) -> FewShotMethod:
+    """Cosine prototypes of the trunk as a run starts with it: the control that shows what training has added.
+
+    Raises:
+        ConfigError: the trunk's weights are missing or do not fit.
+    """
+    return build_model(replace(config, method="prototype", options={}))
 
 
 class Trainer:
@@ -102,8 +109,8 @@ class Trainer:
         )
         self.progress = Progress()
         self._stack = ExitStack()
-        self.train_source = self._open("train", training=True)
-        self.val_source = self._open(config.select_on, training=False) if self.selects else None
+        self.train_episodes = self._open("train", training=True)
+        self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self.progress = Progress(**load_state(self.last, self.model, self.optimizer))
 
@@ -122,13 +129,13 @@ class Trainer:
         """The checkpoint of the best validation."""
         return self.run / "checkpoints" / "best.safetensors"
 
-    def _open(self, split: str, *, training: bool) -> Source:
+    def _open(self, split: str, *, training: bool) -> EpisodeLoader:
         assert self.model.trunk is not None
-        source = open_source(
+        loader = open_episodes(
             self.shards, split, self.config, trunk=self.model.trunk, device=self.device, training=training
         )
-        self._stack.callback(source.close)
-        return source
+        self._stack.callback(loader.close)
+        return loader
 
     def train(self) -> None:
         """Run all episodes that are left.
@@ -144,7 +151,7 @@ class Trainer:
         ):
             self.model.train()
             skipped_in_row = 0
-            for plan, episode, wait in self.train_source.episodes(start, config.episodes):
+            for plan, episode, wait in self.train_episodes.planned(start, config.episodes):
                 record = self._episode(plan.n, episode)
                 skipped_in_row = 0 if record else skipped_in_row + 1
                 if skipped_in_row > MOST_SKIPPED:
@@ -216,21 +223,20 @@ class Trainer:
             save_state(self.last, self.model, self.optimizer, vars(self.progress))
 
     def _validate(self, n: int, log: RunLog) -> None:
-        if self.val_source is None:
+        if self.val_episodes is None:
             return
-        result = self.evaluate(self.val_source, self.config.val_episodes, label="validate")
+        result = self.evaluate(self.val_episodes, self.config.val_episodes, label="validate")
         log.write("val", n, split=self.config.select_on, accuracy=result.accuracy)
         tqdm.write(f"after {n} episodes, {self.config.select_on}: {result}")
         if result.accuracy > self.progress.best:
             self.progress.best, self.progress.best_n = result.accuracy, n
             save_state(self.best, self.model, None, vars(self.progress))
 
-    def evaluate(self, source: Source, episodes: int, **options: Any) -> Any:  # noqa: ANN401 -- those of evaluate()
+    def evaluate(self, loader: EpisodeLoader, episodes: int, **options: Any) -> Result:  # noqa: ANN401 -- of evaluate()
         """Evaluate the model as it stands."""
-        classes = self.shards.dataset.classes
-        return evaluate(self.model, source, episodes, classes=classes, precision=self.config.precision, **options)
+        return evaluate(self.model, loader, episodes, precision=self.config.precision, **options)
 
-    def open_test(self) -> Source:
+    def open_test(self) -> EpisodeLoader:
         """The episodes of the test split.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Episodes on the model's device, prepared while the model computes."""
+"""Decoded frames of episodes on the model's device, prepared while the model computes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Self
 
 import torch
-from einops import rearrange
 
-from pipelines.augment import render
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,44 +20,37 @@ if TYPE_CHECKING:
     from pipelines.executors import Executor
     from pipelines.plan import EpisodePlan, EpisodeStream
 
-    Three = tuple[float, float, float]
     Pending = deque[Future[tuple[EpisodePlan, list[torch.Tensor]]]]
 
 
 @dataclass(frozen=True)
-class EpisodeBatch:
-    """One episode: normalised clips on the device, and the seconds the consumer waited for its frames."""
+class Decoded:
+    """The pixels of one episode, uint8 [R, h, w, 3] on the device for each of the plan's reads.
+
+    wait: seconds that the consumer waited for them.
+    """
 
     plan: EpisodePlan
-    support: torch.Tensor  # [way, shot, T, 3, H, W]
-    query: torch.Tensor  # [Q, T, 3, H, W]
+    frames: list[torch.Tensor]
     wait: float
 
 
-class EpisodeLoader:
+class Prefetcher:
     """Plans and decodes up to `prefetch` episodes ahead in the background; stateless but for its clock.
 
-    Two background threads, so that one reads payloads while the other's frames are decoded. Augmentation
-    runs in the consumer's thread, on its stream. Resuming is `batches(n, ...)`; rank r of k takes
-    `batches(r, stop, step=k)`. total_wait is the sum of the consumer's waits in seconds.
+    Two background threads, so that one reads payloads while the other's frames are decoded. Resuming is
+    `frames(n, ...)`; rank r of k takes `frames(r, stop, step=k)`. total_wait is the sum of the consumer's
+    waits in seconds.
     Raises ConfigError when prefetch is under 1. An error of the background reaches the consumer as it is.
     """
 
     def __init__(
-        self,
-        stream: EpisodeStream,
-        executor: Executor,
-        *,
-        device: torch.device | str,
-        mean: Three,
-        std: Three,
-        prefetch: int = 2,
+        self, stream: EpisodeStream, executor: Executor, *, device: torch.device | str, prefetch: int = 2
     ) -> None:
         if prefetch < 1:
             raise ConfigError(f"prefetch is {prefetch}: give at least 1 episode")
         self._stream, self._executor = stream, executor
-        self._device, self._mean, self._std = torch.device(device), mean, std
-        self._prefetch = prefetch
+        self._device, self._prefetch = torch.device(device), prefetch
         self._pool = ThreadPoolExecutor(
             min(prefetch, 2),
             thread_name_prefix="fsar-episodes",
@@ -68,9 +59,9 @@ class EpisodeLoader:
         )
         self.total_wait = 0.0
 
-    def batches(self, start: int, stop: int, *, step: int = 1) -> Iterator[EpisodeBatch]:
-        """Yield episodes start, start + step, ... below stop, in order."""
-        numbers = iter(range(start, stop, step))
+    def frames(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Decoded]:
+        """Yield episodes start, start + step, ... below stop (without end when None), in order."""
+        numbers = count(start, step) if stop is None else iter(range(start, stop, step))
         pending: Pending = deque(self._pool.submit(self._prepare, n) for n in islice(numbers, self._prefetch))
         try:
             while pending:
@@ -79,7 +70,7 @@ class EpisodeLoader:
                 wait = time.perf_counter() - began
                 self.total_wait += wait
                 pending.extend(self._pool.submit(self._prepare, n) for n in islice(numbers, 1))
-                yield self._render(plan, frames, wait)
+                yield Decoded(plan, [self._to_device(each) for each in frames], wait)
         finally:
             for task in pending:
                 task.cancel()
@@ -87,20 +78,6 @@ class EpisodeLoader:
     def _prepare(self, n: int) -> tuple[EpisodePlan, list[torch.Tensor]]:
         plan = self._stream.plan(n)
         return plan, [self._executor.decode(reads) for reads in plan.reads]
-
-    def _render(self, plan: EpisodePlan, decoded: list[torch.Tensor], wait: float) -> EpisodeBatch:
-        frames = [self._to_device(each) for each in decoded]
-        rules = self._stream.rules
-        clips = render(
-            frames,
-            plan.support + plan.query,
-            mean=self._mean,
-            std=self._std,
-            crop=rules.crop,
-            resize=rules.resize,
-        )  # [V, T, 3, H, W], support first: both parts are views of it
-        support, query = clips[: len(plan.support)], clips[len(plan.support) :]
-        return EpisodeBatch(plan, rearrange(support, "(way shot) ... -> way shot ...", way=plan.way), query, wait)
 
     def _to_device(self, frames: torch.Tensor) -> torch.Tensor:
         if frames.is_cuda:  # decoded there, by a background thread on its own current stream

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Colour jitter of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY = 0.5, 0.5, 0.5, 0.25, 0.3
-_GROUPS = ("disjoint", "any")
+_CHOICES = {"groups": ("disjoint", "any"), "small_classes": ("refuse", "drop")}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class EpisodeRules:
     """How episodes are drawn: `queries` is per class, sizes are in pixels.
 
     Stored frames that are not resize x resize already are resized to exactly that first, aspect not
-    kept. Raises ConfigError when a value is impossible.
+    kept. A class with too few videos for an episode is refused, or left out with small_classes="drop".
+    Raises ConfigError when a value is impossible.
     """
 
     way: int = 5
@@ -112,11 +113,14 @@ class EpisodeRules:
     query_flip: bool = False
     query_jitter: bool = False
     groups: str = "disjoint"
+    small_classes: str = "refuse"
 
     def __post_init__(self) -> None:
         frame_rule(self.frame_rule)
-        if self.groups not in _GROUPS:
-            raise ConfigError(f'there is no value "{self.groups}" of groups: {suggest(self.groups, _GROUPS)}')
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                value = getattr(self, name)
+                raise ConfigError(f'there is no value "{value}" of {name}: {suggest(value, choices)}')
         for name in ("way", "shot", "queries", "frames", "resize", "crop"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give at least 1")
@@ -124,6 +128,11 @@ class EpisodeRules:
             raise ConfigError(
                 f"crop {self.crop} is larger than resize {self.resize}: give a crop of at most {self.resize}"
             )
+
+    @property
+    def random_views(self) -> bool:
+        """Whether a video looks different from episode to episode."""
+        return self.random_frames or self.random_crop or self.query_flip or self.query_jitter
 
     @property
     def videos_per_class(self) -> int:
@@ -172,7 +181,8 @@ class _ReadLists:
 class EpisodeStream:
     """Episodes of one split: `plan(n)` is a pure function of (seed, n), so n is the whole state.
 
-    short_videos counts the videos of fewer frames than a clip, whose frames are repeated.
+    short_videos counts the videos of fewer frames than a clip, whose frames are repeated; dropped names the
+    classes that were left out since they have too few videos.
     Raises ShardError when the split or the frames do not exist, ConfigError when an episode of these
     rules cannot be drawn from every class of the split.
     """
@@ -186,6 +196,7 @@ class EpisodeStream:
         self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
         self._rule = frame_rule(rules.frame_rule)
         self._pools = _class_pools(shards, split, rows, disjoint=rules.groups == "disjoint")
+        self.dropped = self._drop_small(shards)
         self._check_classes(shards)
         self._check_fps(shards, rows)
         self.short_videos = int((self._frames[rows] < rules.frames).sum())
@@ -243,11 +254,22 @@ class EpisodeStream:
         number, windows = reads.of_size(height, width)
         return View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter)
 
+    def _drop_small(self, shards: ShardSet) -> tuple[str, ...]:
+        """Leave out the classes that cannot fill an episode, where the rules say so; their names."""
+        rules = self.rules
+        if rules.small_classes == "refuse":
+            return ()
+        serve = [pool.can_serve(rules.shot, rules.queries) for pool in self._pools]
+        small = [pool for pool, enough in zip(self._pools, serve, strict=True) if not enough]
+        self._pools = [pool for pool, enough in zip(self._pools, serve, strict=True) if enough]
+        return tuple(shards.dataset.classes[pool.label] for pool in small)
+
     def _check_classes(self, shards: ShardSet) -> None:
         rules = self.rules
         if len(self._pools) < rules.way:
+            left_out = f" (left out, having too few videos: {', '.join(self.dropped)})" if self.dropped else ""
             raise ConfigError(
-                f'split "{self.split}" has {len(self._pools)} classes and a {rules.way}-way episode needs '
+                f'split "{self.split}" has {len(self._pools)} classes{left_out} and a {rules.way}-way episode needs '
                 f"{rules.way}: use a smaller way or another split"
             )
         for pool in self._pools:
@@ -286,12 +308,12 @@ def _too_few(name: str, split: str, pool: ClassPool, rules: EpisodeRules) -> str
     if have < need:
         return (
             f'class "{name}" of split "{split}" has {have} videos and an episode needs {need} ({parts}): '
-            f"use fewer shots or queries, or leave the class out of the split"
+            f"use fewer shots or queries, or small_classes = drop"
         )
     return (
         f'class "{name}" of split "{split}" has {have} videos in {len(pool.sizes)} groups and an episode '
-        f"needs {parts} that share no group, which these groups cannot give: use fewer shots or queries, or "
-        f"groups = any"
+        f"needs {parts} that share no group, which these groups cannot give: use fewer shots or queries, "
+        f"groups = any, or small_classes = drop"
     )
 
 

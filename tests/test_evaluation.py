@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from fsar import EpisodeLoader, EpisodeRules, create_method
 from fsar.episode import Episode
-from fsar.evaluation import Answers, shuffle_frames, summarise, video_interval
+from fsar.evaluation import (
+    Answers,
+    collect,
+    collect_embedded,
+    evaluate,
+    shuffle_frames,
+    summarise,
+    video_interval,
+)
 
 
 def answers_of(rng: np.random.Generator, episodes: int, ease: np.ndarray, *, way: int = 5, shot: int = 1) -> Answers:
@@ -89,3 +98,20 @@ def test_shuffled_frames_are_the_same_frames_of_the_same_clips() -> None:
         steps = before.ndim - 4
         assert torch.equal(before.sort(dim=steps).values, after.sort(dim=steps).values)
     assert torch.equal(shuffle_frames(Plan(), episode).query, shuffled.query)
+
+
+@pytest.mark.parametrize("method", ["molo", "prototype"])
+@pytest.mark.parametrize("shot", [1, 2])
+def test_embedding_each_video_once_gives_the_answers_of_the_direct_way(tiny_shards, method: str, shot: int) -> None:
+    torch.manual_seed(0)
+    model = create_method(method, trunk="tiny", num_classes=3)
+    rules = EpisodeRules(way=3, shot=shot, queries=2, frames=6, resize=72, crop=56, groups="any")
+    with EpisodeLoader(tiny_shards, "train", rules, seed=3, prefetch=1) as loader:
+        direct = collect(model, ((plan, episode) for plan, episode, _ in loader.planned(0, 20)))
+        embedded = collect_embedded(model, loader, 20)
+        result = evaluate(model, loader, 20)
+    assert model.training
+    for column in ("classes", "support", "query", "truth", "said"):
+        assert np.array_equal(getattr(direct, column), getattr(embedded, column)), column
+    assert len(np.unique(direct.said)) > 1
+    assert result.accuracy == (direct.truth == direct.said).mean()

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from fake_shards import FakeShards
+from torch.utils.data import DataLoader
 
+from fsar import EpisodeDataset, EpisodeLoader
 from pipelines.augment import render
 from pipelines.dali import dali_is_installed
-from pipelines.executors import create_executor
-from pipelines.loader import EpisodeLoader
+from pipelines.loader import Prefetcher
 from pipelines.plan import EpisodeRules, EpisodeStream, Reads
 from pipelines.portable import PortableExecutor
 from shards_spec.errors import ConfigError, ShardError
@@ -20,7 +21,7 @@ from shards_spec.errors import ConfigError, ShardError
 RULES = EpisodeRules(
     way=3, shot=2, queries=2, resize=64, crop=48, frames=4, random_frames=True, random_crop=True, query_flip=True
 )
-LOOK = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
+LOOK = {"mean": (0.5, 0.45, 0.4), "std": (0.225, 0.25, 0.225)}
 
 
 class ConstantExecutor:
@@ -47,55 +48,56 @@ def stream():
 
 
 def load(stream, executor, start, stop, *, step=1, prefetch=2):
-    with EpisodeLoader(stream, executor, device="cpu", prefetch=prefetch, **LOOK) as loader:
-        yield from loader.batches(start, stop, step=step)
+    with Prefetcher(stream, executor, device="cpu", prefetch=prefetch) as loader:
+        yield from loader.frames(start, stop, step=step)
 
 
 def episode_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("fsar-episodes")]
 
 
-def test_clips_come_with_their_videos_and_labels(stream):
-    for batch in load(stream, ConstantExecutor(), 0, 5):
-        assert batch.support.shape == (3, 2, 4, 3, 48, 48)
-        assert batch.query.shape == (6, 4, 3, 48, 48)
-        support = (batch.support[..., 0, 0, 0, 0].flatten() * 0.225 + 0.45) * 255
-        query = (batch.query[:, 0, 0, 0, 0] * 0.225 + 0.45) * 255
-        assert support.round().int().tolist() == batch.plan.support_rows.tolist()
-        assert query.round().int().tolist() == batch.plan.query_rows.tolist()
+def test_frames_come_with_their_plan(stream):
+    for decoded in load(stream, ConstantExecutor(), 0, 5):
+        (frames,) = decoded.frames
+        assert frames.shape == (len(decoded.plan.reads[0]), 48, 48, 3)
+        assert frames[:, 0, 0, 0].tolist() == decoded.plan.reads[0].rows.tolist()
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64)], [(64, 64), (50, 70), (80, 60)]])
-def test_a_batch_is_the_rendered_plan(sizes):
+def test_an_episode_is_the_rendered_plan(sizes):
     shards = FakeShards()
     for i, size in enumerate(sizes):
         shards.rgb.sizes[i :: len(sizes)] = size
     rules = dataclasses.replace(RULES, query_jitter=True)
-    stream, executor = EpisodeStream(shards, "all", rules, seed=1), PortableExecutor(shards, threads=2)
-    (batch,) = load(stream, executor, 3, 4)
-    frames = [executor.decode(reads) for reads in stream.plan(3).reads]
-    views = batch.plan.support + batch.plan.query
-    clips = render(frames, views, crop=48, resize=64, **LOOK)
-    assert torch.equal(torch.cat([batch.support.flatten(0, 1), batch.query]), clips)
+    with EpisodeLoader(shards, "test", rules, seed=1, executor="portable", threads=2, **LOOK) as loader:
+        ((plan, episode, _),) = loader.planned(3, 4)
+    executor = PortableExecutor(shards, threads=2)
+    frames = [executor.decode(reads) for reads in plan.reads]
+    clips = render(frames, plan.support + plan.query, crop=48, resize=64, **LOOK)
+    assert torch.equal(torch.cat([episode.support.flatten(0, 1), episode.query]), clips)
+    assert episode.support.shape == (3, 2, 4, 3, 48, 48)
+    assert episode.class_ids.tolist() == plan.class_ids.tolist()
+    assert episode.base_ids.tolist() == [-1, -1, -1]  # novel classes
+    assert shards.labels[plan.query_rows].tolist() == plan.class_ids[plan.query_labels].tolist()
     executor.close()
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
 def test_order_resuming_and_ranks(stream, prefetch):
     executor = ConstantExecutor()
-    whole = {batch.plan.n: batch.query for batch in load(stream, executor, 0, 9, prefetch=prefetch)}
+    whole = {batch.plan.n: batch.frames[0] for batch in load(stream, executor, 0, 9, prefetch=prefetch)}
     assert list(whole) == list(range(9))
     later = list(load(stream, executor, 4, 9, prefetch=prefetch))
     assert [batch.plan.n for batch in later] == [4, 5, 6, 7, 8]
-    assert all(torch.equal(batch.query, whole[batch.plan.n]) for batch in later)
+    assert all(torch.equal(batch.frames[0], whole[batch.plan.n]) for batch in later)
     assert [batch.plan.n for batch in load(stream, executor, 1, 9, step=3)] == [1, 4, 7]
     assert list(load(stream, executor, 5, 5)) == []
 
 
 def test_the_wait_is_measured_and_hidden_behind_the_model(stream):
-    with EpisodeLoader(stream, ConstantExecutor(0.1), device="cpu", **LOOK) as loader:
+    with Prefetcher(stream, ConstantExecutor(0.1), device="cpu") as loader:
         waits = []
-        for batch in loader.batches(0, 4):
+        for batch in loader.frames(0, 4):
             waits.append(batch.wait)
             time.sleep(0.4)  # the model computes for longer than an episode takes to decode
         assert waits[0] > 0.08
@@ -105,8 +107,8 @@ def test_the_wait_is_measured_and_hidden_behind_the_model(stream):
 
 def test_no_more_than_prefetch_episodes_are_prepared(stream):
     executor = ConstantExecutor()
-    with EpisodeLoader(stream, executor, device="cpu", prefetch=3, **LOOK) as loader:
-        batches = loader.batches(0, 100)
+    with Prefetcher(stream, executor, device="cpu", prefetch=3) as loader:
+        batches = loader.frames(0, 100)
         next(batches)
         time.sleep(0.2)
         assert executor.calls == 4
@@ -133,8 +135,8 @@ def test_a_damaged_frame_stops_the_episodes():
 
 def test_closing_early_leaves_no_thread_behind(stream):
     executor = ConstantExecutor(0.02)
-    with EpisodeLoader(stream, executor, device="cpu", prefetch=4, **LOOK) as loader:
-        for batch in loader.batches(0, 1000):
+    with Prefetcher(stream, executor, device="cpu", prefetch=4) as loader:
+        for batch in loader.frames(0, 1000):
             if batch.plan.n == 2:
                 break
         assert episode_threads()
@@ -146,21 +148,32 @@ def test_closing_early_leaves_no_thread_behind(stream):
 
 def test_prefetch_under_one_is_refused(stream):
     with pytest.raises(ConfigError, match="prefetch is 0"):
-        EpisodeLoader(stream, ConstantExecutor(), device="cpu", prefetch=0, **LOOK)
+        Prefetcher(stream, ConstantExecutor(), device="cpu", prefetch=0)
 
 
 def test_real_shards_give_the_same_episodes_through_every_executor(tiny_shards):
     rules = dataclasses.replace(RULES, queries=1, crop=56, query_jitter=True)
-    stream = EpisodeStream(tiny_shards, "train", rules, seed=2)
-    batches = []
+    made = []
     for name in ["portable", "dali"] if dali_is_installed() else ["portable", "portable"]:
-        executor = create_executor(name, tiny_shards, threads=2)
-        batches.append(list(load(stream, executor, 0, 3)))
-        executor.close()
-    for one, other in zip(*batches, strict=True):
+        with EpisodeLoader(tiny_shards, "train", rules, seed=2, executor=name, threads=2) as loader:
+            made.append(list(loader.planned(0, 3)))
+    for (plan, one, _), (_, other, _) in zip(*made, strict=True):
         assert torch.equal(one.support, other.support)
         assert torch.equal(one.query, other.query)
-        assert not sources(tiny_shards, one.plan.support_rows) & sources(tiny_shards, one.plan.query_rows)
+        assert not sources(tiny_shards, plan.support_rows) & sources(tiny_shards, plan.query_rows)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataloader_delivers_the_same_episodes_in_order(tiny_path, tiny_shards, workers):
+    rules = dataclasses.replace(RULES, queries=1)
+    with EpisodeLoader(tiny_shards, "train", rules, seed=3) as loader:
+        wanted = list(loader.episodes(1, 6))
+    dataset = EpisodeDataset(tiny_path, "train", rules, start=1, stop=6, options={"seed": 3})
+    found = list(DataLoader(dataset, batch_size=None, num_workers=workers))
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.query, other.query)
+        assert torch.equal(one.base_ids, other.base_ids)
 
 
 def sources(shards, rows) -> set[tuple[int, int]]:

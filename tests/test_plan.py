@@ -220,3 +220,14 @@ def test_kinetics_needs_frame_rates():
 def test_impossible_rules_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         EpisodeRules(**change)
+
+
+def test_classes_with_too_few_videos_are_left_out_where_asked():
+    shards = FakeShards([8, 3, 8, 8, 8, 8], groups=[*range(8), *range(8, 11), *[11] * 8, *range(12, 36)])
+    with pytest.raises(ConfigError, match=r'class "class1".*small_classes = drop'):
+        EpisodeStream(shards, "all", TRAIN, seed=0)
+    stream = EpisodeStream(shards, "all", dataclasses.replace(TRAIN, small_classes="drop"), seed=0)
+    assert stream.dropped == ("class1", "class2")  # too few videos; all of one group
+    assert not {1, 2} & {int(label) for n in range(20) for label in stream.plan(n).class_ids}
+    with pytest.raises(ConfigError, match="left out, having too few videos: class1, class2"):
+        EpisodeStream(shards, "train", dataclasses.replace(TRAIN, small_classes="drop"), seed=0)

@@ -139,7 +139,7 @@ def test_an_episode_without_finite_loss_is_skipped_alone(tiny_shards: ShardSet, 
     for poison in (True, False):
         with Trainer(config, tiny_shards, tmp_path / str(poison), device=torch.device("cpu")) as trainer:
             trainer.model.train()
-            for plan, episode, _ in trainer.train_source.episodes(0, 2 if poison else 1):
+            for plan, episode, _ in trainer.train_episodes.planned(0, 2 if poison else 1):
                 if plan.n == 1:
                     episode.query[0, 0, 0, 0, 0] = float("nan")
                 trainer.optimizer.step = lambda: None

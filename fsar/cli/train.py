@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsar.cli.options import config_options, overrides
-from fsar.config import STYLES, build_config, choose_recipe, read_recipe
+from fsar.config import build_config, choose_recipe, read_recipe
 from fsar.data import choose_device
-from fsar.evaluation import shuffle_frames
+from fsar.evaluation import evaluate, shuffle_frames
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
-from fsar.results import describe
-from fsar.training import Trainer, check_resumable
+from fsar.results import describe, describe_data
+from fsar.styles import STYLES, restyle
+from fsar.training import Trainer, check_resumable, frozen_prototypes
 from shards_spec import ShardSet
 from shards_spec.console import run_command
-from shards_spec.errors import ConfigError, suggest
+from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, json_bytes, read_json, write_whole
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-SHOTshot]")
 @click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
 @click.option("--shuffle-control", is_flag=True, help="Also test with the frames of each clip shuffled.")
+@click.option("--prototype-control", is_flag=True, help="Also test prototypes of the trunk's starting weights.")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
 @config_options
 def cli(
@@ -47,6 +49,7 @@ def cli(
     *,
     resume: bool,
     shuffle_control: bool,
+    prototype_control: bool,
     print_config: bool,
     **given: Any,  # noqa: ANN401 -- the keys of the configuration
 ) -> None:
@@ -67,7 +70,8 @@ def cli(
         run = run or _run_folder(config.method, name, config.shot)
         _settle_run(run, config, shards, resume=resume)
         device = choose_device(config.device)
-        result = train_and_test(config, shards, run, device=device, resume=resume, shuffled=shuffle_control)
+        controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
+        result = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
     report = write_report(run, result, config.flat())
     click.echo(f"result: {run / 'result.json'}; report: {report}")
 
@@ -91,9 +95,7 @@ def resolve(
     if method and method != table.get("method"):
         table = _adapt(table, method)
     if style is not None:
-        if style not in STYLES:
-            raise ConfigError(f'--recipe-style "{style}": {suggest(style, STYLES)}')
-        table |= {"recipe_style": style} | STYLES[style]
+        table = restyle(table, style)
     return build_config(table | given)
 
 
@@ -114,10 +116,7 @@ def _training_classes(shards: ShardSet) -> int:
 
 def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
     """Start a run folder, or check that it can be resumed: the configuration, and the shards that it saw."""
-    saved, seen = (
-        run / "config.toml",
-        {"shards": shards.sha256} | {name: split.sha256 for name, split in shards.dataset.splits.items()},
-    )
+    saved, seen = run / "config.toml", describe_data(shards)
     if resume:
         if not saved.exists():
             raise ConfigError(f"--resume: {run} holds no run; start it without --resume")
@@ -135,22 +134,38 @@ def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool)
     write_whole(saved, config.to_toml().encode())
 
 
+@dataclass(frozen=True)
+class Controls:
+    """What is tested beside the trained model, on the same episodes."""
+
+    shuffled: bool = False
+    prototypes: bool = False
+
+
 def train_and_test(
-    config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, shuffled: bool
+    config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, controls: Controls
 ) -> dict[str, Any]:
     """Train, load the selected checkpoint, test it once, write `result.json`."""
     with Trainer(config, shards, run, device=device, resume=resume) as trainer:
         test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
+        baseline = frozen_prototypes(config).to(device) if controls.prototypes else None  # so are missing weights
         _announce(trainer, config, shards, run, device)
         trainer.train()
         selected = trainer.load_selected()
         result = trainer.evaluate(test, config.test_episodes, label="test")
         table = describe(config, shards, trainer.model, result, device=device)
+        table["left_out"] = list(test.stream.dropped)
+        if test.stream.dropped:
+            click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
         click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes: {result}")
-        if shuffled:
+        if controls.shuffled:
             control = trainer.evaluate(test, config.test_episodes, change=shuffle_frames, label="shuffled")
             table["shuffled_frames"] = control.to_json()
             click.echo(f"the same episodes, each clip's frames shuffled: {control}")
+        if baseline is not None:
+            control = evaluate(baseline, test, config.test_episodes, precision=config.precision, label="prototypes")
+            table["frozen_prototypes"] = control.to_json()
+            click.echo(f"the same episodes, prototypes of the untrained trunk: {control}")
     table |= {
         "selected_on": config.select_on if trainer.selects else "last",
         "selected_after": selected,
@@ -170,8 +185,11 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
     click.echo(f"data set {shards.dataset.name}: classes {splits}; run folder {run}")
     if not trainer.selects:
         click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
-    if trainer.train_source.stream.short_videos:
-        short = trainer.train_source.stream.short_videos
+    stream = trainer.train_episodes.stream
+    if stream.dropped:
+        click.echo(f"classes left out of training, having too few videos: {', '.join(stream.dropped)}")
+    if stream.short_videos:
+        short = stream.short_videos
         click.echo(f"{short} training videos have fewer than {config.frames} frames: theirs are repeated")
     if trainer.progress.n:
         click.echo(f"resumed after {trainer.progress.n} of {config.episodes} episodes")

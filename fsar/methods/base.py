@@ -49,7 +49,7 @@ class Output:
 
 
 class FewShotMethod(nn.Module):
-    """A trunk and what stands on it; a method defines `embed`, `compare` and `forward`.
+    """A trunk and what stands on it; a method defines `embed` and `compare`, and `forward` for losses of its own.
 
     `trunk` is a name, a Trunk, or None where episodes carry features; `channels` is needed with None only.
     ConfigError when the two do not fit.
@@ -93,6 +93,13 @@ class FewShotMethod(nn.Module):
         if class_text is not None or unlabelled is not None:
             raise ConfigError(f"{type(self).__name__} reads neither class texts nor unlabelled videos; leave them out")
         return self.compare(support, query, mask)
+
+    def forward(self, episode: Episode) -> Output:
+        """Logits of an episode and their cross-entropy: the loss of a method that has no other."""
+        support, query = (self.embed(features) for features in self.read(episode))
+        logits = self.match(support.map(episode.group), query, mask=episode.support_mask)
+        loss = query_loss(logits, episode)
+        return Output(logits, {"ce": loss}, loss)
 
     def pool(self, maps: Tensor) -> Tensor:
         """[N, C, h, w] -> [N, C] in the trunk's way; the mean over places without a trunk."""

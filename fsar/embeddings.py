@@ -1,0 +1,99 @@
+"""Stored videos -> their embeddings: each decoded and embedded once, whatever number of episodes it serves."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipelines.augment import render
+from pipelines.draw import PhiloxDraw
+from pipelines.plan import Reads, View
+from pipelines.sampling import frame_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from fsar.methods import Embedding, FewShotMethod
+    from pipelines.executors import Executor
+    from pipelines.plan import EpisodeRules
+    from shards_spec import ShardSet
+
+BATCH = 8  # videos that go through the model together
+
+
+@torch.no_grad()
+def embed_videos(
+    model: FewShotMethod,
+    shards: ShardSet,
+    rows: Sequence[int],
+    rules: EpisodeRules,
+    *,
+    executor: Executor,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> Embedding:
+    """Embedding [V, ...] of stored videos at their segments' centres and the centre crop, the model in eval mode.
+
+    In eval mode a video's embedding does not depend on the episode; the model is left in the mode it had.
+    """
+    assert model.trunk is not None
+    device, was_training = next(model.parameters()).device, model.training
+    parts = []
+    model.eval()
+    try:
+        starts = range(0, len(rows), BATCH)
+        for start in tqdm(starts, desc="embed", unit_scale=BATCH, unit="video", leave=False, disable=not progress):
+            clips = _clips(model, shards, rows[start : start + BATCH], rules, executor)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                parts.append(model.embed(model.trunk(clips)))
+    finally:
+        model.train(was_training)
+    return join(parts)
+
+
+def _clips(
+    model: FewShotMethod, shards: ShardSet, rows: Sequence[int], rules: EpisodeRules, executor: Executor
+) -> Tensor:
+    """Clips [V, T, 3, crop, crop] of stored videos, normalised as the trunk wants them."""
+    assert model.trunk is not None
+    device = next(model.parameters()).device
+    pairs = [centre_view(shards, row, number, rules) for number, row in enumerate(rows)]
+    frames = [executor.decode(reads).to(device) for reads, _ in pairs]
+    views = [view for _, view in pairs]
+    mean, std = model.trunk.mean, model.trunk.std
+    return render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resize)
+
+
+def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) -> tuple[Reads, View]:
+    """What to read of a video, and the clip at the centres of its segments and of its frames, from reads `number`."""
+    rule = frame_rule(rules.frame_rule)
+    chosen = rule(
+        PhiloxDraw(0, 0),  # draws nothing
+        int(shards.frames[row]),
+        steps=rules.frames,
+        random_frames=False,
+        fps=float(shards.fps[row]),
+    )
+    frames, places = np.unique(np.array(chosen, dtype=np.int64), return_inverse=True)
+    height, width = shards.series("rgb").sizes[row].tolist()
+    corner = (rules.resize - rules.crop) // 2
+    whole = (height, width) != (rules.resize, rules.resize)  # to be resized first
+    edges = np.full(len(frames), 0 if whole else corner)
+    size = (height, width) if whole else (rules.crop, rules.crop)
+    reads = Reads("rgb", np.full(len(frames), row), frames, edges, edges, size)
+    return reads, View(number, tuple(places.tolist()), flip=False, box=(corner, corner) if whole else None, jitter=None)
+
+
+def join(parts: Sequence[Embedding]) -> Embedding:
+    """Embeddings of several sets of videos as one."""
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(parts[0])}
+    joined: dict[str, Any] = {
+        name: None if values[0] is None else torch.cat(values) for name, values in columns.items()
+    }
+    return type(parts[0])(**joined)

@@ -1,0 +1,173 @@
+"""Episodes of a shard set, ready for a model: iterate them, or hand them to a DataLoader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from einops import rearrange
+from torch.utils.data import IterableDataset, get_worker_info
+
+from fsar.embeddings import embed_videos
+from fsar.episode import Episode
+from pipelines.augment import render
+from pipelines.dali import dali_is_installed
+from pipelines.executors import create_executor
+from pipelines.loader import Prefetcher
+from pipelines.plan import EpisodeRules, EpisodeStream
+from shards_spec import ShardSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fsar.methods import Embedding, FewShotMethod
+    from pipelines.loader import Decoded
+    from pipelines.plan import EpisodePlan
+
+    Three = tuple[float, float, float]
+
+
+class EpisodeLoader:
+    """Episodes of one split, decoded ahead in the background and rendered on the device; close it when done.
+
+    Episode n is a pure function of (seed, n): iterating again gives the same episodes, and the number of the next
+    one is all that a resumed run must know.
+
+    Args:
+        shards: The opened shard set.
+        split: Name of its split.
+        rules: How episodes are drawn: way, shot, queries, frames, crop, ...
+        seed: Seed of the stream of episodes.
+        device: Where the episodes are wanted; on CUDA with DALI, JPEG is decoded there too.
+        executor: "dali", "portable", or "auto": DALI where it is installed.
+        threads: Decoding threads; 0: one a core.
+        prefetch: Episodes prepared ahead.
+        mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
+        std: Standard deviation of each colour.
+
+    Raises:
+        ShardError: there is no such split.
+        ConfigError: a class has too few videos, or the rules do not fit the shards.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str = "train",
+        rules: EpisodeRules | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        executor: str = "auto",
+        threads: int = 0,
+        prefetch: int = 2,
+        mean: Three = (0.45, 0.45, 0.45),
+        std: Three = (0.225, 0.225, 0.225),
+    ) -> None:
+        self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
+        self.device, self._mean, self._std = torch.device(device), mean, std
+        self.stream = EpisodeStream(shards, split, self.rules, seed=seed)
+        on_gpu = self.device.type == "cuda"
+        dali = executor == "dali" or (executor == "auto" and dali_is_installed())
+        self._executor = create_executor(
+            executor,
+            shards,
+            threads=threads or None,
+            device="gpu" if on_gpu and dali else "cpu",
+            pin_memory=on_gpu,
+        )
+        self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
+        self._base_rows = base_rows(shards).to(self.device)
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Episodes 0, 1, 2, ... without end."""
+        return self.episodes()
+
+    def episodes(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Episode]:
+        """Episodes start, start + step, ... below stop; rank r of k takes start=r, step=k."""
+        for _, episode, _ in self.planned(start, stop, step=step):
+            yield episode
+
+    def planned(
+        self, start: int = 0, stop: int | None = None, *, step: int = 1
+    ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
+        """The same with each episode's plan (which videos, which frames) and the seconds waited for it."""
+        for decoded in self.prefetcher.frames(start, stop, step=step):
+            yield decoded.plan, self._render(decoded), decoded.wait
+
+    def _render(self, decoded: Decoded) -> Episode:
+        plan, rules = decoded.plan, self.rules
+        clips = render(
+            decoded.frames,
+            plan.support + plan.query,
+            mean=self._mean,
+            std=self._std,
+            crop=rules.crop,
+            resize=rules.resize,
+        )  # [V, T, 3, H, W], support first: both parts are views of it
+        class_ids = torch.from_numpy(plan.class_ids).to(self.device)
+        return Episode(
+            support=rearrange(clips[: len(plan.support)], "(way shot) ... -> way shot ...", way=plan.way),
+            query=clips[len(plan.support) :],
+            query_labels=torch.from_numpy(plan.query_labels).to(self.device),
+            class_ids=class_ids,
+            base_ids=self._base_rows[class_ids],
+        )
+
+    def embed(self, model: FewShotMethod, rows: Sequence[int], *, precision: str = "fp32") -> Embedding:
+        """Embedding [V, ...] of videos as the rules show them in evaluation: centre frames, centre crop."""
+        return embed_videos(
+            model, self.shards, rows, self.rules, executor=self._executor, precision=precision, progress=True
+        )
+
+    def close(self) -> None:
+        """End its threads and give back the decoder; the shard set stays open."""
+        self.prefetcher.close()
+        self._executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def base_rows(shards: ShardSet) -> Tensor:
+    """[classes of the data set] place of each class among the training classes, -1 where it is none."""
+    training = shards.dataset.splits.get("train")
+    place = {name: i for i, name in enumerate(training.classes)} if training else {}
+    return torch.tensor([place.get(name, -1) for name in shards.dataset.classes], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class EpisodeDataset(IterableDataset[Episode]):
+    """The same episodes for loops that want a `torch.utils.data.DataLoader`.
+
+        DataLoader(EpisodeDataset("shards", "train", rules), batch_size=None, num_workers=2)
+
+    An episode is a batch already, hence batch_size=None. Worker i of k makes every k-th episode, so that the loader
+    delivers them in order; each worker opens the shards itself. `options` are those of `EpisodeLoader`.
+    """
+
+    path: Path | str
+    split: str = "train"
+    rules: EpisodeRules = field(default_factory=EpisodeRules)
+    start: int = 0
+    stop: int | None = None
+    step: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Episodes start, start + step, ... below stop: all of them, or this worker's share."""
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        first, stride = self.start + number * self.step, workers * self.step
+        with (
+            ShardSet.open(self.path) as shards,
+            EpisodeLoader(shards, self.split, self.rules, **self.options) as loader,
+        ):
+            yield from loader.episodes(first, self.stop, step=stride)

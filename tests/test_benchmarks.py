@@ -1,0 +1,172 @@
+"""The benchmarks compare like with like: the usual way delivers the same frames as ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import episodes, preprocess
+from benchmarks.bounds import DaliBound, PortableBound, payloads_of
+from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
+from benchmarks.usual import DecordEpisodes, clips_of_plan
+from pipelines.dali import dali_is_installed
+from pipelines.plan import EpisodeRules
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shards_spec import ShardSet
+
+needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
+RULES = EpisodeRules(way=2, queries=2, frames=4, random_frames=True, resize=64, crop=56, random_crop=True, groups="any")
+
+
+@pytest.fixture
+def setting(tiny_shards: ShardSet, tiny_videos: Path) -> episodes.Setting:
+    return episodes.Setting(tiny_shards, tiny_videos, "train", RULES, 1, torch.device("cpu"))
+
+
+def usual_episode(setting: episodes.Setting, n: int, output: str) -> torch.Tensor:
+    clips = episodes.usual_clips(setting, n + 1)
+    return DecordEpisodes(clips, output=output, resize=64, crop=56)[n]
+
+
+def check_same_frames(usual: torch.Tensor, ours: torch.Tensor, *, close: float) -> None:
+    """Both [V, T, ...] in grey levels: each frame is close to ours, and no other frame of the episode is closer."""
+    assert usual.shape == ours.shape
+    flat, other = usual.flatten(2).flatten(0, 1), ours.flatten(2).flatten(0, 1)  # [V T, pixels]
+    distance = torch.cdist(flat.double(), other.double(), p=1) / flat.shape[1]  # [V T, V T] mean difference
+    assert distance.diagonal().max() < close
+    assert torch.equal(distance.argmin(1), torch.arange(len(flat)))
+
+
+@needs_decord
+@pytest.mark.parametrize("n", range(3))
+def test_usual_float_equals_ours(setting: episodes.Setting, n: int) -> None:
+    with episodes._ours(setting, "portable") as loader:
+        (episode,) = loader.episodes(n, n + 1)
+    ours = torch.cat([episode.support.flatten(0, 1), episode.query])  # [V, T, 3, 56, 56]
+    usual = usual_episode(setting, n, "float32")
+    assert usual.dtype == ours.dtype == torch.float32
+    check_same_frames(usual * (0.225 * 255), ours * (0.225 * 255), close=6.0)
+
+
+@needs_decord
+def test_usual_bytes_equal_ours(setting: episodes.Setting) -> None:
+    with episodes._ours(setting, "portable") as loader:
+        (decoded,) = loader.prefetcher.frames(0, 1)
+    views = decoded.plan.support + decoded.plan.query
+    ours = torch.stack([decoded.frames[view.reads][list(view.indices)] for view in views])  # [V, T, 56, 56, 3]
+    usual = usual_episode(setting, 0, "uint8")
+    assert usual.dtype == ours.dtype == torch.uint8
+    check_same_frames(usual, ours, close=6.0)
+
+
+@needs_decord
+def test_jitter_is_the_same_on_both_sides(setting: episodes.Setting) -> None:
+    setting = setting.with_jitter()
+    with episodes._ours(setting, "portable") as loader:
+        (episode,) = loader.episodes(0, 1)
+    usual = usual_episode(setting, 0, "float32")  # two support clips come first, which are not jittered
+    check_same_frames(usual[:2] * (0.225 * 255), episode.support[:, 0] * (0.225 * 255), close=6.0)
+    check_same_frames(usual[2:] * (0.225 * 255), episode.query * (0.225 * 255), close=12.0)  # colours amplified
+
+
+def test_another_folder_of_videos_is_refused(setting: episodes.Setting, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="same data set"):
+        clips_of_plan(setting.stream().plan(0), setting.shards, tmp_path)
+
+
+@needs_decord
+def test_episodes_benchmark_runs(setting: episodes.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episodes, "PLANNED", 2)
+    with ExitStack() as stack:
+        entries = episodes.contestants(setting, stack)
+        usual = [entry for entry in entries if entry[1] == "usual"][:1]  # each starts a process of its own
+        others = [entry for entry in entries if entry[1] != "usual"]
+        every = [contestant for *_, contestant in others + usual]
+        counts = warm_up(every, seconds=0.001, workers=1, least=1)
+        timings = time_in_turn(every, rounds=1, counts=counts)
+    assert {each.name for each in every} == set(timings)
+    assert all(timing.rate > 0 for timing in timings.values())
+
+
+def test_bounds_decode_every_payload(setting: episodes.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = [setting.stream().plan(n) for n in range(2)]
+    seen: list[bytes] = []
+    monkeypatch.setattr("benchmarks.bounds.simplejpeg.decode_jpeg", lambda payload, *_, **__: seen.append(payload))
+    with PortableBound(plans, setting.shards, threads=2) as bound:
+        bound.run(3)
+    expected = [payload for plan in (*plans, plans[0]) for payload in payloads_of(plan, setting.shards)]
+    assert sorted(seen) == sorted(expected)
+
+
+@pytest.mark.skipif(not dali_is_installed(), reason="DALI is not installed")
+def test_dali_bound_delivers_what_is_asked(setting: episodes.Setting) -> None:
+    bound = DaliBound([setting.stream().plan(n) for n in range(2)], setting.shards, threads=1, device=setting.device)
+    runs = []
+    original = bound._pipeline.run
+    bound._pipeline.run = lambda: runs.append(original())
+    bound.run(3)
+    bound.run(2)
+    assert len(runs) == 5
+    assert np.asarray(runs[0][0].at(0)).shape == (56, 56, 3)
+
+
+def test_ratios_and_bounds() -> None:
+    def row(name: str, output: str, side: str, rate: float) -> dict[str, object]:
+        return {"name": name, "output": output, "side": side, "episodes_per_second": rate}
+
+    rows = episodes._with_bounds(
+        [
+            row("ours, portable, uint8", "uint8", "ours", 20.0),
+            row("ours, portable, float32", "float32", "ours", 10.0),
+            row("usual, a", "float32", "usual", 1.0),
+            row("usual, b", "float32", "usual", 2.0),
+            row("usual, c", "uint8", "usual", 4.0),
+            row("bound, portable, decoding alone", "uint8", "bound", 40.0),
+            row("bound, writing float32 alone", "float32", "part", 40.0),
+        ]
+    )
+    found = {row["name"]: (row.get("ratio_to_usual"), row.get("part_of_bound")) for row in rows}
+    assert found["ours, portable, uint8"] == (5.0, 0.5)
+    assert found["ours, portable, float32"] == (5.0, 0.5)  # the fastest usual way; half of 1 / (1/40 + 1/40)
+
+
+def test_contestants_run_in_turn() -> None:
+    calls: list[str] = []
+    every = [Contestant(name, lambda _, name=name: calls.append(name)) for name in "abc"]
+    timings = time_in_turn(every, rounds=2, counts=[1, 2, 4])
+    assert "".join(calls) == "abccba"
+    assert timings["c"].rates == [4 / seconds for seconds in timings["c"].wall]
+
+
+def test_cpu_seconds_counts_this_process() -> None:
+    before = cpu_seconds()
+    while cpu_seconds() == before:
+        sum(range(100_000))
+    assert cpu_seconds() > before
+
+
+def test_preprocess_benchmark_runs(tiny_videos: Path, tmp_path: Path) -> None:
+    for label in ("ant", "bee"):
+        (tmp_path / "videos" / label).mkdir(parents=True)
+        for path in sorted((tiny_videos / label).iterdir())[:2]:
+            shutil.copy(path, tmp_path / "videos" / label)
+    (tmp_path / "scratch").mkdir()
+    with ExitStack() as stack:
+        work = preprocess.prepare(tmp_path / "videos", tmp_path / "scratch", [1], stack)
+        rows, context = preprocess.measure(work, [1], rounds=1)
+    assert (context["videos"], context["video_frames"]) == (4, 2 * (12 + 15))
+    files = {(row["side"], row["product"]): row.get("files") for row in rows}
+    assert files["usual", preprocess.FRAMES] == 54
+    assert files["usual", preprocess.USUAL_FLOW] == 54 + 2 * (54 - 4)
+    ratios = {row["product"] for row in rows if "ratio_to_usual" in row}
+    assert ratios == {preprocess.FRAMES, preprocess.FLOW}
