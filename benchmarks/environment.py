@@ -1,17 +1,30 @@
-"""What a result was measured on."""
+"""What a result was measured on, and where it is written."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from preprocess.decode import ffmpeg_version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "simplejpeg",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "decord",
+)
 
 
 def hardware() -> dict[str, Any]:
@@ -27,8 +40,24 @@ def hardware() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "fsar": version("fsar"),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "ffmpeg": ffmpeg_version(),
+        "load_average": load_average(),
     }
+
+
+def load_average() -> list[float]:
+    """Processes that wanted a core, over 1, 5 and 15 minutes: well below the number of cores on an idle machine."""
+    return [round(value, 2) for value in os.getloadavg()]
+
+
+def write_result(name: str, rows: list[dict[str, Any]], *, context: Mapping[str, Any] | None = None) -> Path:
+    """Write `results/NAME.json`: the hardware, the context (what was measured, and how), the rows."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {"hardware": hardware()} | ({"context": dict(context)} if context else {}) | {"rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
 
 
 def _cpu_lines() -> list[str]:
@@ -36,9 +65,8 @@ def _cpu_lines() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def write_result(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write `results/NAME.json` with the hardware beside the rows."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
-    return path
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

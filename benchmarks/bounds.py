@@ -1,0 +1,139 @@
+"""What nobody can beat: the decoder alone on payloads in memory, and the writing of the float32 output alone."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import simplejpeg
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipelines.plan import EpisodePlan, Reads
+    from shards_spec import ShardSet
+
+
+def payloads_of(plan: EpisodePlan, shards: ShardSet) -> list[bytes]:
+    """The encoded frames of an episode, in the order of its reads."""
+    payloads: list[bytes] = []
+    for reads in plan.reads:
+        for row, frame in zip(reads.rows.tolist(), reads.frames.tolist(), strict=True):
+            payloads += shards.series(reads.modality).read(row, [frame])
+    return payloads
+
+
+class PortableBound:
+    """simplejpeg on `threads` threads: whole frames, exact, into one buffer a thread, no crop, nothing kept."""
+
+    def __init__(self, plans: Sequence[EpisodePlan], shards: ShardSet, *, threads: int) -> None:
+        self._episodes = [payloads_of(plan, shards) for plan in plans]
+        self._bytes = int(shards.series("rgb").sizes.prod(axis=1).max()) * 3
+        self._pool = ThreadPoolExecutor(threads)
+        self._local = threading.local()
+        self._threads = threads
+
+    def run(self, count: int) -> None:
+        """Decode `count` episodes, going round in those held; no thread waits for another between episodes."""
+        # every thread takes each k-th frame of all: no queue between them
+        payloads = [payload for number in range(count) for payload in self._episodes[number % len(self._episodes)]]
+        list(self._pool.map(self._decode, [payloads[start :: self._threads] for start in range(self._threads)]))
+
+    def _decode(self, payloads: Sequence[bytes]) -> None:
+        scratch = getattr(self._local, "scratch", None)
+        if scratch is None:
+            scratch = self._local.scratch = np.empty(self._bytes, dtype=np.uint8)
+        for payload in payloads:
+            simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False, buffer=scratch)
+
+    def close(self) -> None:
+        """End its threads."""
+        self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class DaliBound:
+    """A bare DALI pipeline: `image_slice` with the plans' windows on `threads` threads, two episodes ahead."""
+
+    def __init__(self, plans: Sequence[EpisodePlan], shards: ShardSet, *, threads: int, device: torch.device) -> None:
+        self._batches = [_batch(plan, shards) for plan in plans]
+        self._number = self._left = 0
+        dali, fn = importlib.import_module("nvidia.dali"), importlib.import_module("nvidia.dali.fn")
+        types = importlib.import_module("nvidia.dali.types")
+        self._pipeline: Any = dali.Pipeline(
+            batch_size=max(len(batch[0]) for batch in self._batches),
+            num_threads=threads,
+            device_id=torch.cuda.current_device() if device.type == "cuda" else None,
+            prefetch_queue_depth=2,
+            exec_dynamic=True,
+        )
+        with self._pipeline:
+            encoded, corner, shape = fn.external_source(
+                source=self._next,
+                num_outputs=3,
+                dtype=[types.UINT8, types.INT32, types.INT32],
+                ndim=[1, 1, 1],
+                no_copy=True,
+            )
+            decoder = "mixed" if device.type == "cuda" else "cpu"
+            windows = fn.decoders.image_slice(encoded, start=corner, shape=shape, axis_names="HW", device=decoder)
+            self._pipeline.set_outputs(windows)
+        self._pipeline.build()
+
+    def run(self, count: int) -> None:
+        """Decode `count` episodes, going round in those held."""
+        self._left = count
+        while True:
+            try:
+                self._pipeline.run()
+            except StopIteration:  # all are delivered: nothing is decoded ahead for the next run
+                self._pipeline.reset()
+                return
+
+    def _next(self) -> tuple[list[Any], Any, Any]:
+        if not self._left:
+            raise StopIteration
+        self._left -= 1
+        self._number = (self._number + 1) % len(self._batches)
+        return self._batches[self._number]
+
+
+def _batch(plan: EpisodePlan, shards: ShardSet) -> tuple[list[Any], Any, Any]:
+    """Encoded frames, corners [R, 2] and shapes [R, 2] of an episode."""
+    corners = np.concatenate([np.stack([reads.tops, reads.lefts], axis=1) for reads in plan.reads])
+    shapes = np.concatenate([np.tile(np.array(reads.size), (len(reads), 1)) for reads in plan.reads])
+    encoded = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads_of(plan, shards)]
+    return encoded, corners.astype(np.int32), shapes.astype(np.int32)
+
+
+class WriteBound:
+    """Fills one float32 tensor of an episode's size again and again: memory that is warm already."""
+
+    def __init__(self, shape: tuple[int, ...], *, device: torch.device) -> None:
+        self._out = torch.empty(shape, device=device)
+
+    def run(self, count: int) -> None:
+        """Write `count` episodes."""
+        for _ in range(count):
+            self._out.fill_(0.5)
+        synchronise(self._out.device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def frames_of(reads: Sequence[Reads]) -> int:
+    """Number of frames that an episode reads."""
+    return sum(len(each) for each in reads)
