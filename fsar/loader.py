@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fsar.embeddings import embed_videos
 from fsar.episode import Episode
 from pipelines.augment import render
+from pipelines.buffers import ClipBuffers
 from pipelines.dali import dali_is_installed
 from pipelines.executors import create_executor
 from pipelines.loader import Prefetcher
@@ -81,6 +82,7 @@ class EpisodeLoader:
             pin_memory=on_gpu,
         )
         self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
+        self._buffers = ClipBuffers()
         self._base_rows = base_rows(shards).to(self.device)
 
     def __iter__(self) -> Iterator[Episode]:
@@ -108,6 +110,7 @@ class EpisodeLoader:
             std=self._std,
             crop=rules.crop,
             resize=rules.resize,
+            buffers=self._buffers,
         )  # [V, T, 3, H, W], support first: both parts are views of it
         class_ids = torch.from_numpy(plan.class_ids).to(self.device)
         return Episode(

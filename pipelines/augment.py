@@ -15,6 +15,7 @@ from einops import rearrange, reduce
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pipelines.buffers import ClipBuffers
     from pipelines.plan import Jitter, View
 
     Factor = float | torch.Tensor
@@ -22,17 +23,29 @@ if TYPE_CHECKING:
 
 
 def render(
-    frames: Sequence[torch.Tensor], views: Sequence[View], *, mean: Three, std: Three, crop: int, resize: int
+    frames: Sequence[torch.Tensor],
+    views: Sequence[View],
+    *,
+    mean: Three,
+    std: Three,
+    crop: int,
+    resize: int,
+    buffers: ClipBuffers | None = None,
 ) -> torch.Tensor:
     """Make the clips of an episode: float32 [V, T, 3, crop, crop], normalised.
 
     frames: one uint8 [R, h, w, 3] for each of the plan's reads, all on one device; views: clips of one
     length T. The order is that of the reference: flip, resize to resize x resize, crop, jitter, normalise.
+    buffers: where memory on the CPU is taken from.
     """
-    device = frames[0].device
-    clips = torch.empty(len(views), len(views[0].indices), 3, crop, crop, device=device)
+    device, shape = frames[0].device, (len(views), len(views[0].indices), 3, crop, crop)
+    on_cpu = device.type == "cpu"
+    clips = buffers.take(*shape) if buffers and on_cpu else torch.empty(shape, device=device)
     for numbers in _batches(views, device):
         chosen = [views[number] for number in numbers]
+        if len(chosen) == 1 and chosen[0].box is None and chosen[0].jitter is None:
+            _fill(clips[numbers[0]], frames[chosen[0].reads], chosen[0], mean, std)
+            continue
         batch = _windows(frames[chosen[0].reads], chosen, crop=crop, resize=resize)  # in [0, 255]
         jitters = [view.jitter for view in chosen if view.jitter is not None]
         if jitters:
@@ -41,6 +54,19 @@ def render(
             batch = normalise(batch, mean, std, white=255.0)
         clips.index_copy_(0, torch.tensor(numbers, device=device), batch)
     return clips
+
+
+def _fill(clip: torch.Tensor, frames: torch.Tensor, view: View, mean: Three, std: Three) -> None:
+    """Write a clip [T, 3, h, w] that is read as it is, flip apart: no memory in between, which costs most here."""
+    first = view.indices[0]
+    if view.indices == tuple(range(first, first + len(view.indices))):
+        window = frames[first : first + len(view.indices)]
+    else:
+        window = frames[list(view.indices)]
+    source = rearrange(window, "t h w c -> t c h w")
+    clip.copy_(source.flip(-1) if view.flip else source)
+    scale, shift = _scale_and_shift(mean, std, 255.0, clip)
+    clip.mul_(scale).add_(shift)
 
 
 def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]:
@@ -156,7 +182,10 @@ def _factor(jitter: Jitter, place: int) -> float:
 
 def normalise(images: torch.Tensor, mean: Three, std: Three, *, white: float = 1.0) -> torch.Tensor:
     """Return (images / white - mean) / std, a channel each, of [..., 3, H, W] with values in [0, white]."""
-    means, stds = (
-        torch.tensor(three, device=images.device, dtype=images.dtype)[:, None, None] for three in (mean, std)
-    )
-    return torch.addcmul(-means / stds, images, 1 / (white * stds))
+    scale, shift = _scale_and_shift(mean, std, white, images)
+    return torch.addcmul(shift, images, scale)
+
+
+def _scale_and_shift(mean: Three, std: Three, white: float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    means, stds = (torch.tensor(three, device=like.device, dtype=like.dtype)[:, None, None] for three in (mean, std))
+    return 1 / (white * stds), -means / stds

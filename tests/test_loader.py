@@ -179,3 +179,21 @@ def test_a_dataloader_delivers_the_same_episodes_in_order(tiny_path, tiny_shards
 def sources(shards, rows) -> set[tuple[int, int]]:
     """Class and group of each video: a group number says nothing across classes."""
     return set(zip(shards.labels[rows].tolist(), shards.groups[rows].tolist(), strict=True))
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it(tiny_shards):
+    with EpisodeLoader(tiny_shards, "train", dataclasses.replace(RULES, queries=1), prefetch=1) as loader:
+        episodes = loader.episodes()
+        held = [next(episodes) for _ in range(7)]  # more than are kept
+        copies = [(episode.support.clone(), episode.query.clone()) for episode in held]
+        part = held[2].query[0, :, 0].numpy()  # a view alone keeps its episode's memory
+        wanted, place = part.copy(), held[2].support.data_ptr()
+        for episode, (support, query) in zip(held, copies, strict=True):
+            assert torch.equal(episode.support, support)
+            assert torch.equal(episode.query, query)
+        places = {episode.support.data_ptr() for episode in held}
+        del held, episode
+        later = [next(episodes).support.data_ptr() for _ in range(8)]
+        assert (part == wanted).all()
+        assert place not in later
+        assert set(later) & places
