@@ -49,13 +49,14 @@ class Result:
     Attributes:
         interval_episodes: 1.96 s / sqrt(episodes), over episodes drawn from these videos; what papers print.
         interval_videos: From a bootstrap over the test videos within class; what may be claimed of new videos.
+            None where a class has no more videos than an episode takes of it: nothing can then be drawn anew.
         per_class: Accuracy of the queries of each class.
         confusion: Class -> class that was said -> number of queries.
     """
 
     accuracy: float
     interval_episodes: float
-    interval_videos: float
+    interval_videos: float | None
     chance: float
     episodes: int
     queries: int
@@ -64,9 +65,14 @@ class Result:
     confusion: dict[str, dict[str, int]]
 
     def __str__(self) -> str:
+        over_videos = f"over {self.videos} videos"
+        if self.interval_videos is None:
+            over_videos += " unknown (a class has no more videos than an episode takes of it)"
+        else:
+            over_videos = f"+-{self.interval_videos:.1%} {over_videos}"
         return (
             f"{self.accuracy:.1%} (chance {self.chance:.0%}); 95 % intervals: +-{self.interval_episodes:.1%} over "
-            f"{self.episodes} episodes, +-{self.interval_videos:.1%} over {self.videos} videos; {self.queries} queries"
+            f"{self.episodes} episodes, {over_videos}; {self.queries} queries"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:
     return Result(
         accuracy=float(correct.mean()),
         interval_episodes=Z95 * spread / math.sqrt(count),
-        interval_videos=video_interval(answers),
+        interval_videos=video_interval(answers) if _spare_videos(answers, way) else None,
         chance=1 / way,
         episodes=count,
         queries=correct.size,
@@ -198,6 +204,15 @@ def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:
 def _counts(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:
     numbers, counts = np.unique(values, return_counts=True)
     return numbers.tolist(), counts.tolist()
+
+
+def _spare_videos(answers: Answers, way: int) -> bool:
+    """Whether every class has more videos than an episode takes of it."""
+    taken = (answers.support.shape[1] + answers.query.shape[1]) // way
+    support_classes = np.repeat(answers.classes, answers.support.shape[1] // way, axis=1)
+    rows = np.concatenate([answers.support.ravel(), answers.query.ravel()])
+    label = np.concatenate([support_classes.ravel(), answers.truth.ravel()])
+    return all(len(np.unique(rows[label == c])) > taken for c in np.unique(label))
 
 
 def video_interval(answers: Answers) -> float:

@@ -25,7 +25,7 @@ from fsar.config import build_config, read_recipe
 from fsar.data import choose_device, evaluation_rules
 from fsar.embeddings import embed_videos, join
 from fsar.evaluation import autocast
-from fsar.run_state import load_state
+from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model
 from pipelines.dali import dali_is_installed
 from pipelines.executors import create_executor
@@ -140,8 +140,7 @@ def open_run(
     config = build_config(_read_config(run) | changes)
     device = choose_device(config.device)
     model = build_model(config, weights=False).to(device)
-    best, last = (run / "checkpoints" / f"{name}.safetensors" for name in ("best", "last"))
-    load_state(best if checkpoint == "best" or (checkpoint is None and best.exists()) else last, model)
+    load_state(choose_checkpoint(run, checkpoint), model)
     rules = replace(evaluation_rules(config), random_frames=False)
     return model.eval(), Viewing(read_geometry(run), rules, config.precision, config.executor, workers, time_limit)
 

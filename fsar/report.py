@@ -84,9 +84,15 @@ def _card(name: str, test: dict[str, Any]) -> str:
         f"<div class=card><div class=quiet>{escape(name)}</div><div class=figure>{test['accuracy']:.1%}</div>"
         f"<div class=quiet>chance {test['chance']:.1%}</div>"
         f"<div>± {test['interval_episodes']:.1%} over {test['episodes']} episodes</div>"
-        f"<div>± {test['interval_videos']:.1%} over {test['videos']} videos (bootstrap)</div>"
+        f"<div>{_over_videos(test)}</div>"
         f"<div class=quiet>{test['queries']} queries; 95 % intervals</div></div>"
     )
+
+
+def _over_videos(test: dict[str, Any]) -> str:
+    if test["interval_videos"] is None:
+        return f"over {test['videos']} videos: unknown, too few a class"
+    return f"± {test['interval_videos']:.1%} over {test['videos']} videos (bootstrap)"
 
 
 def _charts(log: list[dict[str, Any]]) -> Iterable[str]:
@@ -173,7 +179,8 @@ def _provenance(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
     for key in ("fsar", "torch", "device", "precision", "weights_sha256", "shards_sha256"):
         yield key, str(result[key])
     for split, sha256 in result["splits_sha256"].items():
-        yield f"split {split}", sha256
+        have = result["coverage"].get(split)
+        yield f"split {split}", sha256 + (f" ({have[0]:,} of {have[1]:,} videos)" if have else "")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

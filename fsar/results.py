@@ -36,8 +36,22 @@ def describe(
         "weights_sha256": weights_sha256(model),
         "shards_sha256": shards.sha256,
         "splits_sha256": {name: split.sha256 for name, split in shards.dataset.splits.items()},
-        "coverage": {name: list(counts) for name, counts in shards.dataset.coverage.items()},
+        "coverage": coverage(shards),
     }
+
+
+def coverage(shards: ShardSet) -> dict[str, list[int]]:
+    """Split -> videos stored, videos that the published split has; splits whose size is not known are left out."""
+    return {name: [len(shards.split_rows(name)), of] for name, (_, of) in shards.dataset.coverage.items()}
+
+
+def coverage_text(shards: ShardSet) -> str | None:
+    """A line for people where videos are missing."""
+    parts = {name: counts for name, counts in coverage(shards).items() if counts[0] < counts[1]}
+    if not parts:
+        return None
+    missing = ", ".join(f"{name} {have:,} of {of:,} videos" for name, (have, of) in parts.items())
+    return f"incomplete data set: {missing}"
 
 
 def describe_data(shards: ShardSet) -> dict[str, Any]:

@@ -37,6 +37,12 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     write_whole(path, save(tensors, metadata={"loop": json.dumps(loop)}))
 
 
+def choose_checkpoint(run: Path, name: str | None = None) -> Path:
+    """The checkpoint `best` or `last` of a run folder; by default the best where validation chose one."""
+    best, last = (run / "checkpoints" / f"{which}.safetensors" for which in ("best", "last"))
+    return best if name == "best" or (name is None and best.exists()) else last
+
+
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Load what `save_state` wrote and return the loop's values.
 

@@ -115,3 +115,13 @@ def test_embedding_each_video_once_gives_the_answers_of_the_direct_way(tiny_shar
         assert np.array_equal(getattr(direct, column), getattr(embedded, column)), column
     assert len(np.unique(direct.said)) > 1
     assert result.accuracy == (direct.truth == direct.said).mean()
+
+
+def test_no_interval_over_videos_is_claimed_where_none_can_be_drawn() -> None:
+    classes = np.array([[0, 1], [1, 0], [0, 1]])
+    support, query = np.array([[0, 2], [3, 1], [1, 2]]), np.array([[1, 3], [2, 0], [0, 3]])
+    two_videos = summarise(Answers(classes, support, query, classes, classes), ("a", "b"), way=2)
+    assert two_videos.interval_videos is None
+    assert "over 4 videos unknown" in str(two_videos)
+    more = np.array([[1, 3], [2, 0], [4, 5]])
+    assert summarise(Answers(classes, support, more, classes, classes), ("a", "b"), way=2).interval_videos is not None

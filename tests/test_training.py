@@ -54,7 +54,7 @@ def words(shards: Path, run: Path, **changes) -> list[str]:
 def finished(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run from beginning to end."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    assert call(train_cli, *words(tiny_path, run), "--shuffle-control") == 0
+    assert call(train_cli, *words(tiny_path, run), "--shuffle-control", "--prototype-control") == 0
     return run
 
 
@@ -64,6 +64,9 @@ def test_run_folder_holds_all_that_it_promises(finished: Path, tiny_path: Path) 
     assert result["test"]["chance"] == 0.5
     assert set(result["test"]["per_class"]) == {"fox", "gnu"}
     assert result["shuffled_frames"]["queries"] == result["test"]["queries"] == 8
+    assert result["frozen_prototypes"]["queries"] == 8
+    assert result["coverage"] == {}  # of no published data set
+    assert json.loads((finished / "data.json").read_text())["geometry"] == {"height": 64, "width": 64}
     with ShardSet.open(tiny_path) as shards:
         assert result["shards_sha256"] == shards.sha256
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
@@ -92,6 +95,41 @@ def test_evaluating_the_run_again_gives_the_same_figures(finished: Path, tiny_pa
     again, before = json.loads(out.read_text()), json.loads((finished / "result.json").read_text())
     assert again["test"] == before["test"]
     assert again["weights_sha256"] == before["weights_sha256"]
+
+
+def test_a_pretrained_trunk_is_evaluated_without_a_run(
+    finished: Path, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trunk, out = tmp_path / "trunk.pth", tmp_path / "result.json"
+    config = resolve("synthetic", "molo", str(finished / "config.toml"), None, {})
+    torch.save(build_model(config).trunk.state_dict(), trunk)  # what the run started with: its control's weights
+    given = [
+        "--trunk",
+        "tiny",
+        "--trunk-weights",
+        str(trunk),
+        "--shards",
+        str(tiny_path),
+        "--way",
+        "2",
+        "--split",
+        "val",
+    ]
+    few = ["--episodes", "4", "--out", str(out)]
+    assert call(evaluate_cli, "--method", "prototype", *given, *few) == 0
+    result = json.loads(out.read_text())
+    assert (result["method"], result["test"]["episodes"], result["split"]) == ("prototype", 4, "val")
+    assert call(evaluate_cli, "--weights", str(finished), *given[4:], "--prototype-control", *few) == 0
+    assert "frozen_prototypes" in json.loads(out.read_text())
+    capsys.readouterr()
+    for words_, sentence in (
+        (["--method", "molo", *given], "molo has weights beyond its trunk"),
+        (["--shards", str(tiny_path)], "give --weights RUN, or --method"),
+        (["--method", "prototype", *given[:2], *given[4:]], "starts from pretrained weights"),
+        (["--weights", str(finished), "--method", "prototype", *given[4:]], "are those of the run"),
+    ):
+        assert call(evaluate_cli, *words_) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_killed_at_any_moment_it_resumes_bit_for_bit(finished: Path, tiny_path: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import click
 from fsar.config import build_config, read_recipe
 from fsar.data import choose_device, open_episodes
 from fsar.evaluation import evaluate, shuffle_frames
-from fsar.results import describe
-from fsar.run_state import load_state
+from fsar.results import coverage_text, describe
+from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model, frozen_prototypes
 from shards_spec import ShardSet
 from shards_spec.console import run_command
@@ -99,6 +99,8 @@ def cli(
         with closing(loader):
             result = evaluate(model, loader, config.test_episodes, precision=config.precision, change=change)
             table = describe(config, shards, model, result, device=device) | {"split": split, "shuffled": shuffled}
+            if incomplete := coverage_text(shards):
+                click.echo(incomplete)
             if loader.stream.dropped:
                 click.echo(f"left out, having too few videos: {', '.join(loader.stream.dropped)}")
             table["left_out"] = list(loader.stream.dropped)
@@ -127,7 +129,7 @@ def _of_trunk(method: str | None, trunk: str | None, trunk_weights: str | None) 
 def _model(config: RunConfig, run: Path | None, checkpoint: str | None) -> FewShotMethod:
     model = build_model(config, weights=run is None)
     if run is not None:
-        load_state(_checkpoint(run, checkpoint), model)
+        load_state(choose_checkpoint(run, checkpoint), model)
         return model
     trained = [name for name, value in model.named_parameters() if not name.startswith("trunk.") and value.ndim > 1]
     if trained:
@@ -136,13 +138,6 @@ def _model(config: RunConfig, run: Path | None, checkpoint: str | None) -> FewSh
             "train it and give --weights RUN"
         )
     return model
-
-
-def _checkpoint(run: Path, name: str | None) -> Path:
-    best, last = (run / "checkpoints" / f"{which}.safetensors" for which in ("best", "last"))
-    if name is None:
-        return best if best.exists() else last
-    return best if name == "best" else last
 
 
 def _print(what: str, result: Result) -> None:

@@ -15,7 +15,7 @@ from fsar.data import choose_device
 from fsar.evaluation import evaluate, shuffle_frames
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
-from fsar.results import describe, describe_data
+from fsar.results import coverage_text, describe, describe_data
 from fsar.styles import STYLES, restyle
 from fsar.training import Trainer, check_resumable, frozen_prototypes
 from shards_spec import ShardSet
@@ -183,6 +183,8 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
     size = f"{count / 1e6:.2f} M parameters"
     click.echo(f"{config.method} with trunk {config.trunk}: {size}, on {device}, {config.precision}")
     click.echo(f"data set {shards.dataset.name}: classes {splits}; run folder {run}")
+    if incomplete := coverage_text(shards):
+        click.echo(incomplete)
     if not trainer.selects:
         click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
     stream = trainer.train_episodes.stream
