@@ -36,11 +36,13 @@ def embed_videos(
     *,
     executor: Executor,
     precision: str = "fp32",
+    shuffled: bool = False,
     progress: bool = False,
 ) -> Embedding:
     """Embedding [V, ...] of stored videos at their segments' centres and the centre crop, the model in eval mode.
 
-    In eval mode a video's embedding does not depend on the episode; the model is left in the mode it had.
+    `shuffled` puts each clip's frames in another order.  In eval mode a video's embedding does not depend on the
+    episode; the model is left in the mode it had.
     """
     assert model.trunk is not None
     device, was_training = next(model.parameters()).device, model.training
@@ -49,12 +51,21 @@ def embed_videos(
     try:
         starts = range(0, len(rows), BATCH)
         for start in tqdm(starts, desc="embed", unit_scale=BATCH, unit="video", leave=False, disable=not progress):
-            clips = _clips(model, shards, rows[start : start + BATCH], rules, executor)
+            batch = rows[start : start + BATCH]
+            clips = _clips(model, shards, batch, rules, executor)
+            clips = shuffle_clips(clips, batch) if shuffled else clips
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 parts.append(model.embed(model.trunk(clips)))
     finally:
         model.train(was_training)
     return join(parts)
+
+
+def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
+    """[V, T, ...] with the T frames of each clip in an order that its video's catalogue row decides."""
+    orders = [torch.randperm(clips.shape[1], generator=torch.Generator().manual_seed(row)) for row in rows]
+    index = torch.stack(orders).to(clips.device)  # [V, T]
+    return clips[torch.arange(len(rows), device=clips.device)[:, None], index]
 
 
 def _clips(

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fsar.embeddings import shuffle_clips
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -86,35 +88,34 @@ def evaluate(
     episodes: int = 1000,
     *,
     precision: str = "fp32",
-    change: Callable[[EpisodePlan, Episode], Episode] | None = None,
+    shuffled: bool = False,
     label: str = "evaluate",
 ) -> Result:
     """Accuracy of a model on episodes 0 to `episodes` of a loader; the model is left in the mode it had.
 
-    Where a video looks the same in every episode (no random frames or crops, no `change`), each is decoded and
-    embedded once, and an episode costs its matching alone; the answers are those of the direct way.
+    Where a video looks the same in every episode (no random frames or crops), each is decoded and embedded
+    once, and an episode costs its matching alone; the answers are those of the direct way.
 
     Args:
         model: The model, on the loader's device.
         loader: Where the episodes come from.
         episodes: How many.
         precision: fp32 or bf16 (autocast).
-        change: Replaces an episode before the model sees it, as a control does.
+        shuffled: Put the frames of each clip in another order: the control for the use of time.
         label: Name of the progress bar.
     """
-    if change is None and not loader.rules.random_views:
-        answers = collect_embedded(model, loader, episodes, precision=precision, label=label)
+    if loader.rules.random_views:
+        answers = collect(model, _watched(loader, episodes, label, shuffled=shuffled), precision=precision)
     else:
-        answers = collect(model, _changed(loader, episodes, change, label), precision=precision)
+        answers = collect_embedded(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
     return summarise(answers, loader.shards.dataset.classes, way=loader.rules.way)
 
 
-def _changed(
-    loader: EpisodeLoader, episodes: int, change: Callable[[EpisodePlan, Episode], Episode] | None, label: str
+def _watched(
+    loader: EpisodeLoader, episodes: int, label: str, *, shuffled: bool
 ) -> Iterator[tuple[EpisodePlan, Episode]]:
-    bar = tqdm(loader.planned(0, episodes), total=episodes, unit="episode", desc=label, leave=False)
-    for plan, episode, _ in bar:
-        yield plan, change(plan, episode) if change else episode
+    for plan, episode, _ in tqdm(loader.planned(0, episodes), total=episodes, unit="episode", desc=label, leave=False):
+        yield plan, shuffle_frames(plan, episode) if shuffled else episode
 
 
 @torch.no_grad()
@@ -136,12 +137,18 @@ def collect(
 
 @torch.no_grad()
 def collect_embedded(
-    model: FewShotMethod, loader: EpisodeLoader, episodes: int, *, precision: str = "fp32", label: str = "evaluate"
+    model: FewShotMethod,
+    loader: EpisodeLoader,
+    episodes: int,
+    *,
+    precision: str = "fp32",
+    shuffled: bool = False,
+    label: str = "evaluate",
 ) -> Answers:
     """The same answers from videos that are embedded once each."""
     plans = [loader.stream.plan(n) for n in range(episodes)]
     videos = np.unique(np.concatenate([[*plan.support_rows, *plan.query_rows] for plan in plans]))
-    embedding = loader.embed(model, videos.tolist(), precision=precision)  # [V, ...]
+    embedding = loader.embed(model, videos.tolist(), precision=precision, shuffled=shuffled)  # [V, ...]
     rows, was_training = [], model.training
     model.eval()
     try:
@@ -240,14 +247,11 @@ def video_interval(answers: Answers) -> float:
 
 
 def shuffle_frames(plan: EpisodePlan, episode: Episode) -> Episode:
-    """The same episode with the frames of each clip in another order: the control for the use of time."""
-    generator = torch.Generator().manual_seed(plan.n)
-
-    def shuffled(clips: torch.Tensor) -> torch.Tensor:
-        flat = clips.flatten(0, -5)  # [V, T, 3, H, W]
-        orders = torch.stack([torch.randperm(flat.shape[1], generator=generator) for _ in flat]).to(flat.device)
-        return torch.stack([clip[order] for clip, order in zip(flat, orders, strict=True)]).view_as(clips)
-
+    """The same episode with the frames of each clip in another order, which is each video's own."""
     assert episode.support is not None
     assert episode.query is not None
-    return replace(episode, support=shuffled(episode.support), query=shuffled(episode.query))
+    return replace(
+        episode,
+        support=shuffle_clips(episode.support.flatten(0, 1), plan.support_rows.tolist()).view_as(episode.support),
+        query=shuffle_clips(episode.query, plan.query_rows.tolist()),
+    )

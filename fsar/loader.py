@@ -121,11 +121,9 @@ class EpisodeLoader:
             base_ids=self._base_rows[class_ids],
         )
 
-    def embed(self, model: FewShotMethod, rows: Sequence[int], *, precision: str = "fp32") -> Embedding:
-        """Embedding [V, ...] of videos as the rules show them in evaluation: centre frames, centre crop."""
-        return embed_videos(
-            model, self.shards, rows, self.rules, executor=self._executor, precision=precision, progress=True
-        )
+    def embed(self, model: FewShotMethod, rows: Sequence[int], **options: Any) -> Embedding:  # noqa: ANN401
+        """Embedding [V, ...] of videos in evaluation: centre frames, centre crop; options are of `embed_videos`."""
+        return embed_videos(model, self.shards, rows, self.rules, executor=self._executor, progress=True, **options)
 
     def close(self) -> None:
         """End its threads and give back the decoder; the shard set stays open."""

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 SMALLEST, LARGEST = 32, 4096  # pixels: optical flow needs some, and a JPEG holds so many
 SYNTHETIC_SIZE, EPIC_SIZE = "64", "256x320"
 WITH_RECIPES = {"ucf101", "hmdb51", "kinetics100", "ssv2-full", "ssv2-small"}
-WITHOUT = "molo-ucf101-1shot"  # the recipe that a data set without its own starts from
 PATH = click.Path(path_type=Path)
 
 
@@ -289,14 +288,19 @@ def _report(catalogue: Catalogue, failures: list[Failure], out: Path, settings: 
 
 def _next_step(dataset: Dataset, out: Path) -> str:
     """The command that follows."""
+    shards = shlex.quote(str(out))
+    if "test" in dataset.splits and "train" not in dataset.splits:
+        return f"fsar-eval --shards {shards} --weights RUN"
     if not {"train", "test"} <= set(dataset.splits):
         return (
             "choose classes with --train-classes and --test-classes, or lists with --splits (nothing is decoded again)"
         )
-    train = f"fsar-train --shards {shlex.quote(str(out))} --method molo"
+    train = f"fsar-train --shards {shards} --method molo"
     if dataset.name == "synthetic":
         return train
-    return f"{train} --trunk-weights FILE" + ("" if dataset.name in WITH_RECIPES else f" --recipe {WITHOUT}")
+    if dataset.name in WITH_RECIPES:
+        return f"{train} --trunk-weights FILE"
+    return f"{train} --recipe molo-lite0 --trunk-weights fetch (on a CPU), or --recipe molo-ucf101-1shot (on a GPU)"
 
 
 def _geometry(profile: str, size: str | None) -> Geometry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 
 from fsar.config import build_config, read_recipe
 from fsar.data import choose_device, open_episodes
-from fsar.evaluation import evaluate, shuffle_frames
+from fsar.evaluation import evaluate
 from fsar.results import coverage_text, describe
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model, frozen_prototypes
@@ -95,9 +96,9 @@ def cli(
         baseline = frozen_prototypes(config).to(device) if control else None
         assert model.trunk is not None
         loader = open_episodes(shards, split, config, trunk=model.trunk, device=device, training=False)
-        change = shuffle_frames if shuffled else None
+        test = partial(evaluate, episodes=config.test_episodes, precision=config.precision, shuffled=shuffled)
         with closing(loader):
-            result = evaluate(model, loader, config.test_episodes, precision=config.precision, change=change)
+            result = test(model, loader)
             table = describe(config, shards, model, result, device=device) | {"split": split, "shuffled": shuffled}
             if incomplete := coverage_text(shards):
                 click.echo(incomplete)
@@ -106,7 +107,7 @@ def cli(
             table["left_out"] = list(loader.stream.dropped)
             _print(f"{config.method}, {config.test_way}-way {config.test_shot}-shot on {split}", result)
             if baseline is not None:
-                result = evaluate(baseline, loader, config.test_episodes, precision=config.precision, change=change)
+                result = test(baseline, loader)
                 table["frozen_prototypes"] = result.to_json()
                 _print("the same episodes, prototypes of the untrained trunk", result)
     if out:
@@ -123,7 +124,7 @@ def _of_trunk(method: str | None, trunk: str | None, trunk_weights: str | None) 
     """The configuration of a method that stands on a pretrained trunk alone."""
     if not method or not trunk:
         raise ConfigError("give --weights RUN, or --method prototype with --trunk and --trunk-weights")
-    return build_config({"method": method, "trunk": trunk, "trunk_weights": trunk_weights or ""})
+    return build_config({"method": method, "trunk": trunk, "trunk_weights": trunk_weights or "", "num_classes": 1})
 
 
 def _model(config: RunConfig, run: Path | None, checkpoint: str | None) -> FewShotMethod:

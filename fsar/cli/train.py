@@ -12,7 +12,7 @@ import click
 from fsar.cli.options import config_options, overrides
 from fsar.config import build_config, choose_recipe, read_recipe
 from fsar.data import choose_device
-from fsar.evaluation import evaluate, shuffle_frames
+from fsar.evaluation import evaluate
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
 from fsar.results import coverage_text, describe, describe_data
@@ -159,7 +159,7 @@ def train_and_test(
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
         click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes: {result}")
         if controls.shuffled:
-            control = trainer.evaluate(test, config.test_episodes, change=shuffle_frames, label="shuffled")
+            control = trainer.evaluate(test, config.test_episodes, shuffled=True, label="shuffled")
             table["shuffled_frames"] = control.to_json()
             click.echo(f"the same episodes, each clip's frames shuffled: {control}")
         if baseline is not None:
