@@ -76,6 +76,8 @@ def page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[d
 
 
 def _selection(result: dict[str, Any]) -> str:
+    if result["selected_on"] == "last":
+        return f"last checkpoint, after {result['selected_after']} episodes"
     return f"checkpoint chosen on {result['selected_on']}, after {result['selected_after']} episodes"
 
 
@@ -100,7 +102,8 @@ def _charts(log: list[dict[str, Any]]) -> Iterable[str]:
     validation = [(record["n"], record["accuracy"]) for record in log if record["kind"] == "val"]
     if not training:
         return
-    accuracy = {"training": [(r["n"], r["accuracy"]) for r in training], "validation": validation}
+    accuracy = {"training": [(r["n"], r["accuracy"]) for r in training]}
+    accuracy |= {"validation": validation} if validation else {}
     yield _chart("accuracy", accuracy, low=0.0, high=1.0)
     yield _chart("loss", {"loss": [(r["n"], r["loss"]) for r in training]})
     yield _chart("episodes per second", {"episodes/s": [(r["n"], r["episodes_per_s"]) for r in training]}, low=0.0)

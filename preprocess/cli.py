@@ -275,7 +275,7 @@ def _report(catalogue: Catalogue, failures: list[Failure], out: Path, settings: 
     stored = len(catalogue.videos) - len(failures)
     click.echo(f"{out}: {stored:,} videos stored; next: {_next_step(catalogue.dataset, out)}")
     if empty := empty_classes(catalogue):
-        click.echo(f"  (training needs videos of every class of a split; {len(empty)} have none)")
+        click.echo(f"  ({len(empty)} classes of its splits have no video: fsar-train needs --small-classes drop)")
     if not failures:
         return
     for failure in failures[:20]:
