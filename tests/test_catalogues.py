@@ -332,7 +332,7 @@ def test_coverage_is_stored_and_follows_the_videos(clips: Path, tmp_path: Path) 
     done = invoke(clips, out, "--allow-missing")
     assert done.exit_code == 0, done.stderr
     assert f"next: fsar-train --shards {out} --method molo --trunk-weights FILE\n" in done.stdout
-    assert "99 have none" in done.stdout
+    assert "99 classes of its splits have no video" in done.stdout
     with ShardSet.open(out) as shards:
         assert shards.dataset.coverage == {"train": (2, 9154), "val": (0, 1421), "test": (2, 2745)}
     tars = stamps(out, "*.tar")
