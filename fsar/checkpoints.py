@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CLASSIFIER = "classification_layer."
-TABLES = frozenset({"pe.pe"})  # computed, not learned; ours are made at the size that is asked for
+# Tables, computed and not learned: positions, and the frame tuples of TRX; ours are made at the size asked for.
+TABLES = re.compile(r"(transformers\.\d+\.)?(pe\.pe|tuples\.\d+)")
 COUNTER = ".num_batches_tracked"  # read by nothing at a fixed BatchNorm momentum
 
 
@@ -71,7 +73,7 @@ def bare_name(name: str) -> str:
 def check_entries(given: Mapping[str, object], wanted: Mapping[str, Tensor]) -> None:
     """ConfigError unless `given` has what is wanted, in the wanted shapes, and nothing else."""
     missing = [name for name in wanted if name not in given and not name.endswith(COUNTER)]
-    unexpected = [name for name in given if name not in wanted and name not in TABLES]
+    unexpected = [name for name in given if name not in wanted and not TABLES.fullmatch(name)]
     wrong = [
         f"{name} ({shape_text(given[name])}, not {shape_text(value)})"
         for name, value in wanted.items()

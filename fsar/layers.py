@@ -53,10 +53,10 @@ class TemporalTransformer(nn.Module):
     """One layer of self-attention over the tokens of a video and a feed-forward part, then ReLU.
 
     As in the reference code (alibaba-mmai-research/MoLo) there is a LayerNorm before the attention only, and
-    none before the feed-forward part.
+    none before the feed-forward part.  `hidden_dropout=None` leaves that part out, as HyRSM does.
     """
 
-    def __init__(self, channels: int, *, heads: int, attention_dropout: float, hidden_dropout: float) -> None:
+    def __init__(self, channels: int, *, heads: int, attention_dropout: float, hidden_dropout: float | None) -> None:
         super().__init__()
         if channels % heads:
             raise ConfigError(f"heads={heads} does not divide {channels} channels; choose a number that does")
@@ -65,9 +65,11 @@ class TemporalTransformer(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.attended = nn.Linear(channels, channels)
         self.attention_dropout = nn.Dropout(attention_dropout)
-        self.hidden = nn.Linear(channels, channels)
-        self.output = nn.Linear(channels, channels)
-        self.hidden_dropout = nn.Dropout(hidden_dropout)
+        self.feeds_forward = hidden_dropout is not None
+        if hidden_dropout is not None:
+            self.hidden = nn.Linear(channels, channels)
+            self.output = nn.Linear(channels, channels)
+            self.hidden_dropout = nn.Dropout(hidden_dropout)
 
     def attention(self, x: Tensor) -> Tensor:
         """[V, n, C] -> [V, n, C]."""
@@ -79,5 +81,7 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[V, n, C] -> [V, n, C], no entry negative."""
         x = x + self.attention(x)
-        hidden = self.hidden_dropout(F.gelu(self.hidden(x)))
-        return F.relu(x + self.hidden_dropout(self.output(hidden)))
+        if self.feeds_forward:
+            hidden = self.hidden_dropout(F.gelu(self.hidden(x)))
+            x = x + self.hidden_dropout(self.output(hidden))
+        return F.relu(x)

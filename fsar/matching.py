@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -53,11 +54,73 @@ def hausdorff(
     computes.  `single_direction` keeps the query's tokens to the nearest of the class only.
     """
     distance = 1 - token_cosine(query, prototypes)  # [Q, W, n, m]
-    forward = distance.min(dim=3).values  # [Q, W, n]
-    backward = distance.min(dim=2).values  # [Q, W, m]
-    reduce = torch.sum if reduction == "sum" else torch.mean
-    total = reduce(forward, dim=-1)
-    return total if single_direction else total + reduce(backward, dim=-1)
+    if single_direction:
+        return mean_hausdorff(distance, axis=-2, reduction=reduction)
+    return bi_mean_hausdorff(distance, reduction=reduction)
+
+
+def mean_hausdorff(distance: Tensor, axis: int, *, reduction: Reduction = "sum") -> Tensor:
+    """[..., n, m] -> [...]: smallest distance of each token along `axis` to the other set, summed or averaged.
+
+    `axis` is one of the last two: the axis of the tokens that look for their nearest.
+    """
+    others = -1 if axis % distance.ndim == distance.ndim - 2 else -2
+    nearest = full_precision(distance).min(dim=others).values  # [..., n] or [..., m]
+    return nearest.sum(dim=-1) if reduction == "sum" else nearest.mean(dim=-1)
+
+
+def bi_mean_hausdorff(distance: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+    """[..., n, m] -> [...]: the Hausdorff distances of both directions added."""
+    forward, backward = (mean_hausdorff(distance, axis, reduction=reduction) for axis in (-2, -1))
+    return forward + backward
+
+
+def otam(distance: Tensor, smoothing: float = 0.1) -> Tensor:
+    """[..., R, M] -> cost [...] of the ordered alignment that visits every one of the M columns.
+
+    A path enters the first column and leaves the last one at any row; between them it moves right, or right and
+    down (Cao et al., CVPR 2020).  The minimum over paths is softened by `smoothing`, the
+    paper's lambda, except in row 0, which is a plain sum as in the published code
+    (alibaba-mmai-research/MoLo).  That code takes bare exponentials, which underflow where costs pass 10 at
+    lambda 0.1; a logsumexp gives the same values where it is finite, and finite ones elsewhere.
+    """
+    rows, columns = distance.shape[-2:]
+    steps = anti_diagonals(full_precision(distance))  # R + M + 1 of [..., R]
+    row = torch.arange(rows, device=distance.device)
+    outside = distance.new_full((*distance.shape[:-2], 1), torch.inf, dtype=steps[0].dtype)
+    before = last = torch.zeros_like(steps[0])  # costs [..., R] of the two diagonals before this one
+    for number, step in enumerate(steps[1:], start=1):
+        column = number - row  # [R] of each cell; 0 and M + 1 are the columns added beside the distances
+        above = torch.cat([outside, last[..., :-1]], dim=-1)
+        above = above.masked_fill((column != 1) & (column != columns + 1), torch.inf)  # down moves: at the ends only
+        diagonal = torch.cat([outside, before[..., :-1]], dim=-1)
+        cost = step + soft_minimum(torch.stack([diagonal, last, above]), smoothing)
+        before, last = last, cost.masked_fill(column <= 0, 0)
+    return last[..., -1]
+
+
+def otam_both(distance: Tensor, smoothing: float = 0.1) -> Tensor:
+    """[..., R, M] -> [...]: alignment costs of rows over columns and of columns over rows added."""
+    turned = distance.transpose(-2, -1)
+    if distance.shape != turned.shape:
+        return otam(distance, smoothing) + otam(turned, smoothing)
+    return otam(torch.stack([distance, turned]), smoothing).sum(dim=0)  # half the steps
+
+
+def soft_minimum(costs: Tensor, smoothing: float) -> Tensor:
+    """[n, ...] -> [...]: -smoothing * log(sum(exp(-cost / smoothing))); infinite costs do not count."""
+    return -smoothing * torch.logsumexp(-costs / smoothing, dim=0)
+
+
+def anti_diagonals(distance: Tensor) -> tuple[Tensor, ...]:
+    """[..., R, M] -> R + M + 1 anti-diagonals [..., R], of the distances with a column of zeros on either side.
+
+    Entry l of diagonal k is row l, column k - l; it is 0 where there is no such column.
+    """
+    rows = distance.shape[-2]
+    padded = F.pad(distance, (1, 1 + rows)).flatten(-2)  # [..., R * (M + 2 + R)]
+    skewed = rearrange(padded[..., :-rows], "... (row k) -> k ... row", row=rows)  # row l moved l to the right
+    return tuple(skewed)
 
 
 def summed_cosine_distance(query: Tensor, prototypes: Tensor) -> Tensor:
@@ -76,3 +139,19 @@ def squared_distance(query: Tensor, prototypes: Tensor) -> Tensor:
     """[Q, C], [W, C] -> squared Euclidean distance [Q, W]."""
     difference = full_precision(query)[:, None] - full_precision(prototypes)[None]  # [Q, W, C]
     return difference.square().sum(dim=-1)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Each class as each query token sees it: [Q, n, C], [way, shot, m, C], [way, shot, m, D] -> [Q, way, n, D].
+
+    The softmax runs over all tokens of all videos of a class; `mask` [way, shot] is False at padding.
+    """
+    query, keys, values = full_precision(query), full_precision(keys), full_precision(values)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.einsum("q n c, w s m c -> q w n s m", query, keys) / math.sqrt(query.shape[-1])
+        if mask is not None:
+            padding = rearrange(mask.to(scores.device).logical_not(), "w s -> 1 w 1 s 1")
+            scores = scores.masked_fill(padding, -torch.inf)
+        weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
+        attended: Tensor = torch.einsum("q w n s m, w s m d -> q w n d", weights, values)
+    return attended

@@ -1,4 +1,4 @@
-"""A golden case of MoLo: the weights, inputs and outputs of the reference code that the files in `golden` describe."""
+"""A golden case: the weights, inputs and outputs of the reference code that the files in `golden` describe."""
 
 from __future__ import annotations
 
@@ -36,10 +36,16 @@ def load_fill() -> Any:
 fill = load_fill()
 
 
-def official_shapes(*, num_classes: int = 64, trunk: str | None = None) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the reference's state dict, tables left out."""
-    shapes = json.loads((GOLDEN / "state_dicts" / "molo.json").read_text())
+def official_shapes(
+    *, head: str = "molo", num_classes: int = 64, trunk: str | None = None, width: int = 2048
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the reference's state dict, tables left out.
+
+    The files are of width 2048; other widths hold for heads in which every size is the width or a multiple of it.
+    """
+    shapes = json.loads((GOLDEN / "state_dicts" / f"{head}.json").read_text())
     del shapes["pe.pe"]
+    shapes = {name: [n * width // 2048 if n >= 2048 else n for n in shape] for name, shape in shapes.items()}
     shapes["classification_layer.weight"][0] = shapes["classification_layer.bias"][0] = num_classes
     if trunk is not None:
         shapes |= json.loads((GOLDEN / "state_dicts" / f"trunk_{trunk}.json").read_text())
@@ -53,6 +59,8 @@ def official_state_dict(seed: int, **kind: Any) -> dict[str, torch.Tensor]:
 
 @dataclass
 class GoldenCase:
+    """A case of MoLo."""
+
     name: str
 
     @cached_property
@@ -160,3 +168,105 @@ class GoldenCase:
         """[S + Q, ...] with the support rows class by class."""
         videos = len(self.order)
         return np.concatenate([rows[:videos][self.order], rows[videos:]])
+
+
+@dataclass
+class HeadCase:
+    """A case of the golden files that `golden/hyrsm/README.md` describes."""
+
+    folder: str
+    name: str
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        return json.loads((GOLDEN / self.folder / f"{self.name}.json").read_text())
+
+    @cached_property
+    def outputs(self) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / self.folder / f"{self.name}.npz") as stored:
+            return dict(stored)
+
+    @property
+    def starts_from_images(self) -> bool:
+        return self.settings["start"] == "images"
+
+    @property
+    def train_options(self) -> dict[str, Any]:
+        return self.settings["train_options"]
+
+    @property
+    def num_classes(self) -> int:
+        return self.train_options.get("NUM_CLASS", 64)
+
+    @property
+    def width(self) -> int:
+        return {"resnet50": 2048, "resnet18": 512}[self.settings["backbone"]]
+
+    @property
+    def trunk(self) -> str | None:
+        return self.settings["backbone"] if self.starts_from_images else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of create_method that every method has."""
+        trunk = {"trunk": self.trunk} if self.trunk else {"trunk": None, "channels": self.width}
+        return trunk | {"frames": self.settings["frames"]}
+
+    def state_dict(self, head: str) -> dict[str, torch.Tensor]:
+        return official_state_dict(
+            self.settings["seed"], head=head, num_classes=self.num_classes, trunk=self.trunk, width=self.width
+        )
+
+    def labels(self, name: str) -> np.ndarray:
+        per_class = self.settings["shot" if name == "support" else "queries_per_class"]
+        way, seed = self.settings["way"], self.settings["seed"]
+        order = np.argsort(fill.uniform(f"order:{name}", (way * per_class,), seed), kind="stable")
+        return np.repeat(np.arange(way), per_class)[order]
+
+    @cached_property
+    def base_ids(self) -> np.ndarray:
+        ranks = fill.uniform("classes", (self.num_classes,), self.settings["seed"])
+        return np.argsort(ranks, kind="stable")[: self.settings["way"]]
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Support videos of the reference, class by class: ours[i] is the reference's video order[i]."""
+        return np.argsort(self.labels("support"), kind="stable")
+
+    def features(self, name: str) -> torch.Tensor:
+        """[V, T, C] in the reference's order."""
+        labels, seed, shape = self.labels(name), self.settings["seed"], (self.settings["frames"], self.width)
+        centres = fill.normal("centre", (self.settings["way"], *shape), seed)
+        values = 0.3 * centres[labels] + fill.normal(name, (len(labels), *shape), seed)
+        return torch.from_numpy((np.maximum(values, 0) * self.settings["feature_scale"]).astype(np.float32))
+
+    def images(self, name: str) -> torch.Tensor:
+        """[V, T, 3, size, size] in the reference's order."""
+        labels, seed, shape = self.labels(name), self.settings["seed"], (self.settings["frames"], 3, 8, 8)
+        centres = fill.normal("centre_images", (self.settings["way"], *shape), seed)
+        values = 0.5 * centres[labels] + fill.normal(f"{name}_images", (len(labels), *shape), seed)
+        times = self.settings["image_size"] // 8
+        return torch.from_numpy(values.astype(np.float32).repeat(times, axis=3).repeat(times, axis=4))
+
+    def group(self, support: torch.Tensor) -> torch.Tensor:
+        """[S, ...] in the reference's order -> [way, shot, ...]."""
+        return support[torch.from_numpy(self.order)].unflatten(0, (self.settings["way"], self.settings["shot"]))
+
+    def episode(self) -> Episode:
+        inputs = self.images if self.starts_from_images else self.features
+        kind = "" if self.starts_from_images else "_features"
+        tensors = {f"support{kind}": self.group(inputs("support")), f"query{kind}": inputs("query")}
+        return Episode(
+            **({"support": None, "query": None} | tensors),
+            query_labels=torch.from_numpy(self.labels("query")),
+            class_ids=torch.arange(self.settings["way"]),
+            base_ids=torch.from_numpy(self.base_ids),
+        )
+
+    def in_reference_order(self, grouped: torch.Tensor) -> torch.Tensor:
+        """[way, shot, ...] -> [S, ...] as the reference had the videos."""
+        return grouped.flatten(0, 1)[torch.from_numpy(np.argsort(self.order))]
+
+    def in_our_order(self, rows: np.ndarray) -> np.ndarray:
+        """[S + Q, ...] with the support rows class by class."""
+        return np.concatenate([rows[: len(self.order)][self.order], rows[len(self.order) :]])

@@ -6,11 +6,23 @@ import importlib
 import inspect
 
 from fsar.methods.base import Embedding, FewShotMethod, Output
+from fsar.methods.ctx import CTX
+from fsar.methods.hyrsm import HyRSM, HyRSMPlusPlus
 from fsar.methods.molo import MoLo
+from fsar.methods.otam import OTAM
 from fsar.methods.prototype import Prototype
+from fsar.methods.trx import TRX
 from shards_spec.errors import ConfigError, suggest
 
-METHODS: dict[str, type[FewShotMethod]] = {"molo": MoLo, "prototype": Prototype}
+METHODS: dict[str, type[FewShotMethod]] = {
+    "molo": MoLo,
+    "hyrsm": HyRSM,
+    "hyrsm++": HyRSMPlusPlus,
+    "otam": OTAM,
+    "trx": TRX,
+    "ctx": CTX,
+    "prototype": Prototype,
+}
 
 
 def find_method(name: str) -> type[FewShotMethod]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import nn
 
-from fsar.matching import class_means, cosine, squared_distance
+from fsar.matching import class_means, cosine, squared_distance, token_cosine
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,
@@ -34,6 +35,8 @@ class Prototype(FewShotMethod):
 
     The squared Euclidean distance is divided by the number of channels, so that one scale serves any trunk.
     `temperature` fixes the scale, which is learned otherwise.  loss = ce + classification_weight * class.
+    support_merge="video" takes the mean of the similarities to each video of a class instead of its mean; with
+    metric="cosine" and temperature=1 that is the TSN baseline of published code (alibaba-mmai-research/MoLo).
     """
 
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {"classifier": "classification_layer"}
@@ -46,13 +49,17 @@ class Prototype(FewShotMethod):
         frames: int = 8,
         num_classes: int = 64,
         metric: Literal["cosine", "euclidean"] = "cosine",
+        support_merge: Literal["prototype", "video"] = "prototype",
         temperature: float | None = None,
         classification_weight: float = 0.0,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
         if metric not in FIRST_SCALE:
             raise ConfigError(f'metric="{metric}" is not known; choose "cosine" or "euclidean"')
+        if support_merge not in ("prototype", "video"):
+            raise ConfigError(f'support_merge="{support_merge}" is not known; choose "prototype" or "video"')
         self.metric = metric
+        self.support_merge = support_merge
         self.weights = {"ce": 1.0, "class": classification_weight}
         self.temperature = temperature
         if temperature is None:
@@ -66,11 +73,20 @@ class Prototype(FewShotMethod):
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, C] and [Q, C] -> logits [Q, way]."""
-        prototypes = class_means(support.tokens, mask)  # [way, C]
         scale = self.scale if self.temperature is None else self.temperature
-        if self.metric == "cosine":
-            return scale * cosine(query.tokens, prototypes)
-        return -scale * squared_distance(query.tokens, prototypes) / self.channels
+        if self.support_merge == "prototype":
+            return scale * self.similarity(query.tokens, class_means(support.tokens, mask))
+        way = len(support.tokens)
+        each = self.similarity(query.tokens, rearrange(support.tokens, "way shot c -> (way shot) c"))
+        return scale * class_means(rearrange(each, "q (way shot) -> way shot q", way=way), mask).T
+
+    def similarity(self, query: Tensor, others: Tensor) -> Tensor:
+        """[Q, C], [n, C] -> [Q, n]; the cosine to single videos is the published code's, with 0.01 below."""
+        if self.metric == "euclidean":
+            return -squared_distance(query, others) / self.channels
+        if self.support_merge == "prototype":
+            return cosine(query, others)
+        return token_cosine(query[:, None], others[:, None]).flatten(1)
 
     def forward(self, episode: Episode) -> Output:
         """Logits and losses of one episode."""

@@ -1,0 +1,61 @@
+"""OTAM: few-shot video classification via temporal alignment (Cao et al., CVPR 2020, arXiv 1906.11415).
+
+Where the paper and the published re-implementation (alibaba-mmai-research/MoLo) differ, this follows the latter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from einops import rearrange
+
+from fsar.matching import class_means, otam, otam_both, token_cosine
+from fsar.methods.base import Embedding, FewShotMethod
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsar.trunks import Features, Trunk
+
+
+class OTAM(FewShotMethod):
+    """Frames in order: logits are minus the cost of aligning a query with the videos of a class.
+
+    There is nothing to learn after the trunk.  `smoothing` is the paper's lambda; `single_direction` leaves out
+    the support aligned over the query, which the code adds; `support_merge` says whether each video is aligned
+    and the costs are averaged ("video", the code), or the class means of the frames are aligned ("prototype").
+    """
+
+    def __init__(
+        self,
+        *,
+        trunk: str | Trunk | None = "resnet50",
+        channels: int | None = None,
+        frames: int = 8,
+        smoothing: float = 0.1,
+        single_direction: bool = False,
+        support_merge: Literal["prototype", "video"] = "video",
+    ) -> None:
+        super().__init__(trunk, channels=channels, frames=frames)
+        if smoothing <= 0:
+            raise ConfigError(f"smoothing={smoothing} is no softness of a minimum; give a number above 0")
+        if support_merge not in ("prototype", "video"):
+            raise ConfigError(f'support_merge="{support_merge}" is not known; choose "prototype" or "video"')
+        self.smoothing = smoothing
+        self.align = otam if single_direction else otam_both
+        self.support_merge = support_merge
+
+    def embed(self, features: Features) -> Embedding:
+        """Features of V videos -> tokens [V, T, C]: the frames as they are."""
+        return Embedding(features.pooled)
+
+    def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
+        """Embeddings [way, shot, T, C] and [Q, T, C] -> logits [Q, way]."""
+        videos = support.tokens
+        if self.support_merge == "prototype":
+            videos, mask = class_means(videos, mask)[:, None], None  # [way, 1, T, C]
+        way = len(videos)
+        distance = 1 - token_cosine(query.tokens, rearrange(videos, "way shot t c -> (way shot) t c"))
+        costs = self.align(distance, self.smoothing)  # [Q, way * shot]
+        return -class_means(rearrange(costs, "q (way shot) -> way shot q", way=way), mask).T
