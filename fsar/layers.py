@@ -1,4 +1,4 @@
-"""Layers that several methods share: the position table and the temporal transformer."""
+"""Layers that several methods share: the position table, attention within a video and within an episode."""
 
 from __future__ import annotations
 
@@ -85,3 +85,42 @@ class TemporalTransformer(nn.Module):
             hidden = self.hidden_dropout(F.gelu(self.hidden(x)))
             x = x + self.hidden_dropout(self.output(hidden))
         return F.relu(x)
+
+
+class SetRelation(nn.Module):
+    """Self-attention over the members of the support and one query, LayerNorm after it, then ReLU.
+
+    Each query has a sequence of its own, so queries never see each other (paper, section 3.2: inter-relation).
+    """
+
+    def __init__(self, channels: int, *, heads: int, attention_dropout: float, output_dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_dropout = attention_dropout
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels, bias=False)
+        self.output = nn.Linear(channels, channels)
+        self.output_dropout = nn.Dropout(output_dropout)
+        self.norm = nn.LayerNorm(channels)
+        for projection in (self.query, self.key, self.value):
+            nn.init.normal_(projection.weight, std=math.sqrt(2 / (channels + channels // heads)))
+        nn.init.xavier_normal_(self.output.weight)
+
+    def forward(self, members: Tensor, queries: Tensor) -> Tensor:
+        """[S, C], [Q, C] -> [Q, S+1, C], the query last; each token is projected once, not once a query."""
+        tokens = torch.cat([members, queries])  # [S + Q, C]
+        q, k, v = (
+            rearrange(sequences(project(tokens), len(members)), "q n (head c) -> q head n c", head=self.heads)
+            for project in (self.query, self.key, self.value)
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        out = self.output_dropout(self.output(rearrange(attended, "q head n c -> q n (head c)")))
+        return F.relu(self.norm(sequences(tokens, len(members)) + out))
+
+
+def sequences(tokens: Tensor, members: int) -> Tensor:
+    """[S + Q, C] -> [Q, S+1, C]: for each query the S members, then the query."""
+    queries = tokens[members:, None]  # [Q, 1, C]
+    return torch.cat([tokens[:members].expand(len(queries), -1, -1), queries], dim=1)

@@ -59,6 +59,19 @@ def hausdorff(
     return bi_mean_hausdorff(distance, reduction=reduction)
 
 
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """[V, n, C], [V, m, C] -> 1 - cosine [V, n, m], in float32 (or wider) also under autocast."""
+    a, b = F.normalize(full_precision(a), dim=-1), F.normalize(full_precision(b), dim=-1)
+    with torch.autocast(a.device.type, enabled=False):
+        return 1 - a @ b.mT
+
+
+def set_distance(query: Tensor, members: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+    """[Q, n, C], [Q, S, m, C] -> [Q, S]: each frame to the nearest of the other set, in both directions."""
+    distance = cosine_distance(rearrange(members, "q s m c -> q (s m) c"), query)
+    return bi_mean_hausdorff(rearrange(distance, "q (s m) n -> q s m n", s=members.shape[1]), reduction=reduction)
+
+
 def mean_hausdorff(distance: Tensor, axis: int, *, reduction: Reduction = "sum") -> Tensor:
     """[..., n, m] -> [...]: smallest distance of each token along `axis` to the other set, summed or averaged.
 

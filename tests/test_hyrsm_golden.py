@@ -15,8 +15,9 @@ import torch
 
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode
+from fsar.matching import cosine_distance, set_distance
 from fsar.methods import create_method
-from fsar.methods.hyrsm import cosine_distance, set_distance, temporal_incoherence
+from fsar.methods.hyrsmpp import temporal_incoherence
 from shards_spec.errors import ConfigError
 from tests.golden_case import HeadCase, fill, official_state_dict
 

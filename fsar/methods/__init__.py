@@ -7,7 +7,8 @@ import inspect
 
 from fsar.methods.base import Embedding, FewShotMethod, Output
 from fsar.methods.ctx import CTX
-from fsar.methods.hyrsm import HyRSM, HyRSMPlusPlus
+from fsar.methods.hyrsm import HyRSM
+from fsar.methods.hyrsmpp import HyRSMPlusPlus
 from fsar.methods.molo import MoLo
 from fsar.methods.otam import OTAM
 from fsar.methods.prototype import Prototype

@@ -1,12 +1,11 @@
-"""HyRSM (Wang et al., CVPR 2022, arXiv 2204.13423) and HyRSM++ (arXiv 2301.03330): hybrid relation, set matching.
+"""HyRSM: hybrid relation guided set matching (Wang et al., CVPR 2022, arXiv 2204.13423).
 
-Where the papers and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows the code, and
+Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows the code, and
 says so.  It computes the same in a cheaper order: what does not depend on the query is computed once a video.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -14,8 +13,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from fsar.layers import PositionCode, TemporalTransformer
-from fsar.matching import Reduction, bi_mean_hausdorff, class_means, full_precision
+from fsar.layers import PositionCode, SetRelation, TemporalTransformer
+from fsar.matching import Reduction, class_means, full_precision, set_distance
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,
@@ -35,45 +34,6 @@ if TYPE_CHECKING:
     from fsar.trunks import Features, Trunk
 
 SupportMerge = Literal["prototype", "video"]
-
-
-class SetRelation(nn.Module):
-    """Self-attention over the members of the support and one query, LayerNorm after it, then ReLU.
-
-    Each query has a sequence of its own, so queries never see each other (paper, section 3.2: inter-relation).
-    """
-
-    def __init__(self, channels: int, *, heads: int, attention_dropout: float, output_dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_dropout = attention_dropout
-        self.query = nn.Linear(channels, channels, bias=False)
-        self.key = nn.Linear(channels, channels, bias=False)
-        self.value = nn.Linear(channels, channels, bias=False)
-        self.output = nn.Linear(channels, channels)
-        self.output_dropout = nn.Dropout(output_dropout)
-        self.norm = nn.LayerNorm(channels)
-        for projection in (self.query, self.key, self.value):
-            nn.init.normal_(projection.weight, std=math.sqrt(2 / (channels + channels // heads)))
-        nn.init.xavier_normal_(self.output.weight)
-
-    def forward(self, members: Tensor, queries: Tensor) -> Tensor:
-        """[S, C], [Q, C] -> [Q, S+1, C], the query last; each token is projected once, not once a query."""
-        tokens = torch.cat([members, queries])  # [S + Q, C]
-        q, k, v = (
-            rearrange(sequences(project(tokens), len(members)), "q n (head c) -> q head n c", head=self.heads)
-            for project in (self.query, self.key, self.value)
-        )
-        dropout = self.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        out = self.output_dropout(self.output(rearrange(attended, "q head n c -> q n (head c)")))
-        return F.relu(self.norm(sequences(tokens, len(members)) + out))
-
-
-def sequences(tokens: Tensor, members: int) -> Tensor:
-    """[S + Q, C] -> [Q, S+1, C]: for each query the S members, then the query."""
-    queries = tokens[members:, None]  # [Q, 1, C]
-    return torch.cat([tokens[:members].expand(len(queries), -1, -1), queries], dim=1)
 
 
 class HyRSM(FewShotMethod):
@@ -180,93 +140,6 @@ class HyRSM(FewShotMethod):
         losses = {"ce": query_loss(logits, episode), "class": torch.stack(of_frames).mean()}
         losses |= self.fused_losses(members, queries)
         return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits})
-
-
-class HyRSMPlusPlus(HyRSM):
-    """HyRSM with a term that keeps neighbouring frames of a video close and distant ones apart.
-
-    loss = ce + classification_weight * class + temporal_weight * temporal.
-    Frames are neighbours up to `window` steps; beyond, the margin grows with `temporal_balance` (twice the paper's
-    squared sigma), and `outside_weight`, which the paper does not have, weighs what falls short of it.  The
-    default values are the code's for Kinetics-100.
-    """
-
-    def __init__(
-        self,
-        *,
-        trunk: str | Trunk | None = "resnet50",
-        channels: int | None = None,
-        frames: int = 8,
-        num_classes: int = 64,
-        position_scale: tuple[float, float] = (10.0, 1.0),
-        heads: int = 8,
-        support_merge: SupportMerge = "prototype",
-        reduction: Reduction = "sum",
-        window: int = 3,
-        temporal_balance: float = 23.0,
-        outside_weight: float = 10.0,
-        classification_weight: float = 0.1,
-        temporal_weight: float = 0.1,
-        dropout: bool = True,
-    ) -> None:
-        super().__init__(
-            trunk=trunk,
-            channels=channels,
-            frames=frames,
-            num_classes=num_classes,
-            position_scale=position_scale,
-            heads=heads,
-            support_merge=support_merge,
-            reduction=reduction,
-            classification_weight=classification_weight,
-            dropout=dropout,
-        )
-        if window < 0 or temporal_balance <= 0:
-            raise ConfigError(
-                f"window={window} and temporal_balance={temporal_balance}; give a window of at least 0 steps "
-                "and a balance above 0"
-            )
-        self.window = window
-        self.temporal_balance = temporal_balance
-        self.outside_weight = outside_weight
-        self.weights["temporal"] = temporal_weight
-
-    def fused_losses(self, members: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Temporal coherence of fused members [Q, S, T, C] and of fused queries [Q, T, C], summed."""
-        videos = rearrange(members, "q s t c -> (q s) t c")
-        return {"temporal": self._incoherence(videos) + self._incoherence(query)}
-
-    def _incoherence(self, videos: Tensor) -> Tensor:
-        return temporal_incoherence(
-            videos, window=self.window, balance=self.temporal_balance, outside_weight=self.outside_weight
-        )
-
-
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """[V, n, C], [V, m, C] -> 1 - cosine [V, n, m], in float32 (or wider) also under autocast."""
-    a, b = F.normalize(full_precision(a), dim=-1), F.normalize(full_precision(b), dim=-1)
-    with torch.autocast(a.device.type, enabled=False):
-        return 1 - a @ b.mT
-
-
-def set_distance(query: Tensor, members: Tensor, *, reduction: Reduction = "sum") -> Tensor:
-    """[Q, n, C], [Q, S, m, C] -> [Q, S]: each frame to the nearest of the other set, in both directions."""
-    distance = cosine_distance(rearrange(members, "q s m c -> q (s m) c"), query)
-    return bi_mean_hausdorff(rearrange(distance, "q (s m) n -> q s m n", s=members.shape[1]), reduction=reduction)
-
-
-def temporal_incoherence(videos: Tensor, *, window: int, balance: float, outside_weight: float) -> Tensor:
-    """[V, T, C] -> mean cost of all pairs of frames of a video (HyRSM++, temporal coherence regularisation).
-
-    A pair n <= window steps apart costs its distance / (n^2 + 1); others cost what their distance falls short of
-    the margin 1 - exp(-(n - window)^2 / balance), times `outside_weight`.
-    """
-    distance = cosine_distance(videos, videos)  # [V, T, T]
-    step = torch.arange(videos.shape[1], device=videos.device, dtype=distance.dtype)
-    apart = (step[:, None] - step).abs()  # [T, T]
-    margin = 1 - torch.exp(-(apart - window).square() / balance)
-    outside = outside_weight * F.relu(margin - distance)
-    return torch.where(apart <= window, distance / (apart.square() + 1), outside).mean()
 
 
 def real_places(mask: Tensor, device: torch.device) -> Tensor:
