@@ -39,7 +39,9 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 @click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
 @click.option("--method", default=None, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: molo]")
 @click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set, method and shot]")
-@click.option("--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes, help="List them.")
+@click.option(
+    "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes, help="List recipes and stop."
+)
 @click.option("--recipe-style", help=f"One of {', '.join(STYLES)}.  [default: the recipe's]")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-SHOTshot]")
 @click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
