@@ -25,7 +25,7 @@ from benchmarks.environment import write_result
 RUNS: dict[str, list[str]] = {
     "MoLo": ["--shuffle-control"],
     "MoLo, one frame": ["--frame-rule", "still"],
-    "prototypes, trained": ["--method", "prototype"],
+    "prototypes, trained": ["--method", "prototype", "--support-merge", "prototype", "--temperature", "0"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import tomllib
@@ -16,6 +17,7 @@ from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from importlib.resources.abc import Traversable
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "recipe_style": STYLES,
@@ -197,10 +199,32 @@ def _typed(key: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 -- a value o
     raise ConfigError(f"{key} = {value!r}: expected {KINDS.get(kind, 'a list of numbers')}")
 
 
+def _recipe_files() -> dict[str, Traversable]:
+    """Recipes that ship with the project, by "name" or "folder/name" of their files."""
+    files: dict[str, Traversable] = {}
+    for entry in resources.files("fsar").joinpath("recipes").iterdir():
+        if entry.is_dir():
+            files |= {f"{entry.name}/{file.name}": file for file in entry.iterdir()}
+        else:
+            files[entry.name] = entry
+    return {name.removesuffix(".toml"): files[name] for name in sorted(files) if name.endswith(".toml")}
+
+
+def _recipes() -> dict[str, Traversable]:
+    """The same by the recipe's name: hyrsm/ucf101-1shot.toml is "hyrsm-ucf101-1shot"."""
+    return {path.replace("/", "-"): file for path, file in _recipe_files().items()}
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the project."""
-    folder = resources.files("fsar").joinpath("recipes")
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return list(_recipes())
+
+
+def _nearest(name: str) -> str:
+    """The recipes whose names resemble one, and where all are listed."""
+    near = difflib.get_close_matches(name.lower(), recipe_names(), n=3, cutoff=0.5)
+    guess = "did you mean " + " or ".join(f'"{other}"' for other in near) + "? " if near else ""
+    return f"{guess}(fsar-train --recipes lists all)"
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -212,10 +236,10 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
-    elif name in recipe_names():
-        text = resources.files("fsar").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    elif name in (ours := _recipes()):
+        text = ours[name].read_text(encoding="utf-8")
     else:
-        raise ConfigError(f'no recipe "{name}"; give a .toml file, or {suggest(name, recipe_names())}')
+        raise ConfigError(f'no recipe "{name}"; give a .toml file, or a name: {_nearest(name)}')
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -226,25 +250,42 @@ def read_recipe(name: str) -> dict[str, Any]:
     return table
 
 
-def _fits(table: Mapping[str, Any], dataset: str, shot: int) -> bool:
-    return (table["dataset"], table["shot"]) == (dataset, shot)
-
-
 def choose_recipe(dataset: str, method: str, shot: int) -> str:
-    """The recipe that ships for a data set, method and number of shots.
+    """The recipe that ships for a data set, method and number of shots, found by its name.
+
+    A method of one's own takes that of MoLo, or else of HyRSM++.
 
     Raises:
         ConfigError: there is none, or the method is unknown.
     """
     method_options(method)
-    tables = {name: read_recipe(name) for name in recipe_names()}
-    fitting = {name: table["method"] for name, table in tables.items() if _fits(table, dataset, shot)}
-    for name, own in fitting.items():
-        if own == method:
+    names = recipe_names()
+    for other in (method,) if method in METHODS else ("molo", "hyrsm++"):
+        name = _recipe_name(dataset, other, shot)
+        if name in names:
             return name
-    if fitting:  # the data set's recipe of another method: what both understand
-        return next(iter(fitting))
     raise ConfigError(
         f'no recipe ships for data set "{dataset}", method {method}, {shot}-shot; '
-        f"choose one with --recipe ({', '.join(tables)}) and override what differs"
+        f"choose one with --recipe and override what differs: {_nearest(_recipe_name(dataset, method, shot))}"
     )
+
+
+def _recipe_name(dataset: str, method: str, shot: int) -> str:
+    if (dataset, shot) == ("synthetic", 1):
+        return "demo" if method == "molo" else f"demo-{method}"
+    return f"{method}-{dataset}-{shot}shot"
+
+
+def list_recipes() -> str:
+    """The recipes that ship, in columns: method, data set, numbers of shots; then the names of all others."""
+    rows: dict[str, list[str]] = {}
+    others = []
+    for path in _recipe_files():
+        method, _, rest = path.partition("/")
+        dataset, _, shot = rest.rpartition("-")
+        if shot.endswith("shot"):
+            rows.setdefault(f"{method:10} {dataset:12}", []).append(shot.removesuffix("shot"))
+        else:
+            others.append(path.replace("/", "-"))
+    table = [f"{row} {' '.join(shots)}" for row, shots in rows.items()]
+    return "\n".join([f"{'method':10} {'data set':12} shots", *table, f"others: {', '.join(others)}"])

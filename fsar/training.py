@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fsar.methods import FewShotMethod
     from shards_spec import ShardSet
 
+TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
 MOST_SKIPPED = 20  # episodes in a row whose loss is not finite
 
 
@@ -82,7 +83,7 @@ def frozen_prototypes(config: RunConfig) -> FewShotMethod:
     Raises:
         ConfigError: the trunk's weights are missing or do not fit.
     """
-    return build_model(replace(config, method="prototype", options={}))
+    return build_model(replace(config, method="prototype", options=TRUNK_ALONE))
 
 
 class Trainer:

@@ -300,6 +300,8 @@ def _next_step(dataset: Dataset, out: Path) -> str:
         return train
     if dataset.name in WITH_RECIPES:
         return f"{train} --trunk-weights FILE"
+    if dataset.name == "epic":
+        return f"fsar-train --shards {shards} --method hyrsm++ --trunk-weights FILE"
     return f"{train} --recipe molo-lite0 --trunk-weights fetch (on a CPU), or --recipe molo-ucf101-1shot (on a GPU)"
 
 

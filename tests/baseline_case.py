@@ -16,7 +16,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "otam": ("otam", {}),
     "trx": ("trx", {"dropout": False}),
     "ctx": ("ctx", {}),
-    "tsn": ("prototype", {"support_merge": "video", "temperature": 1.0}),
+    "tsn": ("prototype", {}),
 }
 
 

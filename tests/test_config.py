@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fsar.cli.options import overrides
 from fsar.cli.train import resolve
-from fsar.config import TYPES, build_config, choose_recipe, read_recipe, recipe_names
+from fsar.config import build_config, read_recipe
 from fsar.data import training_rules
-from fsar.styles import STYLES, WRITTEN_DECAY, restyle
+from fsar.styles import STYLES, WRITTEN_DECAY
 from shards_spec.errors import ConfigError
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_holds_every_value_of_a_run(name: str) -> None:
-    table = read_recipe(name)
-    assert set(TYPES) - set(table) <= {"num_classes"}
-    config = build_config(table)
-    for key, value in table.items():
-        assert config.flat()[key] == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_saved_configuration_reads_back_as_itself(tmp_path) -> None:
@@ -27,16 +20,6 @@ def test_saved_configuration_reads_back_as_itself(tmp_path) -> None:
     again = build_config(read_recipe(str(tmp_path / "config.toml")))
     assert again == config
     assert again.options["recons_weight"] == 0.0
-
-
-def test_recipe_follows_from_data_set_method_and_shot() -> None:
-    assert choose_recipe("synthetic", "molo", 1) == "demo"
-    for dataset in WRITTEN_DECAY.keys() - {"epic"}:
-        for shot in (1, 5):
-            name = choose_recipe(dataset, "molo", shot)
-            assert name == f"molo-{dataset}-{shot}shot"
-            table = read_recipe(name)
-            assert (table["shot"], table["test_shot"], table["dataset"]) == (shot, shot, dataset)
 
 
 def test_a_recipe_of_one_and_five_shots_differs_in_nothing_else() -> None:
@@ -60,13 +43,6 @@ def test_a_style_sets_every_loop_option(dataset: str, style: str | None, values:
     keys = ("lr_clock", "decay_norms", "test_frames", "kinetics_window", "weight_decay", "query_flip")
     assert tuple(getattr(config, key) for key in keys) == values
     assert resolve(dataset, "molo", None, style, {"weight_decay": 0.25}).weight_decay == 0.25
-
-
-def test_styles_undo_each_other() -> None:
-    for name in recipe_names():
-        table = read_recipe(name)
-        other = next(style for style in STYLES if style != table["recipe_style"])
-        assert restyle(restyle(table, other), table["recipe_style"]) == table
 
 
 def test_the_kinetics_window_reaches_the_frames() -> None:
@@ -110,12 +86,30 @@ def test_bad_values_are_named(given: dict, sentence: str) -> None:
     [
         ("ucf101", "mola", 'did you mean "molo"'),
         ("nowhere", "molo", "no recipe ships for data set"),
+        ("ucf11", "trx", 'did you mean "trx-ucf101-1shot" or '),
+        ("epic", "molo", "molo, 1-shot; choose one with --recipe"),
         ("ucf101", "no.such:Thing", "cannot be imported"),
     ],
 )
 def test_unknown_names_are_refused(dataset: str, method: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         resolve(dataset, method, None, None, {})
+
+
+def test_the_number_of_shots_chooses_a_recipe_or_changes_one() -> None:
+    config = resolve("ucf101", "hyrsm++", None, None, {"shot": 3})
+    assert (config.shot, config.test_shot, config.queries) == (3, 3, 5)
+    config = resolve("ucf101", "hyrsm++", "hyrsm++-ucf101-1shot", None, {"shot": 3})
+    assert (config.shot, config.test_shot, config.queries) == (3, 1, 7)
+
+
+def test_a_recipe_may_train_with_other_shots_than_it_tests(tmp_path) -> None:
+    table = read_recipe("otam-ucf101-5shot") | {"shot": 1}
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()))
+    assert resolve("ucf101", "otam", str(recipe), None, {"shot": 5}).shot == 1
+    assert resolve("ucf101", "otam", str(recipe), None, {"shot": 5, "test_shot": 5}).shot == 5
+    assert resolve("ucf101", "otam", str(recipe), None, {"shot": 2}).shot == 2
 
 
 def test_option_texts_become_values() -> None:

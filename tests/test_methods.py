@@ -36,6 +36,8 @@ def make_episode(*, way=3, shot=2, queries=4, frames=4, size=32, seed=0, **more)
 def make_model(name="molo", *, seed=0, **options) -> FewShotMethod:
     torch.manual_seed(seed)
     usual = {key: value for key, value in (TINY | {"dropout": False}).items() if key in method_options(name)}
+    if name == "prototype":  # class means and a learned scale: the variant that can be fitted
+        usual |= {"support_merge": "prototype", "temperature": None}
     return create_method(name, **(usual | options))
 
 
@@ -306,9 +308,19 @@ def test_prototype_by_hand(metric, sign):
     if metric == "cosine":
         expected = 2 * torch.cosine_similarity(means[:, None], prototypes[None], dim=-1)
     else:
-        expected = -2 * torch.cdist(means, prototypes) ** 2 / 128
+        expected = -2 * torch.cdist(means, prototypes) ** 2
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
     assert list(output.losses) == ["ce"]
+    if metric == "euclidean":
+        same = make_model("prototype", metric=metric, temperature=2.0, support_merge="video").eval()
+        torch.testing.assert_close(same(episode).logits, output.logits)
+
+
+def test_prototype_has_nothing_to_learn_unless_asked():
+    assert list(create_method("prototype", trunk=None, channels=2048).parameters()) == []
+    for temperature in (None, 0.0):
+        (scale,) = create_method("prototype", trunk=None, channels=8, temperature=temperature).parameters()
+        assert scale.item() == 10
 
 
 # MoLo

@@ -78,7 +78,7 @@ def test_only_weights_are_decayed_with_none():
 
 
 def test_frozen_parameters_are_left_out():
-    model = create_method("prototype", trunk="tiny").requires_grad_(requires_grad=False)
+    model = create_method("prototype", trunk="tiny", temperature=None).requires_grad_(requires_grad=False)
     model.scale.requires_grad_()
     groups = parameter_groups(model, weight_decay=0.1)
     assert [len(group["params"]) for group in groups] == [0, 1]
@@ -86,7 +86,7 @@ def test_frozen_parameters_are_left_out():
 
 def test_weight_decay_is_a_term_of_the_gradient():
     torch.manual_seed(0)
-    model = create_method("prototype", trunk="tiny")
+    model = create_method("prototype", trunk="tiny", temperature=None)
     optimizer = create_optimizer(model, lr=0.1, weight_decay=0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

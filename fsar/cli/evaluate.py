@@ -16,7 +16,7 @@ from fsar.data import choose_device, open_episodes
 from fsar.evaluation import evaluate
 from fsar.results import coverage_text, describe
 from fsar.run_state import choose_checkpoint, load_state
-from fsar.training import build_model, frozen_prototypes
+from fsar.training import TRUNK_ALONE, build_model, frozen_prototypes
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
@@ -124,7 +124,9 @@ def _of_trunk(method: str | None, trunk: str | None, trunk_weights: str | None) 
     """The configuration of a method that stands on a pretrained trunk alone."""
     if not method or not trunk:
         raise ConfigError("give --weights RUN, or --method prototype with --trunk and --trunk-weights")
-    return build_config({"method": method, "trunk": trunk, "trunk_weights": trunk_weights or "", "num_classes": 1})
+    options = TRUNK_ALONE if method == "prototype" else {}  # the same as --prototype-control
+    values = {"method": method, "trunk": trunk, "trunk_weights": trunk_weights or "", "num_classes": 1}
+    return build_config(values | options)
 
 
 def _model(config: RunConfig, run: Path | None, checkpoint: str | None) -> FewShotMethod:

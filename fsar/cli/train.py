@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fsar.cli.options import config_options, overrides
-from fsar.config import build_config, choose_recipe, read_recipe
+from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
 from fsar.data import choose_device
 from fsar.evaluation import evaluate
 from fsar.methods import METHODS, find_method, method_options
@@ -29,10 +29,19 @@ if TYPE_CHECKING:
     from fsar.config import RunConfig
 
 
+def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(list_recipes())
+        context.exit()
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
 @click.option("--method", default=None, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: molo]")
 @click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set, method and shot]")
+@click.option(
+    "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes, help="List recipes and stop."
+)
 @click.option("--recipe-style", help=f"One of {', '.join(STYLES)}.  [default: the recipe's]")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-SHOTshot]")
 @click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
@@ -67,7 +76,7 @@ def cli(
         if print_config:
             click.echo(config.to_toml(), nl=False)
             return
-        run = run or _run_folder(config.method, name, config.shot)
+        run = run or _run_folder(config.method, name, config.test_shot)
         _settle_run(run, config, shards, resume=resume)
         device = choose_device(config.device)
         controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
@@ -96,6 +105,8 @@ def resolve(
         table = _adapt(table, method)
     if style is not None:
         table = restyle(table, style)
+    if "test_shot" not in given and given.get("shot") == table.get("test_shot"):
+        given = {key: value for key, value in given.items() if key != "shot"}  # CLIP-FSAR's 5-shot is trained 1-shot
     return build_config(table | given)
 
 

@@ -30,7 +30,7 @@ class CTX(FewShotMethod):
     """Frames of a query against the frames of a class that resemble them; logits are the mean over frames.
 
     metric="cosine" is that of the code, "euclidean" the paper's: minus the squared distance.  `temperature`
-    multiplies the logits: a number, or None to learn it from 10 on.  At 1, the code's, cosines are between
+    multiplies the logits: a number, or None (or 0) to learn it from 10 on.  At 1, the code's, cosines are between
     -1 and 1 and the cross-entropy of 5 classes stays above 0.43.  `width` is that of keys and values.
     """
 
@@ -48,8 +48,8 @@ class CTX(FewShotMethod):
         if metric not in ("cosine", "euclidean"):
             raise ConfigError(f'metric="{metric}" is not known; choose "cosine" or "euclidean"')
         self.metric = metric
-        self.temperature = temperature
-        if temperature is None:
+        self.temperature = temperature or None
+        if self.temperature is None:
             self.scale = nn.Parameter(torch.tensor([FIRST_SCALE]))
         self.query_head = nn.Conv1d(self.channels, width, 1, bias=False)  # makes the keys too
         self.value_head = nn.Conv1d(self.channels, width, 1, bias=False)

@@ -31,12 +31,12 @@ FIRST_SCALE = {"cosine": 10.0, "euclidean": 1.0}
 
 
 class Prototype(FewShotMethod):
-    """Logits: scale times cosine, or minus scale times the mean squared difference, to the mean of a class.
+    """Logits: `temperature` times the similarity to a class.  loss = ce + classification_weight * class.
 
-    The squared Euclidean distance is divided by the number of channels, so that one scale serves any trunk.
-    `temperature` fixes the scale, which is learned otherwise.  loss = ce + classification_weight * class.
-    support_merge="video" takes the mean of the similarities to each video of a class instead of its mean; with
-    metric="cosine" and temperature=1 that is the TSN baseline of published code (alibaba-mmai-research/MoLo).
+    By default the TSN baseline of published code (alibaba-mmai-research/MoLo), without anything to learn: the
+    mean of the cosines to each video of a class; between -1 and 1, they cannot be fitted with temperature=1.
+    support_merge="prototype" takes the cosine to the mean of a class; metric="euclidean" minus the squared
+    distance to it, whatever support_merge is.  With temperature=None, or 0, it is learned, from 10 (cosine) or 1.
     """
 
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {"classifier": "classification_layer"}
@@ -49,8 +49,8 @@ class Prototype(FewShotMethod):
         frames: int = 8,
         num_classes: int = 64,
         metric: Literal["cosine", "euclidean"] = "cosine",
-        support_merge: Literal["prototype", "video"] = "prototype",
-        temperature: float | None = None,
+        support_merge: Literal["prototype", "video"] = "video",
+        temperature: float | None = 1.0,
         classification_weight: float = 0.0,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
@@ -59,10 +59,10 @@ class Prototype(FewShotMethod):
         if support_merge not in ("prototype", "video"):
             raise ConfigError(f'support_merge="{support_merge}" is not known; choose "prototype" or "video"')
         self.metric = metric
-        self.support_merge = support_merge
+        self.support_merge = "prototype" if metric == "euclidean" else support_merge
         self.weights = {"ce": 1.0, "class": classification_weight}
-        self.temperature = temperature
-        if temperature is None:
+        self.temperature = temperature or None
+        if self.temperature is None:
             self.scale = nn.Parameter(torch.tensor([FIRST_SCALE[metric]]))
         if classification_weight:
             self.classifier = nn.Linear(self.channels, num_classes)
@@ -83,7 +83,7 @@ class Prototype(FewShotMethod):
     def similarity(self, query: Tensor, others: Tensor) -> Tensor:
         """[Q, C], [n, C] -> [Q, n]; the cosine to single videos is the published code's, with 0.01 below."""
         if self.metric == "euclidean":
-            return -squared_distance(query, others) / self.channels
+            return -squared_distance(query, others)
         if self.support_merge == "prototype":
             return cosine(query, others)
         return token_cosine(query[:, None], others[:, None]).flatten(1)
