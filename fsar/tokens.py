@@ -36,7 +36,7 @@ class ClipTokenizer:
 
     def __init__(self, vocabulary: Path) -> None:
         try:
-            from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+            from tokenizers import Regex, Tokenizer, models, pre_tokenizers  # noqa: PLC0415 -- an extra
         except ImportError as error:
             raise ConfigError('CLIP\'s texts need the package tokenizers: pip install "fsar[clip]"') from error
         merges = read_merges(vocabulary)
@@ -83,4 +83,3 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     if len(pairs) != MERGES or any(len(pair) != 2 for pair in pairs):
         raise ConfigError(f"{path} holds {len(pairs)} merges, not {MERGES} pairs; give {NAME} of the CLIP repository")
     return [(first, second) for first, second in pairs]
-

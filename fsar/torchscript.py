@@ -31,6 +31,10 @@ DTYPES = {
 }
 
 
+class Refused(Exception):  # noqa: N818 -- becomes a ConfigError
+    """What a pickle asks for is not part of a module's tensors."""
+
+
 class Bag:
     """What stands for an object of any class of the archive: its attributes, and nothing that it does."""
 
@@ -65,7 +69,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             root = _Unpickler(archive).load()
             return dict(_named_tensors(root, ""))
-    except pickle.UnpicklingError as error:
+    except Refused as error:
         raise ConfigError(f"{path} {error}; no pickled code is ever run, so take the file from its publisher") from None
     except Exception as error:  # a damaged archive can fail anywhere
         raise ConfigError(f"{path} cannot be read as TorchScript ({type(error).__name__}: {error})") from error
@@ -81,21 +85,22 @@ class _Unpickler(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 -- types, functions and markers
-        """Our stand-in for a global; UnpicklingError when the archive of a plain module has no business with it."""
-        if module.split(".")[0] == "__torch__":
+        """Our stand-in for a global; Refused when the archive of a plain module has no business with it."""
+        if module.partition(".")[0] == "__torch__":
             return Bag
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if (module, name) not in GLOBALS:
-            raise pickle.UnpicklingError(f"names {module}.{name}, which is no part of a module's tensors")
+            raise Refused(f"names {module}.{name}, which is no part of a module's tensors")
         function = GLOBALS[module, name]
-        return lambda *given: function(*given)  # one of its own, since a pickle may set attributes of what it gets
+        # One of its own, since a pickle may set attributes of what it gets.
+        return lambda *given: function(*given)  # noqa: PLW0108
 
     def persistent_load(self, key: Any) -> Tensor:  # noqa: ANN401 -- whatever the pickle holds
         """("storage", dtype, number, device, elements) -> the stored elements [n]."""
         kind, dtype, number, _, elements = key
         if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"holds a {kind}, which is no storage of a tensor")
+            raise Refused(f"holds a {kind}, which is no storage of a tensor")
         if number not in self._storages:
             stored = bytearray(self._archive.read(f"{self._folder}data/{number}"))
             storage = torch.frombuffer(stored, dtype=dtype, count=elements) if elements else torch.empty(0, dtype=dtype)

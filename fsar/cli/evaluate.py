@@ -39,6 +39,7 @@ KEYS = {
     "device": "device",
     "precision": "precision",
     "executor": "executor",
+    "class_text": "class_text",
 }
 
 
@@ -60,6 +61,7 @@ KEYS = {
 @click.option("--device", help="[default: the run's]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the run's]")
 @click.option("--executor", type=click.Choice(["auto", "dali", "portable"]), help="[default: the run's]")
+@click.option("--class-text", help="A file of fsar-text, for methods that read it.  [default: the run's]")
 @click.option("--shuffle-frames", "shuffled", is_flag=True, help="Shuffle the frames of each clip: a control.")
 @click.option("--prototype-control", "control", is_flag=True, help="Also test prototypes of the untrained trunk.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the result as JSON.")

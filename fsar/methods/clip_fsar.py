@@ -137,9 +137,7 @@ class CLIPFSAR(FewShotMethod):
     def forward(self, episode: Episode) -> Output:
         """Logits and losses of one episode."""
         support, query = (self.embed(features) for features in self.read(episode))
-        logits = self.match(
-            support.map(episode.group), query, mask=episode.support_mask, class_text=episode.class_text
-        )
+        logits = self.match(support.map(episode.group), query, mask=episode.support_mask, class_text=episode.class_text)
         losses, aux = {"ce": query_loss(logits, episode)}, {}
         if self.training and self.base_text is not None:
             videos = torch.cat([support.tokens, query.tokens]).mean(dim=1, keepdim=True)  # [S + Q, 1, C]
