@@ -197,6 +197,10 @@ def test_evaluation_reads_the_runs_texts_or_others(finished: Path, tiny_path: Pa
     out, given = tmp_path / "again.json", ["--weights", str(finished), "--shards", str(tiny_path)]
     assert call(evaluate_cli, *given, "--out", str(out)) == 0
     assert json.loads(out.read_text())["test"] == json.loads((finished / "result.json").read_text())["test"]
+    assert call(evaluate_cli, *given, "--inference", "text", "--out", str(out)) == 0
+    capsys.readouterr()
+    assert call(evaluate_cli, *given, "--inference", "text", "--class-text", "") == 2
+    assert "needs texts: give --class-text FILE" in capsys.readouterr().err
     few = write_random(tmp_path / "few.safetensors", ("fox", "ant"))
     assert call(evaluate_cli, *given, "--class-text", str(few)) == 2
     assert "no text for 1 of 2 classes (gnu)" in capsys.readouterr().err

@@ -199,6 +199,8 @@ def test_the_class_term_needs_texts_and_training():
     output = model(episode)
     torch.testing.assert_close(output.loss, output.losses["ce"] + 2 * output.losses["class"])
     assert output.aux["class"].shape == (3 * 2 + 5, 6)
+    novel = model(replace(episode, base_ids=torch.full((3,), -1)))
+    assert novel.losses["class"] == 0
     assert list(model.eval()(episode).losses) == ["ce"]
     assert "base_text" not in model.state_dict()
 
