@@ -193,6 +193,14 @@ def test_a_run_trains_on_texts(finished: Path) -> None:
     assert first["loss"] == pytest.approx(first["ce"] + first["class"], rel=1e-3)
 
 
+def test_without_texts_a_run_says_what_it_leaves_out(tiny_path: Path, tmp_path: Path, capsys) -> None:
+    few = {"method": "clip-fsar", "episodes": 2, "val_every": 2, "val_episodes": 1, "test_episodes": 1}
+    assert call(train_cli, *words(tiny_path, tmp_path / "run", **few, checkpoint_every=2)) == 0
+    assert "no --class-text" in capsys.readouterr().out
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert "class" not in log[0]
+
+
 def test_evaluation_reads_the_runs_texts_or_others(finished: Path, tiny_path: Path, tmp_path: Path, capsys) -> None:
     out, given = tmp_path / "again.json", ["--weights", str(finished), "--shards", str(tiny_path)]
     assert call(evaluate_cli, *given, "--out", str(out)) == 0

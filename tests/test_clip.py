@@ -21,7 +21,9 @@ from fsar.trunks.clip import ClipResNet, ClipViT, TransformerBlock
 from fsar.trunks.clip_text import ClipText
 from shards_spec.errors import ConfigError
 
-SCRIPTED = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch.jit
+SCRIPTED = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
+)
 
 
 def small_towers() -> dict[str, nn.Module]:
