@@ -41,7 +41,7 @@ def reference_prefixes(model: nn.Module) -> dict[str, str]:
 def official_name(name: str, prefixes: Mapping[str, str]) -> str:
     """The name with the one prefix that fits replaced."""
     for ours, theirs in prefixes.items():
-        if name.startswith(ours + "."):
+        if f"{name}.".startswith(f"{ours}."):
             return theirs + name.removeprefix(ours)
     return name
 

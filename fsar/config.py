@@ -51,6 +51,7 @@ class RunConfig:
     # A file with torchvision's names, "fetch" for torchvision's published one, or "random"; empty is refused.
     trunk_weights: str = ""
     dataset: str = ""  # the data set that the recipe is meant for
+    class_text: str = ""  # a file of fsar-text, for methods that read the texts of classes
     num_classes: int = 0  # rows of the auxiliary classifier; 0: one a training class
     recipe_style: str = "fixed"
     # Episodes

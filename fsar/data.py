@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from fsar.class_text import ClassText, read_class_text
 from fsar.loader import EpisodeLoader
+from fsar.methods import find_method
 from pipelines.plan import EpisodeRules
 from shards_spec.errors import ConfigError
 
@@ -72,6 +75,21 @@ def evaluation_rules(config: RunConfig) -> EpisodeRules:
     )
 
 
+def class_text_of(config: RunConfig) -> ClassText | None:
+    """The texts of classes that a run reads; None where it reads none.
+
+    Raises:
+        ConfigError: the file is missing or of another form, or the method and the file do not go together.
+    """
+    if not config.class_text:
+        if config.options.get("inference", "visual") != "visual":
+            raise ConfigError(f'inference = "{config.options["inference"]}" needs texts: give --class-text FILE')
+        return None
+    if not find_method(config.method).reads_class_text:
+        raise ConfigError(f"{config.method} reads no texts of classes: leave class_text out")
+    return read_class_text(Path(config.class_text))
+
+
 def open_episodes(
     shards: ShardSet, split: str, config: RunConfig, *, trunk: Trunk, device: torch.device, training: bool
 ) -> EpisodeLoader:
@@ -90,6 +108,7 @@ def open_episodes(
         executor=config.executor,
         threads=config.threads,
         prefetch=config.prefetch,
+        class_text=class_text_of(config),
         mean=trunk.mean,
         std=trunk.std,
     )

@@ -156,7 +156,12 @@ def collect_embedded(
             support = np.searchsorted(videos, plan.support_rows).reshape(plan.way, plan.shot)
             query = np.searchsorted(videos, plan.query_rows)
             with autocast(loader.device, precision):
-                rows.append(_row(plan, model.match(_pick(embedding, support), _pick(embedding, query))))
+                logits = model.match(
+                    _pick(embedding, support),
+                    _pick(embedding, query),
+                    class_text=loader.texts(torch.from_numpy(plan.class_ids)) if model.reads_class_text else None,
+                )
+                rows.append(_row(plan, logits))
     finally:
         model.train(was_training)
     return _stack(rows)

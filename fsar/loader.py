@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fsar.class_text import ClassText
     from fsar.methods import Embedding, FewShotMethod
     from pipelines.loader import Decoded
     from pipelines.plan import EpisodePlan
@@ -49,10 +50,11 @@ class EpisodeLoader:
         prefetch: Episodes prepared ahead.
         mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
         std: Standard deviation of each colour.
+        class_text: Texts of the split's classes, carried by its episodes.
 
     Raises:
         ShardError: there is no such split.
-        ConfigError: a class has too few videos, or the rules do not fit the shards.
+        ConfigError: a class has too few videos or no text, or the rules do not fit the shards.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class EpisodeLoader:
         prefetch: int = 2,
         mean: Three = (0.45, 0.45, 0.45),
         std: Three = (0.225, 0.225, 0.225),
+        class_text: ClassText | None = None,
     ) -> None:
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
         self.device, self._mean, self._std = torch.device(device), mean, std
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed)
+        self._text = None if class_text is None else self._text_table(class_text)
         on_gpu = self.device.type == "cuda"
         dali = executor == "dali" or (executor == "auto" and dali_is_installed())
         self._executor = create_executor(
@@ -119,7 +123,20 @@ class EpisodeLoader:
             query_labels=torch.from_numpy(plan.query_labels).to(self.device),
             class_ids=class_ids,
             base_ids=self._base_rows[class_ids],
+            class_text=self.texts(class_ids),
         )
+
+    def texts(self, class_ids: Tensor) -> Tensor | None:
+        """Text vectors [n, w] of the split's classes by their numbers in the data set; None without texts."""
+        return None if self._text is None else self._text[class_ids.to(self.device)]
+
+    def _text_table(self, class_text: ClassText) -> Tensor:
+        """[classes of the data set, w], zeros for those of other splits."""
+        dataset = self.shards.dataset
+        names = dataset.splits[self.split].classes
+        table = torch.zeros(len(dataset.classes), class_text.text.shape[1])
+        table[[dataset.classes.index(name) for name in names]] = class_text.rows(names)
+        return table.to(self.device)
 
     def embed(self, model: FewShotMethod, rows: Sequence[int], **options: Any) -> Embedding:  # noqa: ANN401
         """Embedding [V, ...] of videos in evaluation: centre frames, centre crop; options are of `embed_videos`."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsar.config import build_config, read_recipe
-from fsar.data import choose_device, evaluation_rules
+from fsar.data import choose_device, class_text_of, evaluation_rules
 from fsar.embeddings import embed_videos, join
 from fsar.evaluation import autocast
 from fsar.run_state import choose_checkpoint, load_state
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fsar.class_text import ClassText
     from fsar.methods import Embedding, FewShotMethod
     from pipelines.executors import Executor
     from pipelines.plan import EpisodeRules
@@ -61,6 +62,7 @@ class Viewing:
         executor: On a GPU, "auto" and "dali" decode frames there where DALI is installed.
         workers: Processes that decode videos.
         time_limit: Seconds that one video may take.
+        class_text: The texts of classes; None where the model reads none.
     """
 
     geometry: Geometry
@@ -69,6 +71,7 @@ class Viewing:
     executor: str = "auto"
     workers: int = 1
     time_limit: float = 300.0
+    class_text: ClassText | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,14 @@ class Support:
         embedding: [way, shot, ...], zeros where a class has fewer examples than another.
         mask: [way, shot] bool on the host, False at those zeros; None where all classes have equally many.
         errors: The examples that could not be read, and why.
+        class_text: [way, w] text vectors of the classes; None where the model reads none.
     """
 
     classes: tuple[str, ...]
     embedding: Embedding
     mask: Tensor | None
     errors: dict[Path, str]
+    class_text: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def open_run(
         checkpoint: best or last; by default the best where there is one.
         workers: Processes that decode videos.
         time_limit: Seconds that one video may take.
-        changes: `device` or `precision`, where they shall not be those of the run.
+        changes: `device`, `precision` or `class_text`, where they shall not be those of the run.
 
     Raises:
         ConfigError: no run folder, no such checkpoint or device, or a checkpoint that does not fit.
@@ -142,7 +147,8 @@ def open_run(
     model = build_model(config, weights=False).to(device)
     load_state(choose_checkpoint(run, checkpoint), model)
     rules = replace(evaluation_rules(config), random_frames=False)
-    return model.eval(), Viewing(read_geometry(run), rules, config.precision, config.executor, workers, time_limit)
+    how = (config.precision, config.executor, workers, time_limit, class_text_of(config))
+    return model.eval(), Viewing(read_geometry(run), rules, *how)
 
 
 def read_geometry(run: Path) -> Geometry:
@@ -235,7 +241,8 @@ def read_support(model: FewShotMethod, examples: Mapping[str, Sequence[Path]], v
         padding = mask.logical_not().reshape(*mask.shape, *(1,) * (videos.ndim - 1))
         return videos[index.to(videos.device)].masked_fill(padding.to(videos.device), 0)
 
-    return Support(tuple(read), seen.embedding.map(grouped), None if bool(mask.all()) else mask, seen.errors)
+    texts = None if viewing.class_text is None else viewing.class_text.rows(list(read)).to(_device(model))
+    return Support(tuple(read), seen.embedding.map(grouped), None if bool(mask.all()) else mask, seen.errors, texts)
 
 
 def predict(model: FewShotMethod, support: Support, queries: Iterable[Path], viewing: Viewing) -> Iterator[Prediction]:
@@ -261,7 +268,9 @@ def _scores(model: FewShotMethod, support: Support, seen: _Seen, precision: str)
     if seen.embedding is None:
         return []
     with autocast(_device(model), precision):
-        logits = model.match(support.embedding, seen.embedding, mask=support.mask)  # [Q, way]
+        logits = model.match(  # [Q, way]
+            support.embedding, seen.embedding, mask=support.mask, class_text=support.class_text
+        )
     if not bool(logits.isfinite().all()):
         raise FsarError("the model's logits are not finite; choose another --checkpoint, or --precision fp32")
     shares = logits.double().softmax(dim=1).cpu()

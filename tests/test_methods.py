@@ -251,7 +251,7 @@ def test_running_statistics_of_unequal_shots():
         assert torch.equal(ours, other)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "classification_weight" in method_options(name)])
+@pytest.mark.parametrize("name", [name for name in METHODS if "num_classes" in method_options(name)])
 def test_novel_classes_have_no_auxiliary_term(name):
     model = make_model(name, classification_weight=0.5)
     output = model(make_episode(base_ids=torch.full((3,), -1)))

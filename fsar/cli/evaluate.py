@@ -39,6 +39,7 @@ KEYS = {
     "device": "device",
     "precision": "precision",
     "executor": "executor",
+    "class_text": "class_text",
 }
 
 
@@ -60,6 +61,10 @@ KEYS = {
 @click.option("--device", help="[default: the run's]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the run's]")
 @click.option("--executor", type=click.Choice(["auto", "dali", "portable"]), help="[default: the run's]")
+@click.option("--class-text", help="A file of fsar-text, for methods that read it.  [default: the run's]")
+@click.option(
+    "--inference", type=click.Choice(["visual", "text", "combined"]), help="Of clip-fsar.  [default: the run's]"
+)
 @click.option("--shuffle-frames", "shuffled", is_flag=True, help="Shuffle the frames of each clip: a control.")
 @click.option("--prototype-control", "control", is_flag=True, help="Also test prototypes of the untrained trunk.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the result as JSON.")
@@ -73,6 +78,7 @@ def cli(
     method: str | None,
     trunk: str | None,
     trunk_weights: str | None,
+    inference: str | None,
     shuffled: bool,
     control: bool,
     **given: Any,  # noqa: ANN401 -- the options of KEYS
@@ -89,6 +95,8 @@ def cli(
         raise ConfigError(f"--method and --trunk are those of the run {weights}: leave them out, or --weights")
     if trunk_weights:
         config = replace(config, trunk_weights=trunk_weights)
+    if inference:
+        config = replace(config, options=config.options | {"inference": inference})
     config = replace(config, **{KEYS[name]: value for name, value in given.items() if value is not None})
     with ShardSet.open(folder) as shards:
         device = choose_device(config.device)

@@ -32,6 +32,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), help="[default: best where there is one]")
 @click.option("--device", help="[default: the run's]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the run's]")
+@click.option("--class-text", help='A file of fsar-text with the classes, or "" for none.  [default: the run\'s]')
 @click.option("--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), show_default=True,
               help="Processes that decode videos.")  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
@@ -48,6 +49,7 @@ def cli(
     checkpoint: str | None,
     device: str | None,
     precision: str | None,
+    class_text: str | None,
     workers: int,
     time_limit: float,
 ) -> None:
@@ -61,7 +63,8 @@ def cli(
     """
     if not first + more:
         raise ConfigError("no --query given; name videos, or folders of videos, to classify")
-    changes = {key: value for key, value in (("device", device), ("precision", precision)) if value is not None}
+    given = {"device": device, "precision": precision, "class_text": class_text}
+    changes = {key: value for key, value in given.items() if value is not None}
     found = find_examples(folder, most=examples)
     queries = find_videos(first + more)
     model, viewing = open_run(weights, checkpoint=checkpoint, workers=workers, time_limit=time_limit, **changes)

@@ -198,6 +198,8 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
         click.echo(incomplete)
     if not trainer.selects:
         click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
+    if trainer.model.reads_class_text and not config.class_text:
+        click.echo("no --class-text: what the method does with the texts of classes is left out")
     stream = trainer.train_episodes.stream
     if stream.dropped:
         click.echo(f"classes left out of training, having too few videos: {', '.join(stream.dropped)}")

@@ -6,6 +6,7 @@ import importlib
 import inspect
 
 from fsar.methods.base import Embedding, FewShotMethod, Output
+from fsar.methods.clip_fsar import CLIPFSAR
 from fsar.methods.ctx import CTX
 from fsar.methods.hyrsm import HyRSM
 from fsar.methods.hyrsmpp import HyRSMPlusPlus
@@ -22,6 +23,7 @@ METHODS: dict[str, type[FewShotMethod]] = {
     "otam": OTAM,
     "trx": TRX,
     "ctx": CTX,
+    "clip-fsar": CLIPFSAR,
     "prototype": Prototype,
 }
 

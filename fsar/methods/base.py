@@ -57,6 +57,8 @@ class FewShotMethod(nn.Module):
 
     # Our name prefix -> official name (without "head.") in published state dicts.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
+    # Whether episodes of a run need the text vectors of their classes.
+    reads_class_text: ClassVar[bool] = False
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int) -> None:
         super().__init__()
@@ -68,6 +70,10 @@ class FewShotMethod(nn.Module):
             raise ConfigError(f"channels={channels} does not fit the trunk, which has {known}; leave channels out")
         self.channels = known
         self.frames = frames
+
+    def set_base_text(self, text: Tensor) -> None:
+        """Take the text vectors [N, C] of the base classes; for methods that read class texts."""
+        raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
 
     def embed(self, features: Features) -> Embedding:
         """Features of V videos -> their embedding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fsar.trunks.base import Features, Trunk
+from fsar.trunks.clip import ClipResNet, ClipViT
 from fsar.trunks.efficientnet import EfficientNetLite0
 from fsar.trunks.resnet import resnet18, resnet34, resnet50
 from fsar.trunks.tiny import TinyTrunk
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TRUNKS: dict[str, Callable[[], Trunk]] = {
+    "clip-rn50": ClipResNet,
+    "clip-vit-b16": ClipViT,
     "efficientnet-lite0": EfficientNetLite0,
     "resnet18": resnet18,
     "resnet34": resnet34,

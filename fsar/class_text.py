@@ -1,0 +1,109 @@
+"""Text vectors of classes: one small file a data set, so that training needs neither text tower nor tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from shards_spec.errors import ConfigError, suggest
+from shards_spec.files import disk_errors, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+FORM = 'tensor "text" [n, w] of float32, metadata "names" (JSON list), "template", "source"'
+
+
+@dataclass(frozen=True)
+class ClassText:
+    """A text vector for each class.
+
+    Attributes:
+        names: The classes.
+        text: [n, w] float32, a vector each, not normalised.
+        template: What was encoded, `{}` standing for the words of a class.
+        source: What encoded it.
+    """
+
+    names: tuple[str, ...]
+    text: Tensor
+    template: str
+    source: str
+
+    def rows(self, names: Sequence[str]) -> Tensor:
+        """Vectors [n, w] of classes by name; "ShootBall", "shoot_ball" and "shoot ball" are one.
+
+        Raises:
+            ConfigError: classes without a text.
+        """
+        places = {class_words(name): place for place, name in enumerate(self.names)}
+        missing = [name for name in names if class_words(name) not in places]
+        if missing:
+            raise ConfigError(
+                f"there is no text for {len(missing)} of {len(names)} classes ({', '.join(missing[:4])}), "
+                f"{suggest(missing[0], self.names)}; write the texts of all classes with fsar-text"
+            )
+        return self.text[[places[class_words(name)] for name in names]]
+
+
+def class_words(name: str) -> str:
+    """Words of a class name: underscores become blanks, CamelCase is split, all is lower case.
+
+    "HandstandPushups" -> "handstand pushups", "shoot_ball" -> "shoot ball".
+    """
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.replace("_", " "))
+    return " ".join(apart.lower().split())
+
+
+def prompts(names: Sequence[str], template: str) -> list[str]:
+    """The template with the words of each class in the place of `{}`.
+
+    Raises:
+        ConfigError: the template has no such place, or more than one.
+    """
+    if template.count("{}") != 1:
+        raise ConfigError(f'the template "{template}" must have one {{}} for the words of the class')
+    return [template.replace("{}", class_words(name)) for name in names]
+
+
+def write_class_text(path: Path, class_text: ClassText) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        FsarError: the disk is full or refuses to be written.
+    """
+    names = json.dumps(class_text.names, ensure_ascii=False)
+    metadata = {"names": names, "template": class_text.template, "source": class_text.source}
+    with disk_errors(path):
+        write_whole(path, save({"text": class_text.text.float().contiguous()}, metadata))
+
+
+def read_class_text(path: Path) -> ClassText:
+    """Read such a file.
+
+    Raises:
+        ConfigError: there is none, or it is of another form.
+    """
+    if not path.is_file():
+        raise ConfigError(f"class_text {path}: there is no such file; fsar-text makes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text, metadata = file.get_tensor("text"), file.metadata() or {}
+        names = tuple(json.loads(metadata["names"]))
+        template, source = metadata["template"], metadata["source"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is no file of class texts ({error}); expected {FORM}") from error
+    good = text.dtype == torch.float32 and text.ndim == 2 and text.shape[1] > 0 and bool(text.isfinite().all())
+    if not good or len(text) != len(names) or any(type(name) is not str for name in names):
+        found = f"{text.dtype} {list(text.shape)} for {len(names)} names"
+        raise ConfigError(f"{path} holds {found}; expected {FORM}, one finite row a name")
+    return ClassText(names, text, template, source)

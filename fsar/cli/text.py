@@ -1,0 +1,95 @@
+"""The command `fsar-text`: names of classes -> a file of their text vectors, by CLIP's text tower."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import torch
+
+from fsar.class_text import ClassText, prompts, write_class_text
+from fsar.tokens import ClipTokenizer
+from fsar.trunk_weights import read_weights
+from fsar.trunks.clip_text import ClipText
+from shards_spec import ShardSet
+from shards_spec.console import run_command
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = click.Path(path_type=Path)
+TOGETHER = 64  # texts that go through the tower at once
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--clip", type=FILE, required=True, help="OpenAI's file of the trunk's model: ViT-B-16.pt or RN50.pt.")
+@click.option("--vocabulary", type=FILE, required=True, help="bpe_simple_vocab_16e6.txt.gz of the CLIP repository.")
+@click.option("--shards", "folder", type=FILE, help="Take the classes of this shard set, of all splits.")
+@click.option("--classes", type=FILE, help="Or those of this text file, a name a line.")
+@click.option("--template", default="a photo of {}", show_default=True, help="{} stands for the words of a class.")
+@click.option("--out", type=FILE, required=True, help="The file to write, such as text.safetensors.")
+def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None, template: str, out: Path) -> None:
+    """Write the text vectors of classes for clip-fsar: fsar-train --method clip-fsar --class-text FILE.
+
+    Underscores in names become blanks, and CamelCase is split: HandstandPushups becomes "handstand pushups".
+    """
+    names = class_names(folder, classes)
+    texts = prompts(names, template)
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
+    tokens = ClipTokenizer(vocabulary)
+    vectors = encode(ClipText.of_state(read_weights(clip)), tokens, texts)
+    source = f"{clip.name} sha256:{hashlib.sha256(clip.read_bytes()).hexdigest()}"
+    write_class_text(out, ClassText(tuple(names), vectors, template, source))
+    click.echo(f'{out}: {len(names)} texts of width {vectors.shape[1]}, such as "{texts[0]}"')
+
+
+def class_names(folder: Path | None, file: Path | None) -> list[str]:
+    """The classes of a shard set or of a text file, whichever is given.
+
+    Raises:
+        ConfigError: both or none are given, or there is no such file, or no class in it.
+    """
+    if (folder is None) == (file is None):
+        raise ConfigError("give --shards DIR, or --classes FILE with a name a line")
+    if folder is not None:
+        with ShardSet.open(folder) as shards:
+            return list(shards.dataset.classes)
+    assert file is not None
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--classes {file} cannot be read as text ({error})") from error
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not names:
+        raise ConfigError(f"--classes {file} names no class; write one a line")
+    return names
+
+
+@torch.no_grad()
+def encode(tower: ClipText, tokens: ClipTokenizer, texts: list[str]) -> Tensor:
+    """Vectors [n, w] of texts.
+
+    Raises:
+        ConfigError: the vocabulary is not that of the tower.
+    """
+    known, length = len(tower.token_embedding.weight), len(tower.positional_embedding)
+    rows = tokens(texts)  # [n, length]
+    if (known, length) != (tokens.size, rows.shape[1]):
+        raise ConfigError(
+            f"the text tower knows {known} tokens and reads {length}, the vocabulary has {tokens.size} "
+            f"and makes {rows.shape[1]}; give the files of one CLIP model"
+        )
+    return torch.cat([tower(rows[start : start + TOGETHER]) for start in range(0, len(rows), TOGETHER)])
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(cli, again="nothing was written")
+
+
+if __name__ == "__main__":
+    main()
