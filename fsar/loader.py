@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fsar.methods import Embedding, FewShotMethod
     from pipelines.loader import Decoded
-    from pipelines.plan import EpisodePlan
+    from pipelines.plan import Chosen, EpisodePlan
 
     Three = tuple[float, float, float]
 
@@ -49,6 +49,7 @@ class EpisodeLoader:
         prefetch: Episodes prepared ahead.
         mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
         std: Standard deviation of each colour.
+        given: Videos of the episodes, such as `pipelines.given.read_episodes` reads, where none are to be drawn.
 
     Raises:
         ShardError: there is no such split.
@@ -68,10 +69,11 @@ class EpisodeLoader:
         prefetch: int = 2,
         mean: Three = (0.45, 0.45, 0.45),
         std: Three = (0.225, 0.225, 0.225),
+        given: Sequence[Chosen] | None = None,
     ) -> None:
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
         self.device, self._mean, self._std = torch.device(device), mean, std
-        self.stream = EpisodeStream(shards, split, self.rules, seed=seed)
+        self.stream = EpisodeStream(shards, split, self.rules, seed=seed, given=given)
         on_gpu = self.device.type == "cuda"
         dali = executor == "dali" or (executor == "auto" and dali_is_installed())
         self._executor = create_executor(
