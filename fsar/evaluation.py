@@ -140,6 +140,8 @@ def collect(
     rows = []
     try:
         for plan, episode in episodes:
+            # Losses are not wanted, and a model of other training classes has no rows for these.
+            episode = replace(episode, base_ids=torch.full_like(episode.base_ids, -1))
             with autocast(episode.query_labels.device, precision):
                 rows.append(_row(plan, model(episode).logits))
     finally:

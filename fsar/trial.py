@@ -141,12 +141,14 @@ def open_trial(
 
 
 def _as_given(config: RunConfig, given: GivenEpisodes, asked: Mapping[str, Any], path: Path) -> RunConfig:
-    """The configuration with the shape and number of the episodes of a file."""
+    """The configuration with the shape and number of the episodes of a file, and the seed of their frames."""
     shape: dict[str, Any] = {
         "test_way": given.way,
         "test_shot": given.shot,
         "test_queries": max(given.queries // given.way, 1),
     }
+    written = {"eval_seed": "seed", "groups": "groups"}
+    shape |= {key: given.header[name] for key, name in written.items() if name in given.header}
     for key, value in shape.items():
         if asked.get(key, value) != value:
             raise ConfigError(f"{path} holds episodes with {key} = {value}, asked for {asked[key]}: leave it out")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipelines.plan import EpisodeStream
     from shards_spec import ShardSet
 
+HEADER = {"episodes": int, "seed": int, "groups": str, "split": str, "left_out": list}  # what is read of it
 KEYS = ("classes", "support", "query", "query_classes")  # of a line, besides its number n
 
 
@@ -135,6 +136,9 @@ def _parse(text: bytes) -> dict[str, Any]:
 def _checked_header(header: dict[str, Any], split: str) -> dict[str, Any]:
     if not header.keys() & {"split", "dataset", "episodes"}:
         raise ShardError("neither an episode (it has no n) nor a header (with dataset, split, episodes)")
+    for key, kind in HEADER.items():
+        if not isinstance(header.get(key, kind()), kind):
+            raise ShardError(f'"{key}" of the header is {json.dumps(header[key])}')
     if header.get("split", split) != split:
         raise ShardError(
             f'these episodes are of split "{header["split"]}" and not of "{split}"; choose it with --split'

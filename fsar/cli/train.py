@@ -156,9 +156,10 @@ def train_and_test(
         result = trainer.evaluate(test, config.test_episodes, label="test")
         table = describe(config, shards, trainer.model, result, device=device)
         table["left_out"] = list(test.stream.dropped)
-        table["overlap"] = find_overlap(
-            trainer.seen, shards, test.stream.videos()
-        ).to_json()  # none: splits are disjoint
+        overlap = find_overlap(trainer.seen, shards, test.stream.videos())
+        table["overlap"] = overlap.to_json()
+        if overlap.found:  # splits are disjoint; classes whose names differ in case or spaces alone are not
+            click.echo(str(overlap))
         if test.stream.dropped:
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
         click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes: {result}")
