@@ -14,8 +14,11 @@ from pipelines.plan import EpisodeRules
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fsar.config import RunConfig
     from fsar.trunks import Trunk
+    from pipelines.plan import Chosen
     from shards_spec import ShardSet
 
 
@@ -91,9 +94,16 @@ def class_text_of(config: RunConfig) -> ClassText | None:
 
 
 def open_episodes(
-    shards: ShardSet, split: str, config: RunConfig, *, trunk: Trunk, device: torch.device, training: bool
+    shards: ShardSet,
+    split: str,
+    config: RunConfig,
+    *,
+    trunk: Trunk,
+    device: torch.device,
+    training: bool,
+    given: Sequence[Chosen] | None = None,
 ) -> EpisodeLoader:
-    """The episodes of a split as a run wants them; close the loader when done.
+    """The episodes of a split as a run wants them, of `given` videos or drawn; close the loader when done.
 
     Raises:
         ConfigError: a class has too few videos, or the rules do not fit the shards.
@@ -111,4 +121,5 @@ def open_episodes(
         class_text=class_text_of(config),
         mean=trunk.mean,
         std=trunk.std,
+        given=given,
     )

@@ -104,11 +104,23 @@ def evaluate(
         shuffled: Put the frames of each clip in another order: the control for the use of time.
         label: Name of the progress bar.
     """
-    if loader.rules.random_views:
-        answers = collect(model, _watched(loader, episodes, label, shuffled=shuffled), precision=precision)
-    else:
-        answers = collect_embedded(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
+    answers = answer(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
     return summarise(answers, loader.shards.dataset.classes, way=loader.rules.way)
+
+
+def answer(
+    model: FewShotMethod,
+    loader: EpisodeLoader,
+    episodes: int,
+    *,
+    precision: str = "fp32",
+    shuffled: bool = False,
+    label: str = "evaluate",
+) -> Answers:
+    """What a model says to the queries of episodes 0 to `episodes` of a loader; arguments as of `evaluate`."""
+    if loader.rules.random_views:
+        return collect(model, _watched(loader, episodes, label, shuffled=shuffled), precision=precision)
+    return collect_embedded(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
 
 
 def _watched(
@@ -128,6 +140,8 @@ def collect(
     rows = []
     try:
         for plan, episode in episodes:
+            # Losses are not wanted, and a model of other training classes has no rows for these.
+            episode = replace(episode, base_ids=torch.full_like(episode.base_ids, -1))
             with autocast(episode.query_labels.device, precision):
                 rows.append(_row(plan, model(episode).logits))
     finally:
@@ -192,9 +206,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:
     """All figures from the answers."""
     correct = answers.truth == answers.said  # [N, Q]
-    by_episode = correct.mean(axis=1)
-    count = len(by_episode)
-    spread = float(by_episode.std(ddof=1)) if count > 1 else math.nan
     present = np.unique(answers.truth)
     confusion = {
         classes[c]: {classes[k]: int(n) for k, n in zip(*_counts(answers.said[answers.truth == c]), strict=True)}
@@ -202,10 +213,10 @@ def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:
     }
     return Result(
         accuracy=float(correct.mean()),
-        interval_episodes=Z95 * spread / math.sqrt(count),
-        interval_videos=video_interval(answers) if _spare_videos(answers, way) else None,
+        interval_episodes=episode_interval(correct),
+        interval_videos=video_interval(answers) if spare_videos(answers, way) else None,
         chance=1 / way,
-        episodes=count,
+        episodes=len(correct),
         queries=correct.size,
         videos=len(np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]))),
         per_class={classes[c]: float(correct[answers.truth == c].mean()) for c in present},
@@ -218,37 +229,70 @@ def _counts(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:
     return numbers.tolist(), counts.tolist()
 
 
-def _spare_videos(answers: Answers, way: int) -> bool:
+def spare_videos(answers: Answers, way: int) -> bool:
     """Whether every class has more videos than an episode takes of it."""
     taken = (answers.support.shape[1] + answers.query.shape[1]) // way
-    support_classes = np.repeat(answers.classes, answers.support.shape[1] // way, axis=1)
-    rows = np.concatenate([answers.support.ravel(), answers.query.ravel()])
-    label = np.concatenate([support_classes.ravel(), answers.truth.ravel()])
-    return all(len(np.unique(rows[label == c])) > taken for c in np.unique(label))
+    _, label = _places(answers)
+    return bool((np.unique(label, return_counts=True)[1] > taken).all())
 
 
-def video_interval(answers: Answers) -> float:
+def episode_interval(values: NDArray[Any]) -> float:
+    """Half width of the 95 % interval of the mean of values [N, Q] over N episodes; NaN where there is one alone."""
+    by_episode = values.mean(axis=1)
+    return Z95 * float(by_episode.std(ddof=1)) / math.sqrt(len(by_episode)) if len(by_episode) > 1 else math.nan
+
+
+def video_interval(answers: Answers, values: NDArray[Any] | None = None) -> float:
     """Half width of the 95 % interval over videos: a bootstrap that draws the videos of each class anew.
 
+    It is that of the mean of `values` [N, Q], one for each answer: by default whether it is right, so that the mean
+    is the accuracy; for two models on the same episodes, the difference of the two.
+
     A replicate weights every answer with how often each of its videos was drawn. That product is taken to first
-    order (Efron's infinitesimal jackknife), which gives the bootstrap's variance in closed form: for each class
-    of n videos n times the variance of their influences, an influence being the sum of (answer - accuracy) over
-    the answers that a video took part in, over all answers. As the support videos of an episode meet in finitely
-    many episodes, each episode's own chance counts once for every one of them; that excess is taken out again.
+    order (Efron's infinitesimal jackknife), which gives the bootstrap's variance in closed form: the variance of
+    the videos' influences, an influence being the sum of (value - mean) over the answers that a video took part in,
+    over all answers. As that sum holds much chance where few videos meet in many episodes, the influence of the
+    queries alone, which has little of it, is the least that is claimed; the chance of the episodes is added.
+    Needs `spare_videos`.
     """
-    correct = (answers.truth == answers.said).astype(np.float64)
-    residual = (correct - correct.mean()) / correct.size  # [N, Q]
+    values = (answers.truth == answers.said) if values is None else values
+    residual = (values - values.mean()) / values.size  # [N, Q]
     by_episode = residual.sum(axis=1)  # [N]
+    videos, way = answers.support.shape[1], answers.classes.shape[1]
+    asked = np.concatenate([np.zeros(answers.support.size), residual.ravel()])  # as _places: support, then queries
+    shared = np.concatenate([np.repeat(by_episode, videos), residual.ravel()])
+    place, label = _places(answers)
+    spread = max(
+        _spread(shared, place, label, taken=(videos + values.shape[1]) // way),
+        _spread(asked, place, label, taken=1),
+        0.0,
+    )
+    return Z95 * math.sqrt(spread + float(np.square(by_episode).sum()))
+
+
+def _places(answers: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of the video in each place of the answers, support first and then queries; class of each video."""
     rows, place = np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]), return_inverse=True)
-    videos = answers.support.shape[1]  # support videos of an episode
-    influence = np.zeros(len(rows))
-    np.add.at(influence, place, np.concatenate([np.repeat(by_episode, videos), residual.ravel()]))
-    shots = videos // answers.classes.shape[1]
+    shots = answers.support.shape[1] // answers.classes.shape[1]
     label = np.zeros(len(rows), np.int64)
     label[place] = np.concatenate([np.repeat(answers.classes, shots, axis=1).ravel(), answers.truth.ravel()])
-    variance = sum(len(own) * own.var() for c in np.unique(label) for own in [influence[label == c]])
-    chance = float(np.square(by_episode).sum())  # variance over episodes drawn from these videos
-    return Z95 * math.sqrt(max(float(variance) - videos * chance, chance))
+    return place, label
+
+
+def _spread(parts: NDArray[np.float64], place: NDArray[np.int64], label: NDArray[np.int64], *, taken: int) -> float:
+    """Variance over videos, within class, of influences that are sums of `parts`; it may come out below 0.
+
+    The squares of the parts are chance of the episodes and are taken out. n (n - 1) / (n - taken)^2 corrects for a
+    class of n videos of which an episode takes several without replacement (Wager and Athey 2018, the
+    infinitesimal jackknife of subsamples): a video that is in the support cannot be the query.
+    """
+    influence, chance = np.bincount(place, parts), np.bincount(place, np.square(parts))
+    total = 0.0
+    for c in np.unique(label):
+        own, n = influence[label == c], int((label == c).sum())
+        signal = n * own.var() - (1 - 1 / n) * chance[label == c].sum()
+        total += float(signal) * n * (n - 1) / (n - taken) ** 2
+    return total
 
 
 def shuffle_frames(plan: EpisodePlan, episode: Episode) -> Episode:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fsar.class_text import ClassText
     from fsar.methods import Embedding, FewShotMethod
     from pipelines.loader import Decoded
-    from pipelines.plan import EpisodePlan
+    from pipelines.plan import Chosen, EpisodePlan
 
     Three = tuple[float, float, float]
 
@@ -51,6 +51,7 @@ class EpisodeLoader:
         mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
         std: Standard deviation of each colour.
         class_text: Texts of the split's classes, carried by its episodes.
+        given: Videos of the episodes, such as `pipelines.given.read_episodes` reads, where none are to be drawn.
 
     Raises:
         ShardError: there is no such split.
@@ -71,10 +72,11 @@ class EpisodeLoader:
         mean: Three = (0.45, 0.45, 0.45),
         std: Three = (0.225, 0.225, 0.225),
         class_text: ClassText | None = None,
+        given: Sequence[Chosen] | None = None,
     ) -> None:
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
         self.device, self._mean, self._std = torch.device(device), mean, std
-        self.stream = EpisodeStream(shards, split, self.rules, seed=seed)
+        self.stream = EpisodeStream(shards, split, self.rules, seed=seed, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
         on_gpu = self.device.type == "cuda"
         dali = executor == "dali" or (executor == "auto" and dali_is_installed())

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from fsar.seen import Seen
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, write_whole
 
@@ -19,10 +20,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MODEL, OPTIMIZER = "model.", "optimizer."
+SEEN_CLASSES, SEEN_VIDEOS = "seen.classes", "seen.videos"
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, loop: dict[str, Any]) -> None:
-    """Write weights, optimiser state and the loop's own values (JSON) atomically.
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    loop: dict[str, Any],
+    *,
+    seen: Seen | None = None,
+) -> None:
+    """Write weights, optimiser state, the loop's own values (JSON) and what the weights have seen, atomically.
 
     Raises:
         DiskError: the disk is full; the previous checkpoint is untouched.
@@ -32,6 +41,8 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
         for number, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"{OPTIMIZER}{number}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    if seen is not None:
+        tensors |= {SEEN_CLASSES: seen.classes, SEEN_VIDEOS: seen.videos}
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, save(tensors, metadata={"loop": json.dumps(loop)}))
@@ -61,13 +72,24 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     return loop
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_seen(path: Path) -> Seen | None:
+    """What the weights of a checkpoint have seen in training; None where an older one does not say.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    tensors, _ = _read(path, only=(SEEN_CLASSES, SEEN_VIDEOS))
+    return Seen(tensors[SEEN_CLASSES], tensors[SEEN_VIDEOS]) if tensors else None
+
+
+def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"{path} is missing; give the folder of a run that reached its first checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             loop = json.loads((file.metadata() or {})["loop"])
-            return {name: file.get_tensor(name) for name in file.keys()}, loop  # noqa: SIM118 -- no mapping
+            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 -- no mapping
+            return {name: file.get_tensor(name) for name in names}, loop
     except (SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{path} is damaged or no checkpoint of ours ({error})") from error
 

@@ -18,6 +18,7 @@ from fsar.log import RunLog
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
 from fsar.run_state import load_state, save_state
+from fsar.seen import seen_in
 from fsar.trunk_weights import load_trunk_weights
 from fsar.trunks import create_trunk
 from pipelines.draw import PhiloxDraw
@@ -113,6 +114,7 @@ class Trainer:
         self.train_episodes = self._open("train", training=True)
         if (texts := class_text_of(config)) is not None:
             self.model.set_base_text(texts.rows(shards.dataset.splits["train"].classes))
+        self.seen = seen_in(shards, self.train_episodes.stream.videos())
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self.progress = Progress(**load_state(self.last, self.model, self.optimizer))
@@ -223,7 +225,7 @@ class Trainer:
         if n % config.val_every == 0 or last:
             self._validate(n, log)
         if n % config.checkpoint_every == 0 or n % config.val_every == 0 or last:
-            save_state(self.last, self.model, self.optimizer, vars(self.progress))
+            save_state(self.last, self.model, self.optimizer, vars(self.progress), seen=self.seen)
 
     def _validate(self, n: int, log: RunLog) -> None:
         if self.val_episodes is None:
@@ -233,7 +235,7 @@ class Trainer:
         tqdm.write(f"after {n} episodes, {self.config.select_on}: {result}")
         if result.accuracy > self.progress.best:
             self.progress.best, self.progress.best_n = result.accuracy, n
-            save_state(self.best, self.model, None, vars(self.progress))
+            save_state(self.best, self.model, None, vars(self.progress), seen=self.seen)
 
     def evaluate(self, loader: EpisodeLoader, episodes: int, **options: Any) -> Result:  # noqa: ANN401 -- of evaluate()
         """Evaluate the model as it stands."""

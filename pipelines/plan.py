@@ -12,6 +12,8 @@ from pipelines.sampling import RULES_WITH_FPS, ClassPool, distinct, frame_rule
 from shards_spec.errors import ConfigError, ShardError, suggest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from pipelines.draw import Draw
@@ -90,6 +92,19 @@ class EpisodePlan:
     query_labels: Ints
     support_rows: Ints
     query_rows: Ints
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The videos of an episode, whatever their frames.
+
+    classes: [way] places in the data set's class table. support: way * shot catalogue rows grouped by class;
+    query: Q pairs of a row and a label in [0, way).
+    """
+
+    classes: tuple[int, ...]
+    support: tuple[int, ...]
+    query: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,44 +197,50 @@ class EpisodeStream:
     """Episodes of one split: `plan(n)` is a pure function of (seed, n), so n is the whole state.
 
     short_videos counts the videos of fewer frames than a clip, whose frames are repeated; dropped names the
-    classes that were left out since they have too few videos.
+    classes that were left out since they have too few videos. `given` are the videos of episodes 0, 1, ...
+    where these are not to be drawn; frames and crops follow the rules as ever.
     Raises ShardError when the split or the frames do not exist, ConfigError when an episode of these
     rules cannot be drawn from every class of the split.
     """
 
-    def __init__(self, shards: ShardSet, split: str, rules: EpisodeRules, *, seed: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        rules: EpisodeRules,
+        *,
+        seed: int,
+        given: Sequence[Chosen] | None = None,
+    ) -> None:
         PhiloxDraw(seed, 0)  # refuses an impossible seed here and not at the first episode
-        self.split, self.rules, self.seed = split, rules, seed
-        rows = shards.split_rows(split)  # [n]
+        self.split, self.rules, self.seed, self._given = split, rules, seed, given
+        rows = shards.split_rows(split) if given is None else _rows_of(given)  # [n]
         self._sizes = shards.series("rgb").sizes  # [V, 2]
         self._frames = shards.frames  # [V]
         self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
         self._rule = frame_rule(rules.frame_rule)
-        self._pools = _class_pools(shards, split, rows, disjoint=rules.groups == "disjoint")
-        self.dropped = self._drop_small(shards)
-        self._check_classes(shards)
+        self._pools: list[ClassPool] = []
+        self.dropped: tuple[str, ...] = ()
+        if given is None:
+            self._pools = _class_pools(shards, split, rows, disjoint=rules.groups == "disjoint")
+            self.dropped = self._drop_small(shards)
+            self._check_classes(shards)
         self._check_fps(shards, rows)
         self.short_videos = int((self._frames[rows] < rules.frames).sum())
 
     def plan(self, n: int) -> EpisodePlan:
         """Plan episode n, touching no stored frame; the draws come in the order of the reference code."""
-        rules, draw = self.rules, PhiloxDraw(self.seed, n)
-        pools = self._choose_classes(draw)
-        support: list[int] = []
-        query: list[tuple[int, int]] = []  # (row, label)
-        for label, pool in enumerate(pools):
-            ours, theirs = pool.choose(draw, rules.shot, rules.queries)
-            support += ours
-            query += [(row, label) for row in theirs]
-        draw.shuffle(query)  # the place of a query must say nothing about its class
+        draw = PhiloxDraw(self.seed, n)
+        chosen = self._choose(draw) if self._given is None else self._given[n]
+        way, support, query = len(chosen.classes), chosen.support, chosen.query
         reads = _ReadLists()
         support_views = tuple([self._view(draw, row, reads, query=False) for row in support])
         query_views = tuple([self._view(draw, row, reads, query=True) for row, _ in query])
         return EpisodePlan(
             n=n,
-            way=rules.way,
-            shot=rules.shot,
-            class_ids=np.array([pool.label for pool in pools], dtype=np.int64),
+            way=way,
+            shot=len(support) // way,
+            class_ids=np.array(chosen.classes, dtype=np.int64),
             reads=reads.reads("rgb"),
             support=support_views,
             query=query_views,
@@ -227,6 +248,28 @@ class EpisodeStream:
             support_rows=np.array(support, dtype=np.int64),
             query_rows=np.array([row for row, _ in query], dtype=np.int64),
         )
+
+    def choose(self, n: int) -> Chosen:
+        """The videos of episode n: a function of seed, way, shot, queries and the classes' videos alone."""
+        return self._choose(PhiloxDraw(self.seed, n)) if self._given is None else self._given[n]
+
+    def videos(self) -> Ints:
+        """[n] catalogue rows that episodes may take, ascending."""
+        if self._given is not None:
+            return _rows_of(self._given)
+        return np.sort(np.concatenate([pool.rows for pool in self._pools]))
+
+    def _choose(self, draw: Draw) -> Chosen:
+        """Draw classes and videos: all that is drawn before what depends on frames."""
+        rules, pools = self.rules, self._choose_classes(draw)
+        support: list[int] = []
+        query: list[tuple[int, int]] = []
+        for label, pool in enumerate(pools):
+            ours, theirs = pool.choose(draw, rules.shot, rules.queries)
+            support += ours
+            query += [(row, label) for row in theirs]
+        draw.shuffle(query)  # the place of a query must say nothing about its class
+        return Chosen(tuple([pool.label for pool in pools]), tuple(support), tuple(query))
 
     def _choose_classes(self, draw: Draw) -> list[ClassPool]:
         places = distinct(draw, len(self._pools))
@@ -287,6 +330,12 @@ class EpisodeStream:
                 f'{len(unknown)} videos of split "{self.split}" in {shards.path} have none (the first: '
                 f'"{shards.name(int(unknown[0]))}"): use frame rule "segment"'
             )
+
+
+def _rows_of(given: Sequence[Chosen]) -> Ints:
+    """[n] rows of the videos of some episodes, each once."""
+    rows = {row for one in given for row in (*one.support, *(row for row, _ in one.query))}
+    return np.array(sorted(rows), dtype=np.int64)
 
 
 def _class_pools(shards: ShardSet, split: str, rows: Ints, *, disjoint: bool) -> list[ClassPool]:

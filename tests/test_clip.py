@@ -16,9 +16,10 @@ import fsar.tokens
 from fsar.methods import create_method
 from fsar.tokens import ClipTokenizer, byte_symbols, read_merges
 from fsar.torchscript import is_torchscript, read_torchscript
-from fsar.trunk_weights import load_trunk_weights, read_weights
+from fsar.trunk_weights import load_trunk_weights
 from fsar.trunks.clip import ClipResNet, ClipViT, TransformerBlock
 from fsar.trunks.clip_text import ClipText
+from fsar.weight_files import read_tensors
 from shards_spec.errors import ConfigError
 
 SCRIPTED = pytest.mark.filterwarnings(
@@ -226,7 +227,7 @@ def test_the_text_tower_is_read_off_a_whole_file(tmp_path: Path) -> None:
     tower, path = small_text(), tmp_path / "clip.pt"
     state = tower.state_dict() | {"visual.proj": torch.zeros(3), "logit_scale": torch.ones(())}
     torch.save({name: value.half() for name, value in state.items()}, path)
-    again = ClipText.of_state(read_weights(path))
+    again = ClipText.of_state(read_tensors(path))
     tokens = torch.tensor([[28, 3, 29, 0, 0, 0, 0]])
     torch.testing.assert_close(again(tokens), tower(tokens), atol=2e-2, rtol=2e-2)
     with pytest.raises(ConfigError, match="no CLIP text tower"):

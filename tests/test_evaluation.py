@@ -73,6 +73,22 @@ def test_interval_over_videos_covers_the_truth() -> None:
     assert np.mean(hits) >= 0.85
 
 
+@pytest.mark.parametrize("shot", [1, 5])
+def test_it_covers_the_truth_where_an_episode_takes_many_of_few_videos(shot: int) -> None:
+    """24 videos a class, as in a small test set: support videos leave few others to be the query."""
+    rng = np.random.default_rng(4)
+    hits = []
+    for _ in range(60):
+        ease = rng.choice([0.2, 0.8], (5, 24))
+        classes = np.tile(np.arange(5), (800, 1))  # [N, way]
+        places = rng.random((800, 5, 24)).argsort(axis=2)[..., : shot + 1]  # [N, way, shot + 1]
+        rows = places + 24 * classes[..., None]
+        said = np.where(rng.random((800, 5)) < ease.ravel()[rows[..., -1]], classes, (classes + 1) % 5)
+        answers = Answers(classes, rows[..., :-1].reshape(800, -1), rows[..., -1], classes, said)
+        hits.append(abs((said == classes).mean() - 0.5) <= video_interval(answers))
+    assert np.mean(hits) >= 0.9
+
+
 def test_where_videos_do_not_matter_both_intervals_agree() -> None:
     answers = answers_of(np.random.default_rng(3), 400, np.full(100, 0.7))
     result = summarise(answers, [str(c) for c in range(5)], way=5)

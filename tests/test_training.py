@@ -124,7 +124,7 @@ def test_a_pretrained_trunk_is_evaluated_without_a_run(
     capsys.readouterr()
     for words_, sentence in (
         (["--method", "molo", *given], "molo has weights beyond its trunk"),
-        (["--shards", str(tiny_path)], "give --weights RUN, or --method"),
+        (["--shards", str(tiny_path)], "or --method prototype with --trunk"),
         (["--method", "prototype", *given[:2], *given[4:]], "starts from pretrained weights"),
         (["--weights", str(finished), "--method", "prototype", *given[4:]], "are those of the run"),
     ):

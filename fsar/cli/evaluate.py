@@ -1,32 +1,36 @@
-"""The command `fsar-eval`: a trained run, or a pretrained trunk -> its accuracy on the episodes of a split."""
+"""The command `fsar-eval`: trained runs, others' weights or a pretrained trunk -> accuracy on episodes of a split."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import closing
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fsar.config import build_config, read_recipe
-from fsar.data import choose_device, open_episodes
-from fsar.evaluation import evaluate
+from fsar.candidates import file_candidate, file_config, prototype_candidate, run_candidate, trunk_candidate
+from fsar.cli.compare import CompareOptions, check_runs, compare_runs
+from fsar.cli.options import parse_pairs
+from fsar.config import build_config
+from fsar.evaluation import summarise
 from fsar.results import coverage_text, describe
-from fsar.run_state import choose_checkpoint, load_state
-from fsar.training import TRUNK_ALONE, build_model, frozen_prototypes
+from fsar.training import TRUNK_ALONE
+from fsar.trial import open_trial
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 
 if TYPE_CHECKING:
+    from fsar.candidates import Candidate
     from fsar.config import RunConfig
     from fsar.evaluation import Result
-    from fsar.methods import FewShotMethod
+    from fsar.trial import Trial
 
+    T = TypeVar("T")
+
+FILE = click.Path(path_type=Path)
 # Options of this command -> keys of the configuration that they replace.
 KEYS = {
     "episodes": "test_episodes",
@@ -43,15 +47,33 @@ KEYS = {
 }
 
 
+@dataclass(frozen=True)
+class Source:
+    """What was said of the one model to be tested: a run, a file of weights, or a method on a pretrained trunk."""
+
+    weights: Path | None
+    checkpoint: str | None
+    method: str | None
+    trunk: str | None
+    recipe: str | None
+    pairs: tuple[str, ...]
+    trunk_weights: str | None
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--weights", type=click.Path(path_type=Path), help="A run folder of fsar-train.")
-@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@click.option("--weights", type=FILE, help="A run folder of fsar-train, or a file with the published code's names.")
+@click.option("--compare", "first", type=FILE, multiple=True, metavar="RUN...", help="Run folders to compare.")
+@click.argument("more", type=FILE, nargs=-1, metavar="")
+@click.option("--shards", "folder", type=FILE, required=True, help="Folder of the shards.")
 @click.option("--split", default="test", show_default=True)
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), help="[default: best where there is one]")
-@click.option("--method", help="Without --weights: a method that has nothing to train, such as prototype.")
-@click.option("--trunk", help="Without --weights: name of the trunk.")
-@click.option("--trunk-weights", help="Without --weights: a file, or fetch.")
+@click.option("--method", help="Of a file of weights; without --weights one that has none of its own: prototype.")
+@click.option("--trunk", help="Name of the trunk that goes with --method.")
+@click.option("--recipe", help="For a file of weights: its configuration, which --method and --trunk override.")
+@click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="A further key of that configuration.")
+@click.option("--trunk-weights", help="Of --method prototype, or of --prototype-control: a file, or fetch.")
 @click.option("--episodes", type=click.IntRange(1), help="[default: the run's test_episodes]")
+@click.option("--episodes-file", type=FILE, help="Run this file's episodes; they are written there first if missing.")
 @click.option("--way", type=click.IntRange(2), help="[default: the run's test_way]")
 @click.option("--shot", type=click.IntRange(1), help="[default: the run's test_shot]")
 @click.option("--queries", type=click.IntRange(1), help="Per class.  [default: the run's test_queries]")
@@ -67,88 +89,129 @@ KEYS = {
 )
 @click.option("--shuffle-frames", "shuffled", is_flag=True, help="Shuffle the frames of each clip: a control.")
 @click.option("--prototype-control", "control", is_flag=True, help="Also test prototypes of the untrained trunk.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the result as JSON.")
+@click.option("--allow-overlap", is_flag=True, help="Test on what training saw; the result is stamped with it.")
+@click.option("--baseline", metavar="NAME", help="With --compare: the run to compare with.  [default: the first]")
+@click.option("--allow-styles", is_flag=True, help="With --compare: runs of several recipe styles, stamped.")
+@click.option("--out", type=FILE, help="Write the result as JSON.")
+@click.option("--markdown", type=FILE, help="With --compare: write the tables as Markdown.")
+@click.option("--csv", type=FILE, help="With --compare: write the figures as CSV.")
 def cli(
-    weights: Path | None,
     folder: Path,
     split: str,
-    checkpoint: str | None,
-    out: Path | None,
+    first: tuple[Path, ...],
+    more: tuple[Path, ...],
     *,
-    method: str | None,
-    trunk: str | None,
-    trunk_weights: str | None,
+    episodes_file: Path | None,
     inference: str | None,
     shuffled: bool,
-    control: bool,
-    **given: Any,  # noqa: ANN401 -- the options of KEYS
+    **given: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of KEYS
 ) -> None:
-    """Evaluate a trained run on episodes of a split; the classes of `train` are no fair test.
+    """Evaluate a model on episodes of a split that it has not seen, or compare runs on the same episodes.
 
-    Without a run, prototypes of a pretrained trunk:
+    \b
+    fsar-eval --weights RUN --shards DIR
+    fsar-eval --compare RUN RUN RUN --shards DIR
+    fsar-eval --weights FILE.pyth --method molo --trunk resnet50 --shards DIR
     fsar-eval --method prototype --trunk efficientnet-lite0 --trunk-weights fetch --shards DIR
-    """
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
-    config = _of_run(weights) if weights else _of_trunk(method, trunk, trunk_weights)
-    if weights and (method or trunk):
-        raise ConfigError(f"--method and --trunk are those of the run {weights}: leave them out, or --weights")
-    if trunk_weights:
-        config = replace(config, trunk_weights=trunk_weights)
-    if inference:
-        config = replace(config, options=config.options | {"inference": inference})
-    config = replace(config, **{KEYS[name]: value for name, value in given.items() if value is not None})
+    """  # noqa: D301 -- \b is click's mark of lines to be left as they are
+    source, options = _take(Source, given), _take(CompareOptions, given)
+    _check(source, options, first, more)
+    _check_folders(options, episodes_file)
+    asked = {KEYS[name]: value for name, value in given.items() if value is not None}
     with ShardSet.open(folder) as shards:
-        device = choose_device(config.device)
-        model = _model(config, weights, checkpoint).to(device)
-        baseline = frozen_prototypes(config).to(device) if control else None
-        assert model.trunk is not None
-        loader = open_episodes(shards, split, config, trunk=model.trunk, device=device, training=False)
-        test = partial(evaluate, episodes=config.test_episodes, precision=config.precision, shuffled=shuffled)
-        with closing(loader):
-            result = test(model, loader)
-            table = describe(config, shards, model, result, device=device) | {"split": split, "shuffled": shuffled}
-            if incomplete := coverage_text(shards):
-                click.echo(incomplete)
-            if loader.stream.dropped:
-                click.echo(f"left out, having too few videos: {', '.join(loader.stream.dropped)}")
-            table["left_out"] = list(loader.stream.dropped)
-            _print(f"{config.method}, {config.test_way}-way {config.test_shot}-shot on {split}", result)
-            if baseline is not None:
-                result = test(baseline, loader)
-                table["frozen_prototypes"] = result.to_json()
-                _print("the same episodes, prototypes of the untrained trunk", result)
-    if out:
-        write_whole(out, json_bytes(table))
+        found = [run_candidate(run, source.checkpoint) for run in first + more] or [_candidate(source, shards)]
+        changes = asked | ({"trunk_weights": source.trunk_weights} if source.trunk_weights else {})
+        of_method = {"inference": inference} if inference else {}
+        found = [replace(one, config=_changed(one.config, changes, of_method)) for one in found]
+        if first:
+            found = check_runs(found, first + more, options)
+        config = found[0].config
+        trial = open_trial(shards, split, config, asked=asked, episodes_file=episodes_file, shuffled=shuffled)
+        for line in (coverage_text(shards), _left_out(trial)):
+            if line:
+                click.echo(line)
+        if first:
+            compare_runs(found, trial, options)
+        else:
+            _evaluate(found[0], trial, options)
 
 
-def _of_run(run: Path) -> RunConfig:
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run folder (it has no config.toml); give one that fsar-train wrote")
-    return build_config(read_recipe(str(run / "config.toml")))
+def _changed(config: RunConfig, changes: dict[str, Any], options: dict[str, Any]) -> RunConfig:
+    """A configuration with other values, and other options of its method."""
+    return replace(config, **changes, options=config.options | options)
 
 
-def _of_trunk(method: str | None, trunk: str | None, trunk_weights: str | None) -> RunConfig:
+def _take(kind: type[T], given: dict[str, Any]) -> T:
+    """The options that are the fields of a class."""
+    return kind(**{field.name: given.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], more: tuple[Path, ...]) -> None:
+    """Refuse options that say nothing together."""
+    if first:
+        if source.weights or source.method or source.trunk or source.recipe or source.pairs:
+            raise ConfigError("--compare takes run folders: leave out --weights, --method, --trunk, --recipe, --option")
+        return
+    if more:
+        raise ConfigError(f"{more[0]} stands alone; fsar-eval --weights RUN tests one run, --compare RUN RUN several")
+    if options.baseline or options.allow_styles or options.markdown or options.csv:
+        raise ConfigError("--baseline, --allow-styles, --markdown and --csv go with --compare RUN RUN")
+    one_file = source.weights is not None and source.weights.is_file()
+    if not one_file and (source.recipe or source.pairs):
+        raise ConfigError("--recipe and --option say what a file of weights holds; give the file as --weights")
+    if source.weights and not one_file and (source.method or source.trunk):
+        raise ConfigError(f"--method and --trunk are those of the run {source.weights}: leave them out, or --weights")
+
+
+def _check_folders(options: CompareOptions, episodes_file: Path | None) -> None:
+    """Refuse files that could not be written, before anything is computed."""
+    files = {name: getattr(options, name) for name in ("out", "markdown", "csv")} | {"episodes-file": episodes_file}
+    for name, path in files.items():
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"--{name} {path}: there is no folder {path.parent}; make it first")
+
+
+def _candidate(source: Source, shards: ShardSet) -> Candidate:
+    """The one model that was named."""
+    if source.weights and source.weights.is_file():
+        config = file_config(source.recipe, source.method, source.trunk, parse_pairs(source.pairs))
+        training = shards.dataset.splits.get("train")
+        classes = config.num_classes or (len(training.classes) if training else 1)
+        return file_candidate(source.weights, replace(config, num_classes=classes))
+    if source.weights:
+        return run_candidate(source.weights, source.checkpoint)
+    return trunk_candidate(_of_trunk(source))
+
+
+def _of_trunk(source: Source) -> RunConfig:
     """The configuration of a method that stands on a pretrained trunk alone."""
-    if not method or not trunk:
-        raise ConfigError("give --weights RUN, or --method prototype with --trunk and --trunk-weights")
-    options = TRUNK_ALONE if method == "prototype" else {}  # the same as --prototype-control
-    values = {"method": method, "trunk": trunk, "trunk_weights": trunk_weights or "", "num_classes": 1}
-    return build_config(values | options)
+    if not source.method or not source.trunk:
+        raise ConfigError("give --weights RUN, --compare RUN RUN, or --method prototype with --trunk, --trunk-weights")
+    given = {"method": source.method, "trunk": source.trunk, "trunk_weights": source.trunk_weights or ""}
+    options = TRUNK_ALONE if source.method == "prototype" else {}  # the same as --prototype-control
+    return build_config(given | {"num_classes": 1} | options)
 
 
-def _model(config: RunConfig, run: Path | None, checkpoint: str | None) -> FewShotMethod:
-    model = build_model(config, weights=run is None)
-    if run is not None:
-        load_state(choose_checkpoint(run, checkpoint), model)
-        return model
-    trained = [name for name, value in model.named_parameters() if not name.startswith("trunk.") and value.ndim > 1]
-    if trained:
-        raise ConfigError(
-            f"{config.method} has weights beyond its trunk ({trained[0]}, ...), which would be random: "
-            "train it and give --weights RUN"
-        )
-    return model
+def _left_out(trial: Trial) -> str | None:
+    return f"left out, having too few videos: {', '.join(trial.left_out)}" if trial.left_out else None
+
+
+def _evaluate(candidate: Candidate, trial: Trial, options: CompareOptions) -> None:
+    """Test one model, print and write its result."""
+    overlap = trial.overlap(candidate, allowed=options.allow_overlap)
+    model, answers, device = trial.run(candidate)
+    config, classes = trial.configured(candidate.config), trial.shards.dataset.classes
+    result = summarise(answers, classes, way=config.test_way)
+    table = describe(config, trial.shards, model, result, device=device) | candidate.stamp | trial.stamp()
+    table["overlap"] = overlap.to_json()
+    _print(f"{config.method}, {config.test_way}-way {config.test_shot}-shot on {trial.split} ({overlap})", result)
+    if options.control:
+        _, answers, _ = trial.run(prototype_candidate(candidate.config))
+        result = summarise(answers, classes, way=config.test_way)
+        table["frozen_prototypes"] = result.to_json()
+        _print("the same episodes, prototypes of the untrained trunk", result)
+    if options.out:
+        write_whole(options.out, json_bytes(table))
 
 
 def _print(what: str, result: Result) -> None:

@@ -10,7 +10,7 @@ from fsar.config import CHOICES, KINDS, TYPES, method_option_types
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # Keys that the commands have as options of their own, or that only recipes set.
 OWN = frozenset({"dataset", "method", "recipe_style"})
@@ -34,6 +34,22 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
     """
     kinds = TYPES | method_option_types()
     return {key: parse(key, text, kinds[key]) for key, text in given.items() if text is not None}
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
+    """Options of a configuration from words KEY=VALUE.
+
+    Raises:
+        ConfigError: a word without "=", or a value that is none of its kind.
+    """
+    kinds, values = TYPES | method_option_types(), {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {pair}: expected KEY=VALUE")
+        key = key.replace("-", "_")
+        values[key] = parse(key, text, kinds.get(key, Any))
+    return values
 
 
 def parse(key: str, text: str, kind: Any) -> Any:  # noqa: ANN401 -- any kind of a value is what it makes

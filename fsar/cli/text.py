@@ -11,8 +11,8 @@ import torch
 
 from fsar.class_text import ClassText, prompts, write_class_text
 from fsar.tokens import ClipTokenizer
-from fsar.trunk_weights import read_weights
 from fsar.trunks.clip_text import ClipText
+from fsar.weight_files import read_tensors
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
@@ -41,7 +41,7 @@ def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None,
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     tokens = ClipTokenizer(vocabulary)
-    vectors = encode(ClipText.of_state(read_weights(clip)), tokens, texts)
+    vectors = encode(ClipText.of_state(read_tensors(clip)), tokens, texts)
     source = f"{clip.name} sha256:{hashlib.sha256(clip.read_bytes()).hexdigest()}"
     write_class_text(out, ClassText(tuple(names), vectors, template, source))
     click.echo(f'{out}: {len(names)} texts of width {vectors.shape[1]}, such as "{texts[0]}"')

@@ -16,6 +16,7 @@ from fsar.evaluation import evaluate
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
 from fsar.results import coverage_text, describe, describe_data
+from fsar.seen import find_overlap
 from fsar.styles import STYLES, restyle
 from fsar.training import Trainer, check_resumable, frozen_prototypes
 from shards_spec import ShardSet
@@ -166,6 +167,10 @@ def train_and_test(
         result = trainer.evaluate(test, config.test_episodes, label="test")
         table = describe(config, shards, trainer.model, result, device=device)
         table["left_out"] = list(test.stream.dropped)
+        overlap = find_overlap(trainer.seen, shards, test.stream.videos())
+        table["overlap"] = overlap.to_json()
+        if overlap.found:  # splits are disjoint; classes whose names differ in case or spaces alone are not
+            click.echo(str(overlap))
         if test.stream.dropped:
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
         click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes: {result}")

@@ -1,0 +1,167 @@
+"""`fsar-eval --compare`: several runs, the same episodes -> tables of what sets them apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+
+from fsar.candidates import prototype_candidate
+from fsar.comparison import compare
+from fsar.results import coverage
+from fsar.run_state import weights_sha256
+from shards_spec.errors import ConfigError, suggest
+from shards_spec.files import json_bytes, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fsar.candidates import Candidate
+    from fsar.comparison import Comparison
+    from fsar.evaluation import Answers
+    from fsar.seen import Overlap
+    from fsar.trial import Trial
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is done with the answers; all but `control`, `allow_overlap` and `out` goes with --compare alone."""
+
+    baseline: str | None
+    allow_styles: bool
+    control: bool
+    allow_overlap: bool
+    out: Path | None
+    markdown: Path | None
+    csv: Path | None
+
+
+def check_runs(found: Sequence[Candidate], runs: Sequence[Path], options: CompareOptions) -> list[Candidate]:
+    """The runs under names that tell them apart, and the control where it is asked for.
+
+    Raises:
+        ConfigError: a run alone or given twice, or runs that differ in recipe style.
+    """
+    if len(found) + options.control < 2:
+        raise ConfigError("--compare needs two runs, or one and --prototype-control")
+    names = distinct_names(runs)
+    styles = {name: one.config.recipe_style for name, one in zip(names, found, strict=True)}
+    if len(set(styles.values())) > 1 and not options.allow_styles:
+        listing = ", ".join(f"{name} {style}" for name, style in styles.items())
+        raise ConfigError(
+            f"the runs differ in recipe style ({listing}), which decides how they are trained and tested; compare "
+            "runs of one style, or --allow-styles to have the result stamped with it"
+        )
+    named = [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+    return [*named, prototype_candidate(found[0].config)] if options.control else named
+
+
+def distinct_names(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of the folders above them as tell them apart.
+
+    Raises:
+        ConfigError: a folder stands there twice.
+    """
+    paths = [run.resolve() for run in runs]
+    twice = [str(run) for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]
+    if twice:
+        raise ConfigError(f"--compare: {' and '.join(twice)} are one run")
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def compare_runs(found: Sequence[Candidate], trial: Trial, options: CompareOptions) -> None:
+    """Ask all of them the same episodes; print and write what they answered.
+
+    Raises:
+        ConfigError: there is no such baseline, a run has seen the classes, or its weights do not fit.
+    """
+    names = [one.name for one in found]
+    baseline = options.baseline or names[0]
+    if baseline not in names:
+        raise ConfigError(f"--baseline {baseline} is none of the runs; {suggest(baseline, names)}")
+    overlaps = {one.name: trial.overlap(one, allowed=options.allow_overlap) for one in found}
+    answers: dict[str, Answers] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for one in found:
+        model, answers[one.name], device = trial.run(one)
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        described[one.name] = _describe(one) | {"weights_sha256": weights_sha256(model), "device": where}
+    comparison = compare(answers, trial.shards.dataset.classes, baseline=baseline)
+    _write(comparison, found, trial, overlaps, described, options)
+
+
+def _describe(candidate: Candidate) -> dict[str, Any]:
+    config = candidate.config
+    keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "resize", "crop", "precision")
+    return {key: getattr(config, key) for key in keys}
+
+
+def _write(
+    comparison: Comparison,
+    found: Sequence[Candidate],
+    trial: Trial,
+    overlaps: dict[str, Overlap],
+    described: dict[str, dict[str, Any]],
+    options: CompareOptions,
+) -> None:
+    details = {one.name: _details(one, overlaps[one.name]) for one in found}
+    styles = sorted({one.config.recipe_style for one in found})
+    text = _heading(trial, styles) + comparison.to_markdown(details)
+    click.echo(text, nl=False)
+    if options.markdown:
+        write_whole(options.markdown, text.encode("utf-8", "backslashreplace"))
+    if options.csv:
+        write_whole(options.csv, comparison.to_csv(details).encode("utf-8", "backslashreplace"))
+    if options.out:
+        rows = [
+            {"run": name} | described[name] | {"overlap": overlaps[name].to_json()} | figures
+            for name, figures in comparison.to_json().items()
+        ]
+        table = _provenance(trial) | {"styles": styles, "baseline": comparison.baseline, "runs": rows}
+        write_whole(options.out, json_bytes(table))
+
+
+def _details(candidate: Candidate, overlap: Overlap) -> dict[str, str]:
+    """The columns that say what a run is."""
+    config = candidate.config
+    return {
+        "method": config.method,
+        "trunk": config.trunk,
+        "frames": f"{config.frames} {config.test_frames}",
+        "style": config.recipe_style,
+        "seen in training": overlap.short,
+    }
+
+
+def _heading(trial: Trial, styles: Sequence[str]) -> str:
+    config, dataset = trial.config, trial.shards.dataset
+    lines = [f"{dataset.name}, {trial.split}: {config.test_way}-way {config.test_shot}-shot, seed {config.eval_seed}"]
+    if trial.shuffled:
+        lines.append("The frames of each clip are shuffled.")
+    if len(styles) > 1:
+        lines.append(f"The runs differ in recipe style ({', '.join(styles)}): more than their methods sets them apart.")
+    return "".join(line + "\n\n" for line in lines)
+
+
+def _provenance(trial: Trial) -> dict[str, Any]:
+    shards, config = trial.shards, trial.config
+    return trial.stamp() | {
+        "dataset": shards.dataset.name,
+        "way": config.test_way,
+        "shot": config.test_shot,
+        "queries": config.test_queries,
+        "groups": config.groups,
+        "fsar": version("fsar"),
+        "torch": torch.__version__,
+        "shards_sha256": shards.sha256,
+        "splits_sha256": {name: split.sha256 for name, split in shards.dataset.splits.items()},
+        "coverage": coverage(shards),
+    }

@@ -1,0 +1,118 @@
+"""What a checkpoint saw in training, as hashes of names, and whether test episodes hold any of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from shards_spec.errors import ConfigError
+from shards_spec.splits import class_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from shards_spec import ShardSet
+
+    Hashes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Sorted 64-bit hashes of the training classes [C] and of the original names of the training videos [V]."""
+
+    classes: Tensor
+    videos: Tensor
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What training and test share; `known` is False for weights that do not say what they saw.
+
+    Attributes:
+        classes: Names of the shared classes.
+        videos: Number of the shared videos.
+    """
+
+    known: bool
+    classes: tuple[str, ...] = ()
+    videos: int = 0
+
+    @property
+    def found(self) -> bool:
+        """Whether anything is shared."""
+        return bool(self.classes or self.videos)
+
+    def __str__(self) -> str:
+        return f"overlaps training: {self.short}" if self.found else f"overlap with training: {self.short}"
+
+    @property
+    def short(self) -> str:
+        """A cell of a table."""
+        if not self.known:
+            return "unknown"
+        return f"{len(self.classes)} classes, {self.videos:,} videos" if self.found else "none"
+
+    def to_json(self) -> dict[str, Any]:
+        """`status`: none, overlaps or unknown; and the counts, null where unknown."""
+        if not self.known:
+            return {"status": "unknown", "classes": None, "videos": None}
+        return {"status": "overlaps" if self.found else "none", "classes": len(self.classes), "videos": self.videos}
+
+
+UNKNOWN = Overlap(known=False)
+
+
+def seen_in(shards: ShardSet, rows: NDArray[np.int64]) -> Seen:
+    """The record of a training on the videos of these catalogue rows."""
+    classes = _hashes(class_key(name) for name in class_names(shards, rows))
+    return Seen(*(torch.from_numpy(np.unique(part)) for part in (classes, _video_hashes(shards, rows))))
+
+
+def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:
+    """What of the videos of these rows, and of their classes, was seen.
+
+    Class names are compared without case, spaces and underscores, videos by their original names: the same file in
+    another shard set is found where it kept its name.
+    """
+    if seen is None:
+        return UNKNOWN
+    names = class_names(shards, rows)
+    shared = np.isin(_hashes(class_key(name) for name in names), seen.classes.numpy())
+    videos = int(np.isin(_video_hashes(shards, rows), seen.videos.numpy()).sum())
+    return Overlap(True, tuple(name for name, both in zip(names, shared.tolist(), strict=True) if both), videos)
+
+
+def check_overlap(overlap: Overlap, what: str, *, allowed: bool) -> None:
+    """Refuse a test on what the weights `what` were trained on.
+
+    Raises:
+        ConfigError: with counts and an example.
+    """
+    if overlap.found and not allowed:
+        example = f' (such as "{overlap.classes[0]}")' if overlap.classes else ""
+        raise ConfigError(
+            f"{what} was trained on {len(overlap.classes)} classes{example} and {overlap.videos:,} videos of these "
+            "test episodes: take a split that it has not seen, or --allow-overlap to have the result stamped with it"
+        )
+
+
+def class_names(shards: ShardSet, rows: NDArray[np.int64]) -> list[str]:
+    """Names of the classes of videos, each once."""
+    return [shards.dataset.classes[label] for label in np.unique(shards.labels[rows]).tolist()]
+
+
+def _video_hashes(shards: ShardSet, rows: NDArray[np.int64]) -> Hashes:
+    return _hashes(shards.name(row) for row in rows.tolist())
+
+
+def _hashes(names: Iterable[str]) -> Hashes:
+    """[n] int64 BLAKE2b of each name; a name that is no text of any encoding keeps its bytes."""
+    digests = (hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names)
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)

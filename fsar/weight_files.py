@@ -1,0 +1,62 @@
+"""Files of weights that others made: tensors by name, and never code."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from fsar.torchscript import is_torchscript, read_torchscript
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+WRAPPERS = ("state_dict", "model_state", "model")  # under which others keep the tensors in their files
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, of a state dict alone or of a training checkpoint that holds one; pickled code is not run.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, holds code, or no plain table of tensors.
+    """
+    return plain_tensors(_load(path), str(path))
+
+
+def plain_tensors(given: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The tensors of a table, which may hold them under a name of its own.
+
+    Raises:
+        ConfigError: naming `source` and what is no tensor.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(given.get(wrapper), dict):
+            given = given[wrapper]
+    wrong = [str(key) for key, value in given.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
+    if wrong or not given:
+        raise ConfigError(f"{source} holds no plain table of tensors ({', '.join(wrong[:4]) or 'it is empty'})")
+    return dict(given)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
+    if is_torchscript(path):
+        return dict(read_torchscript(path))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(f"{path} holds pickled code, which is never run; save its state dict alone") from None
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"{path} holds a {type(state).__name__}; expected a state dict")
+    return state
