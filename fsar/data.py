@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fsar.label_file import read_labels
 from fsar.loader import EpisodeLoader
+from fsar.methods import METHODS
 from pipelines.plan import EpisodeRules
+from pipelines.pools import Labels
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from fsar.config import RunConfig
+    from fsar.methods import FewShotMethod
     from fsar.trunks import Trunk
     from shards_spec import ShardSet
 
@@ -37,6 +42,33 @@ def _frame_rule(config: RunConfig) -> str:
     return "kinetics-whole" if whole else config.frame_rule
 
 
+def _unlabelled(config: RunConfig) -> dict[str, Any]:
+    """What training and evaluation say alike of unlabelled videos."""
+    names = ("unlabelled_per_class", "distractor_classes", "distractors_per_class", "labelled_fraction")
+    return {name: getattr(config, name) for name in names}
+
+
+def check_unlabelled(model: FewShotMethod, config: RunConfig) -> None:
+    """Refuse unlabelled videos for a method that does not read them: ConfigError."""
+    if (config.unlabelled_per_class or config.distractor_classes) and not model.READS_UNLABELLED:
+        readers = ", ".join(name for name, method in METHODS.items() if method.READS_UNLABELLED)
+        raise ConfigError(
+            f"{config.method} reads no unlabelled videos: set unlabelled_per_class and distractor_classes to 0, "
+            f"or choose a method that does ({readers})"
+        )
+
+
+def training_labels(shards: ShardSet, config: RunConfig) -> Labels | None:
+    """What the classes of training episodes are, where they are not those of the split.
+
+    Raises:
+        ConfigError: the label file is missing, damaged, or names a video outside the split.
+    """
+    if config.tasks == "augment":
+        return Labels.of_single_videos(shards, "train")
+    return read_labels(Path(config.labels), shards, "train") if config.labels else None
+
+
 def training_rules(config: RunConfig) -> EpisodeRules:
     """How training episodes are drawn."""
     return EpisodeRules(
@@ -53,6 +85,7 @@ def training_rules(config: RunConfig) -> EpisodeRules:
         query_jitter=config.query_jitter,
         groups=config.groups,
         small_classes=config.small_classes,
+        **_unlabelled(config),
     )
 
 
@@ -69,6 +102,7 @@ def evaluation_rules(config: RunConfig) -> EpisodeRules:
         crop=config.crop,
         groups=config.groups,
         small_classes=config.small_classes,
+        **_unlabelled(config),
     )
 
 
@@ -78,7 +112,7 @@ def open_episodes(
     """The episodes of a split as a run wants them; close the loader when done.
 
     Raises:
-        ConfigError: a class has too few videos, or the rules do not fit the shards.
+        ConfigError: a class has too few videos, the rules do not fit the shards, or the label file is of no use.
         ShardError: there is no such split.
     """
     return EpisodeLoader(
@@ -90,6 +124,7 @@ def open_episodes(
         executor=config.executor,
         threads=config.threads,
         prefetch=config.prefetch,
+        labels=training_labels(shards, config) if training else None,
         mean=trunk.mean,
         std=trunk.std,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from tqdm import tqdm
 
-from fsar.data import open_episodes
+from fsar.data import check_unlabelled, open_episodes
 from fsar.evaluation import autocast, evaluate
 from fsar.log import RunLog
 from fsar.methods import create_method, method_options
@@ -101,6 +101,7 @@ class Trainer:
     ) -> None:
         self.config, self.shards, self.run, self.device = config, shards, run, device
         self.model = build_model(config, weights=not resume).to(device)
+        check_unlabelled(self.model, config)
         self.optimizer = create_optimizer(
             self.model,
             lr=config.lr,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.draw import PhiloxDraw
-from pipelines.sampling import RULES_WITH_FPS, ClassPool, distinct, frame_rule
+from pipelines.pools import Labels, make_pools, too_few
+from pipelines.sampling import RULES_WITH_FPS, distinct, frame_rule
 from shards_spec.errors import ConfigError, ShardError, suggest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.draw import Draw
+    from pipelines.pools import Pool
     from shards_spec import ShardSet
 
     Ints = npt.NDArray[np.int64]
@@ -76,8 +79,9 @@ class View:
 class EpisodePlan:
     """Everything that is random about episode n.
 
-    class_ids: int64 [way], places in the data set's class table. support: way * shot views grouped by
-    class; query: Q views; query_labels: int64 [Q] in [0, way). support_rows, query_rows: catalogue rows.
+    class_ids: int64 [way], places in the data set's class table, or in the names of other labels (-1: none).
+    support: way * shot views grouped by class; query: Q views; query_labels: int64 [Q] in [0, way).
+    support_rows, query_rows: catalogue rows. unlabelled, unlabelled_rows: U views in an order that says nothing.
     """
 
     n: int
@@ -90,6 +94,13 @@ class EpisodePlan:
     query_labels: Ints
     support_rows: Ints
     query_rows: Ints
+    unlabelled: tuple[View, ...] = ()
+    unlabelled_rows: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All clips: support, queries, unlabelled."""
+        return self.support + self.query + self.unlabelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +109,9 @@ class EpisodeRules:
 
     Stored frames that are not resize x resize already are resized to exactly that first, aspect not
     kept. A class with too few videos for an episode is refused, or left out with small_classes="drop".
+    An episode also takes `unlabelled_per_class` unlabelled videos of each of its classes, and
+    `distractors_per_class` (0: as many) of each of `distractor_classes` others. `labelled_fraction` < 1 keeps a
+    part of each class for them; at 1 all videos serve both, but none twice in an episode.
     Raises ConfigError when a value is impossible.
     """
 
@@ -114,6 +128,10 @@ class EpisodeRules:
     query_jitter: bool = False
     groups: str = "disjoint"
     small_classes: str = "refuse"
+    unlabelled_per_class: int = 0
+    distractor_classes: int = 0
+    distractors_per_class: int = 0
+    labelled_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         frame_rule(self.frame_rule)
@@ -128,6 +146,19 @@ class EpisodeRules:
             raise ConfigError(
                 f"crop {self.crop} is larger than resize {self.resize}: give a crop of at most {self.resize}"
             )
+        self._check_unlabelled()
+
+    def _check_unlabelled(self) -> None:
+        for name in ("unlabelled_per_class", "distractor_classes", "distractors_per_class"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give at least 0")
+        if self.distractor_classes and not self.distractors:
+            raise ConfigError(
+                f"distractor_classes is {self.distractor_classes} and no video is taken of them: "
+                "give distractors_per_class or unlabelled_per_class"
+            )
+        if not 0 < self.labelled_fraction <= 1:
+            raise ConfigError(f"labelled_fraction is {self.labelled_fraction}: give a share above 0, at most 1")
 
     @property
     def random_views(self) -> bool:
@@ -138,6 +169,21 @@ class EpisodeRules:
     def videos_per_class(self) -> int:
         """Videos that an episode takes of each of its classes."""
         return self.shot + self.queries
+
+    @property
+    def distractors(self) -> int:
+        """Videos of each distractor class."""
+        return self.distractors_per_class or self.unlabelled_per_class
+
+    @property
+    def unlabelled(self) -> int:
+        """Unlabelled videos of an episode."""
+        return self.way * self.unlabelled_per_class + self.distractor_classes * self.distractors
+
+    @property
+    def unlabelled_of_a_class(self) -> int:
+        """Unlabelled videos that every class must be able to give, also as a distractor."""
+        return max(self.unlabelled_per_class, self.distractors if self.distractor_classes else 0)
 
 
 class _ReadList:
@@ -181,28 +227,35 @@ class _ReadLists:
 class EpisodeStream:
     """Episodes of one split: `plan(n)` is a pure function of (seed, n), so n is the whole state.
 
+    labels: What the episodes' classes are, where they are not the split's own.
     short_videos counts the videos of fewer frames than a clip, whose frames are repeated; dropped names the
     classes that were left out since they have too few videos.
     Raises ShardError when the split or the frames do not exist, ConfigError when an episode of these
     rules cannot be drawn from every class of the split.
     """
 
-    def __init__(self, shards: ShardSet, split: str, rules: EpisodeRules, *, seed: int) -> None:
+    def __init__(
+        self, shards: ShardSet, split: str, rules: EpisodeRules, *, seed: int, labels: Labels | None = None
+    ) -> None:
         PhiloxDraw(seed, 0)  # refuses an impossible seed here and not at the first episode
         self.split, self.rules, self.seed = split, rules, seed
-        rows = shards.split_rows(split)  # [n]
+        labels = labels or Labels.of_split(shards, split)
+        self._names, rows = labels.names, labels.rows  # [n]
         self._sizes = shards.series("rgb").sizes  # [V, 2]
         self._frames = shards.frames  # [V]
         self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
         self._rule = frame_rule(rules.frame_rule)
-        self._pools = _class_pools(shards, split, rows, disjoint=rules.groups == "disjoint")
-        self.dropped = self._drop_small(shards)
-        self._check_classes(shards)
+        self._pools = make_pools(labels, shards.groups, rules, seed=seed)
+        self.dropped = self._drop_small()
+        self._check_classes()
         self._check_fps(shards, rows)
         self.short_videos = int((self._frames[rows] < rules.frames).sum())
 
     def plan(self, n: int) -> EpisodePlan:
-        """Plan episode n, touching no stored frame; the draws come in the order of the reference code."""
+        """Plan episode n, touching no stored frame; the draws come in the order of the reference code.
+
+        Unlabelled videos are drawn last: the rest of the episode is the same without them.
+        """
         rules, draw = self.rules, PhiloxDraw(self.seed, n)
         pools = self._choose_classes(draw)
         support: list[int] = []
@@ -215,6 +268,8 @@ class EpisodeStream:
         reads = _ReadLists()
         support_views = tuple([self._view(draw, row, reads, query=False) for row in support])
         query_views = tuple([self._view(draw, row, reads, query=True) for row, _ in query])
+        unlabelled = self._choose_unlabelled(draw, pools, {*support, *(row for row, _ in query)})
+        unlabelled_views = tuple([self._view(draw, row, reads, query=False) for row in unlabelled])
         return EpisodePlan(
             n=n,
             way=rules.way,
@@ -226,11 +281,26 @@ class EpisodeStream:
             query_labels=np.array([label for _, label in query], dtype=np.int64),
             support_rows=np.array(support, dtype=np.int64),
             query_rows=np.array([row for row, _ in query], dtype=np.int64),
+            unlabelled=unlabelled_views,
+            unlabelled_rows=np.array(unlabelled, dtype=np.int64),
         )
 
-    def _choose_classes(self, draw: Draw) -> list[ClassPool]:
+    def _choose_classes(self, draw: Draw) -> list[Pool]:
         places = distinct(draw, len(self._pools))
         return [self._pools[next(places)] for _ in range(self.rules.way)]
+
+    def _choose_unlabelled(self, draw: Draw, pools: list[Pool], taken: set[int]) -> list[int]:
+        """Rows of the unlabelled videos: of the episode's classes, then of others, shuffled."""
+        rules = self.rules
+        if not rules.unlabelled:
+            return []
+        rows = [row for pool in pools for row in pool.choose_unlabelled(draw, taken, rules.unlabelled_per_class)]
+        ours = {pool.label for pool in pools}
+        others = [pool for pool in self._pools if pool.label not in ours]
+        for place in islice(distinct(draw, len(others)), rules.distractor_classes):
+            rows += others[place].choose_unlabelled(draw, taken, rules.distractors)
+        draw.shuffle(rows)  # the place of a video must say nothing about its class
+        return rows
 
     def _view(self, draw: Draw, row: int, reads: _ReadLists, *, query: bool) -> View:
         """Draw one clip: frames, then flip, crop x, crop y, jitter."""
@@ -254,28 +324,32 @@ class EpisodeStream:
         number, windows = reads.of_size(height, width)
         return View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter)
 
-    def _drop_small(self, shards: ShardSet) -> tuple[str, ...]:
+    def _drop_small(self) -> tuple[str, ...]:
         """Leave out the classes that cannot fill an episode, where the rules say so; their names."""
-        rules = self.rules
-        if rules.small_classes == "refuse":
+        if self.rules.small_classes == "refuse":
             return ()
-        serve = [pool.can_serve(rules.shot, rules.queries) for pool in self._pools]
+        serve = [self._serves(pool) for pool in self._pools]
         small = [pool for pool, enough in zip(self._pools, serve, strict=True) if not enough]
         self._pools = [pool for pool, enough in zip(self._pools, serve, strict=True) if enough]
-        return tuple(shards.dataset.classes[pool.label] for pool in small)
+        return tuple(self._names[pool.label] for pool in small)
 
-    def _check_classes(self, shards: ShardSet) -> None:
+    def _serves(self, pool: Pool) -> bool:
         rules = self.rules
-        if len(self._pools) < rules.way:
+        return pool.can_serve(rules.shot, rules.queries, rules.unlabelled_of_a_class)
+
+    def _check_classes(self) -> None:
+        rules = self.rules
+        needed = rules.way + rules.distractor_classes
+        if len(self._pools) < needed:
             left_out = f" (left out, having too few videos: {', '.join(self.dropped)})" if self.dropped else ""
+            distractors = f" with {rules.distractor_classes} distractor classes" if rules.distractor_classes else ""
             raise ConfigError(
-                f'split "{self.split}" has {len(self._pools)} classes{left_out} and a {rules.way}-way episode needs '
-                f"{rules.way}: use a smaller way or another split"
+                f'split "{self.split}" has {len(self._pools)} classes{left_out} and a {rules.way}-way '
+                f"episode{distractors} needs {needed}: use a smaller way or another split"
             )
         for pool in self._pools:
-            if not pool.can_serve(rules.shot, rules.queries):
-                name = shards.dataset.classes[pool.label]
-                raise ConfigError(_too_few(name, self.split, pool, rules))
+            if not self._serves(pool):
+                raise ConfigError(too_few(pool, f'class "{self._names[pool.label]}" of split "{self.split}"', rules))
 
     def _check_fps(self, shards: ShardSet, rows: Ints) -> None:
         if self._fps is None:
@@ -287,34 +361,6 @@ class EpisodeStream:
                 f'{len(unknown)} videos of split "{self.split}" in {shards.path} have none (the first: '
                 f'"{shards.name(int(unknown[0]))}"): use frame rule "segment"'
             )
-
-
-def _class_pools(shards: ShardSet, split: str, rows: Ints, *, disjoint: bool) -> list[ClassPool]:
-    """One pool a class of the split, in the split's order, also for a class without videos."""
-    place = {name: label for label, name in enumerate(shards.dataset.classes)}
-    labels = [place[name] for name in shards.dataset.splits[split].classes]
-    rows = rows[np.argsort(shards.labels[rows], kind="stable")]
-    edges = np.searchsorted(shards.labels[rows], [[label, label + 1] for label in labels])  # [C, 2]
-    pools = []
-    for label, (start, stop) in zip(labels, edges.tolist(), strict=True):
-        own = rows[start:stop]
-        pools.append(ClassPool.build(label, own, shards.groups[own] if disjoint else None))
-    return pools
-
-
-def _too_few(name: str, split: str, pool: ClassPool, rules: EpisodeRules) -> str:
-    have, need = len(pool.rows), rules.videos_per_class
-    parts = f"{rules.shot} support and {rules.queries} query videos"
-    if have < need:
-        return (
-            f'class "{name}" of split "{split}" has {have} videos and an episode needs {need} ({parts}): '
-            f"use fewer shots or queries, or small_classes = drop"
-        )
-    return (
-        f'class "{name}" of split "{split}" has {have} videos in {len(pool.sizes)} groups and an episode '
-        f"needs {parts} that share no group, which these groups cannot give: use fewer shots or queries, "
-        f"groups = any, or small_classes = drop"
-    )
 
 
 def _crop_corner(draw: Draw, rules: EpisodeRules) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from shards_spec.errors import ConfigError
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_holds_every_value_of_a_run(name: str) -> None:
     table = read_recipe(name)
-    assert set(TYPES) - set(table) <= {"num_classes"}
+    unlabelled = {"unlabelled_per_class", "distractor_classes", "distractors_per_class", "labelled_fraction"}
+    assert set(TYPES) - set(table) <= {"num_classes", "labels", "tasks"} | unlabelled
     config = build_config(table)
     for key, value in table.items():
         assert config.flat()[key] == (tuple(value) if isinstance(value, list) else value)

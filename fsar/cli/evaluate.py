@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fsar.config import build_config, read_recipe
-from fsar.data import choose_device, open_episodes
+from fsar.data import check_unlabelled, choose_device, open_episodes
 from fsar.evaluation import evaluate
 from fsar.results import coverage_text, describe
 from fsar.run_state import choose_checkpoint, load_state
@@ -36,6 +36,8 @@ KEYS = {
     "seed": "eval_seed",
     "groups": "groups",
     "small_classes": "small_classes",
+    "unlabelled_per_class": "unlabelled_per_class",
+    "distractor_classes": "distractor_classes",
     "device": "device",
     "precision": "precision",
     "executor": "executor",
@@ -56,6 +58,8 @@ KEYS = {
 @click.option("--queries", type=click.IntRange(1), help="Per class.  [default: the run's test_queries]")
 @click.option("--groups", type=click.Choice(["disjoint", "any"]), help="[default: the run's]")
 @click.option("--small-classes", type=click.Choice(["refuse", "drop"]), help="Classes with too few videos.")
+@click.option("--unlabelled-per-class", type=click.IntRange(0), help="[default: the run's]")
+@click.option("--distractor-classes", type=click.IntRange(0), help="[default: the run's]")
 @click.option("--seed", type=int, help="[default: the run's eval_seed]")
 @click.option("--device", help="[default: the run's]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the run's]")
@@ -93,6 +97,7 @@ def cli(
     with ShardSet.open(folder) as shards:
         device = choose_device(config.device)
         model = _model(config, weights, checkpoint).to(device)
+        check_unlabelled(model, config)
         baseline = frozen_prototypes(config).to(device) if control else None
         assert model.trunk is not None
         loader = open_episodes(shards, split, config, trunk=model.trunk, device=device, training=False)

@@ -130,7 +130,8 @@ class FewShotMethod(nn.Module):
             return None
         if self.trunk is None:
             raise ConfigError("trunk=None needs unlabelled videos as features; give them, or choose a trunk")
-        return self.trunk(episode.unlabelled)
+        features: Features = self.trunk(episode.unlabelled)
+        return features
 
     def _given(self, features: Tensor) -> Features:
         """[V, T, C, h, w] or [V, T, C] -> Features."""
