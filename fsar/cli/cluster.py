@@ -80,8 +80,9 @@ def cli(
         sizes = np.bincount(place[kept])
         click.echo(f"{len(sizes)} clusters of {least} videos or more, {(~kept).sum()} videos left out")
         click.echo(f"sizes: {', '.join(map(str, sizes.tolist()))}")
-        known = agreement(place[kept], shards.labels[rows[kept]].astype(np.int64))
-        click.echo(f"purity {known.purity:.1%}, NMI {known.nmi:.2f} (labels used for this line alone)")
+        if len(shards.dataset.splits[split].classes) > 1:
+            known = agreement(place[kept], shards.labels[rows[kept]].astype(np.int64))
+            click.echo(f"purity {known.purity:.1%}, NMI {known.nmi:.2f} (labels used for this line alone)")
     click.echo(f"{out}: train with fsar-train --labels {out}")
 
 
