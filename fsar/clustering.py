@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 ITERATIONS = 100
-RESTARTS = 5  # of which the tightest clustering is kept
+RESTARTS = 3  # of which the tightest clustering is kept
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,14 @@ class Agreement:
 def k_means(vectors: Tensor, clusters: int, *, seed: int = 0) -> Ints:
     """Vectors [n, C] -> cluster [n] in [0, clusters): Lloyd's algorithm from k-means++ seeds, the best of several.
 
-    Deterministic for a seed on one device.  ConfigError when there are fewer vectors than clusters.
+    Deterministic for a seed on one device.  ConfigError when there are fewer vectors than clusters, or one of them
+    is not finite.
     Source: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
     if not 1 <= clusters <= len(vectors):
         raise ConfigError(f"{clusters} clusters of {len(vectors)} videos: give at least 1 and at most one a video")
+    if not bool(vectors.isfinite().all()):
+        raise ConfigError("a video's features are not finite: choose other weights")
     generator = torch.Generator().manual_seed(seed)
     runs = [_lloyd(vectors, _seeds(vectors, clusters, generator)) for _ in range(RESTARTS)]
     best, _ = min(runs, key=lambda run: run[1])

@@ -33,6 +33,8 @@ def test_k_means_finds_what_is_apart_and_repeats_itself():
     assert set(k_means(torch.ones(6, 2), 3)) <= {0, 1, 2}  # all alike
     with pytest.raises(ConfigError, match="81 clusters of 80 videos"):
         k_means(vectors, 81)
+    with pytest.raises(ConfigError, match="not finite"):
+        k_means(vectors.log(), 4)
 
 
 def test_small_clusters_are_dropped_and_the_others_numbered_by_size():

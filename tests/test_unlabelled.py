@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -119,8 +120,8 @@ def test_unlabelled_videos_take_part_in_evaluation_both_ways(tiny_shards, shuffl
         episode = next(loader.episodes())
         assert episode.unlabelled.shape == (6, 4, 3, 56, 56)
         change = shuffle_frames if shuffled else lambda _, episode: episode
-        direct = collect(model, ((plan, change(plan, episode)) for plan, episode, _ in loader.planned(0, 20)))
-        embedded = collect_embedded(model, loader, 20, shuffled=shuffled)
+        direct = collect(model, ((plan, change(plan, episode)) for plan, episode, _ in loader.planned(0, 8)))
+        embedded = collect_embedded(model, loader, 8, shuffled=shuffled)
         given = model.eval()(episode).logits
         without = model(dataclasses.replace(episode, unlabelled=None)).logits
     assert np.array_equal(direct.said, embedded.said)
@@ -137,6 +138,13 @@ def test_an_unlabelled_video_looks_the_same_as_support_and_as_unlabelled(tiny_sh
                 assert torch.equal(seen.setdefault(int(row), clip.clone()), clip)
 
 
+def test_unlabelled_videos_of_another_shape_are_refused(tiny_shards):
+    with EpisodeLoader(tiny_shards, "train", RULES, prefetch=1) as loader:
+        episode = next(loader.episodes())
+    with pytest.raises(ConfigError, match=r"unlabelled is \[6, 3, 3, 56, 56\] and query \[2, 4, 3, 56, 56\]"):
+        dataclasses.replace(episode, unlabelled=episode.unlabelled[:, :3])
+
+
 SEMI = {"groups": "any", "unlabelled_per_class": 1, "distractor_classes": 1, "select_on": "last", "episodes": 4}
 SEMI |= {"val_every": 4}
 
@@ -146,7 +154,10 @@ def test_training_and_evaluation_with_unlabelled_videos(tiny_path, tmp_path, cap
     given = words(tiny_path, run, **(SEMI | {"distractor_classes": 0}))
     assert call(train_cli, *given, "--method", "hyrsm++") == 0
     again = ["--weights", str(run), "--shards", str(tiny_path)]
-    assert call(evaluate_cli, *again, "--unlabelled-per-class", "2") == 0
+    out = tmp_path / "result.json"
+    assert call(evaluate_cli, *again, "--unlabelled-per-class", "2", "--out", str(out)) == 0
+    assert json.loads(out.read_text())["unlabelled_per_class"] == 2
+    assert json.loads((run / "result.json").read_text())["unlabelled_per_class"] == 1
     assert call(evaluate_cli, *again, "--distractor-classes", "1", "--split", "train") == 0
     capsys.readouterr()
     assert call(evaluate_cli, *again, "--distractor-classes", "1") == 2
