@@ -64,7 +64,8 @@ def cli(
 ) -> None:
     """Cluster the videos of a split for training without labels: fsar-train --labels clusters.csv.
 
-    Each video is embedded once, as the mean over time of its frames' features. Labels decide nothing.
+    Each video is embedded once, as the mean over time of its frames' features. Labels decide nothing,
+    unless the features come from a run that was trained with them.
     """
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
