@@ -14,7 +14,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipelines.plan import EpisodePlan, Reads
+    from pipelines.plan import EpisodePlan
+    from pipelines.reads import Reads
     from shards_spec import ShardSet
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fsar.checkpoints import load_reference_state_dict
 from fsar.config import build_config, read_recipe
 from fsar.run_state import choose_checkpoint, load_seen, load_state
-from fsar.training import TRUNK_ALONE, build_model
+from fsar.training import build_model
 from fsar.weight_files import read_tensors
 from shards_spec.errors import ConfigError
 
@@ -116,5 +116,5 @@ def _of_trunk(config: RunConfig) -> FewShotMethod:
 
 def prototype_candidate(config: RunConfig) -> Candidate:
     """The control: prototypes of the trunk as a run of this configuration starts with it."""
-    config = replace(config, method="prototype", options=TRUNK_ALONE, class_text="")
+    config = prototypes_of_trunk(config)
     return Candidate(f"prototypes of {config.trunk}", config, partial(build_model, config))

@@ -29,12 +29,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16"),
     "groups": ("disjoint", "any"),
     "small_classes": ("refuse", "drop"),
+    "tasks": ("labels", "augment"),
     "executor": ("auto", "dali", "portable"),
 }
 # What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
 FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "test_episodes"})
 # Smallest sensible values.
 LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
+LEAST |= dict.fromkeys(("unlabelled_per_class", "distractor_classes", "distractors_per_class"), 0)
 LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
 LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
 LEAST |= dict.fromkeys(("checkpoint_every", "log_every"), 1) | dict.fromkeys(("warmup_lr", "weight_decay"), 0)
@@ -63,6 +65,14 @@ class RunConfig:
     test_queries: int = 1
     groups: str = "disjoint"  # support and query share no group, or only no video
     small_classes: str = "refuse"  # or "drop" the classes with too few videos for an episode
+    # Unlabelled videos, in training and evaluation
+    unlabelled_per_class: int = 0
+    distractor_classes: int = 0  # of which an episode has unlabelled videos alone
+    distractors_per_class: int = 0  # 0: unlabelled_per_class
+    labelled_fraction: float = 1.0  # below 1 the rest of each class is only ever unlabelled
+    # Training without labels
+    tasks: str = "labels"  # or "augment": each video is a class of its own, its queries are views of it
+    labels: str = ""  # a CSV file of video,cluster whose clusters replace the training classes
     # Frames
     frames: int = 8
     frame_rule: str = "segment"
@@ -165,6 +175,8 @@ def _check(config: RunConfig) -> None:
                 f'{key} = "{getattr(config, key)}" is not of the recipe style "{config.recipe_style}" '
                 f'("{value}" is): a run follows one style throughout; choose it with --recipe-style'
             )
+    if config.tasks == "augment" and (config.labels or config.unlabelled_per_class or config.labelled_fraction < 1):
+        raise ConfigError('tasks = "augment" needs no labels and no unlabelled videos: leave those options out')
     _check_numbers(config)
 
 
@@ -172,6 +184,8 @@ def _check_numbers(config: RunConfig) -> None:
     for key, least in LEAST.items():
         if getattr(config, key) < least:
             raise ConfigError(f"{key} = {getattr(config, key)}: must be at least {least}")
+    if not 0 < config.labelled_fraction <= 1:
+        raise ConfigError(f"labelled_fraction = {config.labelled_fraction}: must be above 0 and at most 1")
     if config.lr <= 0:
         raise ConfigError(f"lr = {config.lr}: must be above 0")
     if len(config.lr_steps) != len(config.lr_factors):

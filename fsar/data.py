@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fsar.class_text import ClassText, read_class_text
+from fsar.label_file import read_labels
 from fsar.loader import EpisodeLoader
-from fsar.methods import find_method
+from fsar.methods import METHODS, find_method
 from pipelines.plan import EpisodeRules
+from pipelines.pools import Labels
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fsar.config import RunConfig
+    from fsar.methods import FewShotMethod
     from fsar.trunks import Trunk
     from pipelines.plan import Chosen
     from shards_spec import ShardSet
@@ -43,6 +46,33 @@ def _frame_rule(config: RunConfig) -> str:
     return "kinetics-whole" if whole else config.frame_rule
 
 
+def _unlabelled(config: RunConfig) -> dict[str, Any]:
+    """What training and evaluation say alike of unlabelled videos."""
+    names = ("unlabelled_per_class", "distractor_classes", "distractors_per_class", "labelled_fraction")
+    return {name: getattr(config, name) for name in names}
+
+
+def check_unlabelled(model: FewShotMethod, config: RunConfig) -> None:
+    """Refuse unlabelled videos for a method that does not read them: ConfigError."""
+    if (config.unlabelled_per_class or config.distractor_classes) and not model.reads_unlabelled:
+        readers = ", ".join(name for name, method in METHODS.items() if method.reads_unlabelled)
+        raise ConfigError(
+            f"{config.method} reads no unlabelled videos: set unlabelled_per_class and distractor_classes to 0, "
+            f"or choose a method that does ({readers})"
+        )
+
+
+def training_labels(shards: ShardSet, config: RunConfig) -> Labels | None:
+    """What the classes of training episodes are, where they are not those of the split.
+
+    Raises:
+        ConfigError: the label file is missing, damaged, or names a video outside the split.
+    """
+    if config.tasks == "augment":
+        return Labels.of_single_videos(shards, "train")
+    return read_labels(Path(config.labels), shards, "train") if config.labels else None
+
+
 def training_rules(config: RunConfig) -> EpisodeRules:
     """How training episodes are drawn."""
     return EpisodeRules(
@@ -59,6 +89,7 @@ def training_rules(config: RunConfig) -> EpisodeRules:
         query_jitter=config.query_jitter,
         groups=config.groups,
         small_classes=config.small_classes,
+        **_unlabelled(config),
     )
 
 
@@ -75,6 +106,7 @@ def evaluation_rules(config: RunConfig) -> EpisodeRules:
         crop=config.crop,
         groups=config.groups,
         small_classes=config.small_classes,
+        **_unlabelled(config),
     )
 
 
@@ -106,7 +138,7 @@ def open_episodes(
     """The episodes of a split as a run wants them, of `given` videos or drawn; close the loader when done.
 
     Raises:
-        ConfigError: a class has too few videos, or the rules do not fit the shards.
+        ConfigError: a class has too few videos, the rules do not fit the shards, or the label file is of no use.
         ShardError: there is no such split.
     """
     return EpisodeLoader(
@@ -119,6 +151,7 @@ def open_episodes(
         threads=config.threads,
         prefetch=config.prefetch,
         class_text=class_text_of(config),
+        labels=training_labels(shards, config) if training else None,
         mean=trunk.mean,
         std=trunk.std,
         given=given,

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from pipelines.augment import render
 from pipelines.draw import PhiloxDraw
-from pipelines.plan import Reads, View
+from pipelines.plan import View
+from pipelines.reads import Reads
 from pipelines.sampling import frame_rule
 
 if TYPE_CHECKING:

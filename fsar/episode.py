@@ -49,6 +49,8 @@ class Episode:
             raise ConfigError("episode: there are neither images nor features; give support and query of one kind")
         for support, query in PAIRS:
             self._check_pair(support, query)
+        self._check_unlabelled("unlabelled", "query")
+        self._check_unlabelled("unlabelled_features", "query_features")
         self._check_images()
         self._check_mask()
         if self.class_text is not None and len(self.class_text) != self.way:
@@ -88,6 +90,14 @@ class Episode:
             )
         if support.shape[:2] != (self.way, self.shot):
             raise ConfigError(f"episode: {support_name} has {support.shape[1]} shots where others have {self.shot}")
+
+    def _check_unlabelled(self, name: str, query_name: str) -> None:
+        unlabelled, query = getattr(self, name), getattr(self, query_name)
+        if unlabelled is not None and (query is None or unlabelled.shape[1:] != query.shape[1:]):
+            raise ConfigError(
+                f"episode: {name} is {list(unlabelled.shape)} and {query_name} "
+                f"{None if query is None else list(query.shape)}; both must be [number, ...] with equal rest"
+            )
 
     def _check_images(self) -> None:
         if self.support is None:

@@ -94,7 +94,8 @@ def evaluate(
     """Accuracy of a model on episodes 0 to `episodes` of a loader; the model is left in the mode it had.
 
     Where a video looks the same in every episode (no random frames or crops), each is decoded and embedded
-    once, and an episode costs its matching alone; the answers are those of the direct way.
+    once, and an episode costs its matching alone; the answers are those of the direct way.  Unlabelled videos of
+    an episode are given to a model that reads them; neither the intervals nor the number of videos count them.
 
     Args:
         model: The model, on the loader's device.
@@ -161,7 +162,7 @@ def collect_embedded(
 ) -> Answers:
     """The same answers from videos that are embedded once each."""
     plans = [loader.stream.plan(n) for n in range(episodes)]
-    videos = np.unique(np.concatenate([[*plan.support_rows, *plan.query_rows] for plan in plans]))
+    videos = np.unique(np.concatenate([_videos(plan, unlabelled=model.reads_unlabelled) for plan in plans]))
     embedding = loader.embed(model, videos.tolist(), precision=precision, shuffled=shuffled)  # [V, ...]
     rows, was_training = [], model.training
     model.eval()
@@ -169,16 +170,25 @@ def collect_embedded(
         for plan in tqdm(plans, unit="episode", desc=label, leave=False):
             support = np.searchsorted(videos, plan.support_rows).reshape(plan.way, plan.shot)
             query = np.searchsorted(videos, plan.query_rows)
+            unlabelled = None
+            if model.reads_unlabelled and len(plan.unlabelled_rows):
+                unlabelled = _pick(embedding, np.searchsorted(videos, plan.unlabelled_rows))
             with autocast(loader.device, precision):
                 logits = model.match(
                     _pick(embedding, support),
                     _pick(embedding, query),
                     class_text=loader.texts(torch.from_numpy(plan.class_ids)) if model.reads_class_text else None,
+                    unlabelled=unlabelled,
                 )
-                rows.append(_row(plan, logits))
+            rows.append(_row(plan, logits))
     finally:
         model.train(was_training)
     return _stack(rows)
+
+
+def _videos(plan: EpisodePlan, *, unlabelled: bool) -> NDArray[np.int64]:
+    """Rows of the videos of an episode that a model looks at."""
+    return np.concatenate([plan.support_rows, plan.query_rows, *([plan.unlabelled_rows] if unlabelled else [])])
 
 
 def _pick(embedding: Embedding, places: NDArray[np.int64]) -> Embedding:
@@ -299,8 +309,12 @@ def shuffle_frames(plan: EpisodePlan, episode: Episode) -> Episode:
     """The same episode with the frames of each clip in another order, which is each video's own."""
     assert episode.support is not None
     assert episode.query is not None
+    unlabelled = episode.unlabelled
+    if unlabelled is not None:
+        unlabelled = shuffle_clips(unlabelled, plan.unlabelled_rows.tolist())
     return replace(
         episode,
         support=shuffle_clips(episode.support.flatten(0, 1), plan.support_rows.tolist()).view_as(episode.support),
         query=shuffle_clips(episode.query, plan.query_rows.tolist()),
+        unlabelled=unlabelled,
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fsar.methods import Embedding, FewShotMethod
     from pipelines.loader import Decoded
     from pipelines.plan import Chosen, EpisodePlan
+    from pipelines.pools import Labels
 
     Three = tuple[float, float, float]
 
@@ -48,6 +49,8 @@ class EpisodeLoader:
         executor: "dali", "portable", or "auto": DALI where it is installed.
         threads: Decoding threads; 0: one a core.
         prefetch: Episodes prepared ahead.
+        labels: What the classes of its episodes are where they are not the split's own, such as clusters: base ids
+            are then the numbers of these labels, and the class ids -1.
         mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
         std: Standard deviation of each colour.
         class_text: Texts of the split's classes, carried by its episodes.
@@ -69,6 +72,7 @@ class EpisodeLoader:
         executor: str = "auto",
         threads: int = 0,
         prefetch: int = 2,
+        labels: Labels | None = None,
         mean: Three = (0.45, 0.45, 0.45),
         std: Three = (0.225, 0.225, 0.225),
         class_text: ClassText | None = None,
@@ -76,7 +80,7 @@ class EpisodeLoader:
     ) -> None:
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
         self.device, self._mean, self._std = torch.device(device), mean, std
-        self.stream = EpisodeStream(shards, split, self.rules, seed=seed, given=given)
+        self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
         on_gpu = self.device.type == "cuda"
         dali = executor == "dali" or (executor == "auto" and dali_is_installed())
@@ -89,7 +93,7 @@ class EpisodeLoader:
         )
         self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
         self._buffers = ClipBuffers()
-        self._base_rows = base_rows(shards).to(self.device)
+        self._base_rows = None if labels else base_rows(shards).to(self.device)
 
     def __iter__(self) -> Iterator[Episode]:
         """Episodes 0, 1, 2, ... without end."""
@@ -111,21 +115,23 @@ class EpisodeLoader:
         plan, rules = decoded.plan, self.rules
         clips = render(
             decoded.frames,
-            plan.support + plan.query,
+            plan.views,
             mean=self._mean,
             std=self._std,
             crop=rules.crop,
             resize=rules.resize,
             buffers=self._buffers,
-        )  # [V, T, 3, H, W], support first: both parts are views of it
+        )  # [V, T, 3, H, W], support first: all parts are views of it
+        support, query, unlabelled = torch.split(clips, [len(plan.support), len(plan.query), len(plan.unlabelled)])
         class_ids = torch.from_numpy(plan.class_ids).to(self.device)
         return Episode(
-            support=rearrange(clips[: len(plan.support)], "(way shot) ... -> way shot ...", way=plan.way),
-            query=clips[len(plan.support) :],
+            support=rearrange(support, "(way shot) ... -> way shot ...", way=plan.way),
+            query=query,
             query_labels=torch.from_numpy(plan.query_labels).to(self.device),
-            class_ids=class_ids,
-            base_ids=self._base_rows[class_ids],
+            class_ids=class_ids if self._base_rows is not None else torch.full_like(class_ids, -1),
+            base_ids=self._base_rows[class_ids] if self._base_rows is not None else class_ids,
             class_text=self.texts(class_ids),
+            unlabelled=unlabelled if plan.unlabelled else None,
         )
 
     def texts(self, class_ids: Tensor) -> Tensor | None:

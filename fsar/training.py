@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from tqdm import tqdm
 
-from fsar.data import class_text_of, open_episodes
+from fsar.data import check_unlabelled, class_text_of, open_episodes
 from fsar.evaluation import autocast, evaluate
 from fsar.log import RunLog
 from fsar.methods import create_method, method_options
@@ -78,13 +78,19 @@ def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
     return create_method(config.method, **derived, **config.options)
 
 
+def prototypes_of_trunk(config: RunConfig) -> RunConfig:
+    """The control of a run: cosine prototypes of its trunk, which read neither texts nor unlabelled videos."""
+    plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
+    return replace(plain, method="prototype", options=TRUNK_ALONE)
+
+
 def frozen_prototypes(config: RunConfig) -> FewShotMethod:
     """Cosine prototypes of the trunk as a run starts with it: the control that shows what training has added.
 
     Raises:
         ConfigError: the trunk's weights are missing or do not fit.
     """
-    return build_model(replace(config, method="prototype", options=TRUNK_ALONE))
+    return build_model(prototypes_of_trunk(config))
 
 
 class Trainer:
@@ -103,6 +109,7 @@ class Trainer:
     ) -> None:
         self.config, self.shards, self.run, self.device = config, shards, run, device
         self.model = build_model(config, weights=not resume).to(device)
+        check_unlabelled(self.model, config)
         self.optimizer = create_optimizer(
             self.model,
             lr=config.lr,

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fsar.data import choose_device, evaluation_rules, open_episodes
+from fsar.data import check_unlabelled, choose_device, evaluation_rules, open_episodes
 from fsar.evaluation import answer
 from fsar.seen import check_overlap, find_overlap
 from pipelines.given import read_episodes, write_episodes
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from shards_spec import ShardSet
 
 # What decides which videos an episode is made of: one for all models.
-SHARED = ("test_way", "test_shot", "test_queries", "test_episodes", "eval_seed", "groups", "small_classes")
+SHARED = (
+    "test_way",
+    "test_shot",
+    "test_queries",
+    "test_episodes",
+    "eval_seed",
+    "groups",
+    "small_classes",
+    "labelled_fraction",
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Trial:
         device = choose_device(config.device)
         model = candidate.load().to(device)
         assert model.trunk is not None
+        check_unlabelled(model, config)
         given = self.given.chosen if self.given else None
         loader = open_episodes(
             self.shards, self.split, config, trunk=model.trunk, device=device, training=False, given=given

@@ -15,7 +15,7 @@ from pipelines.portable import clips_of, decode_jpeg, frame_name, read_payloads
 from shards_spec.errors import ConfigError, ShardError
 
 if TYPE_CHECKING:
-    from pipelines.plan import Reads
+    from pipelines.reads import Reads
     from shards_spec import ShardSet
 
 

@@ -11,7 +11,7 @@ from shards_spec.errors import ConfigError, suggest
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.plan import Reads
+    from pipelines.reads import Reads
     from shards_spec import ShardSet
 
 EXECUTORS = ("auto", "dali", "portable")

@@ -71,13 +71,14 @@ def _line(n: int, chosen: Chosen, names: dict[int, str], classes: Sequence[str])
     own = [classes[label] for label in chosen.classes]
     support = [names[row] for row in chosen.support]
     shot = len(support) // len(own)
-    return {
+    line = {
         "n": n,
         "classes": own,
         "support": [support[i * shot : (i + 1) * shot] for i in range(len(own))],
         "query": [names[row] for row, _ in chosen.query],
         "query_classes": [own[label] for _, label in chosen.query],
     }
+    return line | ({"unlabelled": [names[row] for row in chosen.unlabelled]} if chosen.unlabelled else {})
 
 
 def read_episodes(path: Path, shards: ShardSet, split: str) -> GivenEpisodes:
@@ -155,6 +156,7 @@ class _Finder:
         self._labels = {name: label for label, name in enumerate(shards.dataset.classes)}
         self._own = set(shards.dataset.splits[split].classes)
         self._rows: dict[tuple[int, str], int] = {(int(shards.labels[row]), shards.name(row)): row for row in rows}
+        self._unlabelled = {name: row for (_, name), row in self._rows.items()}
 
     def find(self, line: dict[str, Any], n: int) -> Chosen:
         """The episode of a line, which must be number n."""
@@ -176,11 +178,12 @@ class _Finder:
             (self._row(name, label), _place(label, classes))
             for name, label in zip(line["query"], line["query_classes"], strict=True)
         ]
-        taken = rows + [row for row, _ in query]
+        unlabelled = [self._unlabelled_row(name) for name in line.get("unlabelled", ())]
+        taken = rows + [row for row, _ in query] + unlabelled
         if len(set(taken)) < len(taken):
             twice = next(row for row in taken if taken.count(row) > 1)
             raise ShardError(f'video "{self._shards.name(twice)}" stands in two places of the episode')
-        return Chosen(tuple(self._labels[label] for label in classes), tuple(rows), tuple(query))
+        return Chosen(tuple(self._labels[label] for label in classes), tuple(rows), tuple(query), tuple(unlabelled))
 
     def _check_classes(self, classes: list[Any]) -> None:
         for label in classes:
@@ -197,6 +200,12 @@ class _Finder:
                 f'split "{self._split}" of {self._shards.path} has no stored video {json.dumps(name)} of class '
                 f"{json.dumps(label)}"
             )
+        return row
+
+    def _unlabelled_row(self, name: Any) -> int:  # noqa: ANN401 -- whatever the file holds
+        row = self._unlabelled.get(name) if isinstance(name, str) else None
+        if row is None:
+            raise ShardError(f'split "{self._split}" of {self._shards.path} has no stored video {json.dumps(name)}')
         return row
 
 

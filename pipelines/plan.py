@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.draw import PhiloxDraw
-from pipelines.sampling import RULES_WITH_FPS, ClassPool, distinct, frame_rule
+from pipelines.pools import Labels, make_pools, too_few
+from pipelines.reads import ReadLists
+from pipelines.sampling import RULES_WITH_FPS, distinct, frame_rule
 from shards_spec.errors import ConfigError, ShardError, suggest
 
 if TYPE_CHECKING:
@@ -17,32 +20,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.draw import Draw
+    from pipelines.pools import Pool
+    from pipelines.reads import Reads
     from shards_spec import ShardSet
 
     Ints = npt.NDArray[np.int64]
 
 # Colour jitter of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY = 0.5, 0.5, 0.5, 0.25, 0.3
+_UNLABELLED = 1 << 63  # added to an episode's number: the draws of its unlabelled videos
 _CHOICES = {"groups": ("disjoint", "any"), "small_classes": ("refuse", "drop")}
-
-
-@dataclass(frozen=True)
-class Reads:
-    """Windows of stored frames, all of one size, as a struct of arrays.
-
-    rows, frames, tops, lefts: int64 [R]. frames are positions among the kept frames of a video; tops and
-    lefts are the window's corner in pixels of the stored frame; size is the window's height and width.
-    """
-
-    modality: str
-    rows: Ints
-    frames: Ints
-    tops: Ints
-    lefts: Ints
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -78,8 +65,9 @@ class View:
 class EpisodePlan:
     """Everything that is random about episode n.
 
-    class_ids: int64 [way], places in the data set's class table. support: way * shot views grouped by
-    class; query: Q views; query_labels: int64 [Q] in [0, way). support_rows, query_rows: catalogue rows.
+    class_ids: int64 [way], places in the data set's class table, or in the names of other labels (-1: none).
+    support: way * shot views grouped by class; query: Q views; query_labels: int64 [Q] in [0, way).
+    support_rows, query_rows: catalogue rows. unlabelled, unlabelled_rows: U views in an order that says nothing.
     """
 
     n: int
@@ -92,6 +80,13 @@ class EpisodePlan:
     query_labels: Ints
     support_rows: Ints
     query_rows: Ints
+    unlabelled: tuple[View, ...] = ()
+    unlabelled_rows: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All clips: support, queries, unlabelled."""
+        return self.support + self.query + self.unlabelled
 
 
 @dataclass(frozen=True)
@@ -99,12 +94,13 @@ class Chosen:
     """The videos of an episode, whatever their frames.
 
     classes: [way] places in the data set's class table. support: way * shot catalogue rows grouped by class;
-    query: Q pairs of a row and a label in [0, way).
+    query: Q pairs of a row and a label in [0, way); unlabelled: U rows.
     """
 
     classes: tuple[int, ...]
     support: tuple[int, ...]
     query: tuple[tuple[int, int], ...]
+    unlabelled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +109,9 @@ class EpisodeRules:
 
     Stored frames that are not resize x resize already are resized to exactly that first, aspect not
     kept. A class with too few videos for an episode is refused, or left out with small_classes="drop".
+    An episode also takes `unlabelled_per_class` unlabelled videos of each of its classes, and
+    `distractors_per_class` (0: as many) of each of `distractor_classes` others. `labelled_fraction` < 1 keeps a
+    part of each class for them; at 1 all videos serve both, but none twice in an episode.
     Raises ConfigError when a value is impossible.
     """
 
@@ -129,6 +128,10 @@ class EpisodeRules:
     query_jitter: bool = False
     groups: str = "disjoint"
     small_classes: str = "refuse"
+    unlabelled_per_class: int = 0
+    distractor_classes: int = 0
+    distractors_per_class: int = 0
+    labelled_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         frame_rule(self.frame_rule)
@@ -143,6 +146,19 @@ class EpisodeRules:
             raise ConfigError(
                 f"crop {self.crop} is larger than resize {self.resize}: give a crop of at most {self.resize}"
             )
+        self._check_unlabelled()
+
+    def _check_unlabelled(self) -> None:
+        for name in ("unlabelled_per_class", "distractor_classes", "distractors_per_class"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give at least 0")
+        if self.distractor_classes and not self.distractors:
+            raise ConfigError(
+                f"distractor_classes is {self.distractor_classes} and no video is taken of them: "
+                "give distractors_per_class or unlabelled_per_class"
+            )
+        if not 0 < self.labelled_fraction <= 1:
+            raise ConfigError(f"labelled_fraction is {self.labelled_fraction}: give a share above 0, at most 1")
 
     @property
     def random_views(self) -> bool:
@@ -154,48 +170,26 @@ class EpisodeRules:
         """Videos that an episode takes of each of its classes."""
         return self.shot + self.queries
 
+    @property
+    def distractors(self) -> int:
+        """Videos of each distractor class."""
+        return self.distractors_per_class or self.unlabelled_per_class
 
-class _ReadList:
-    """Collects the windows of one size, clip by clip."""
+    @property
+    def unlabelled(self) -> int:
+        """Unlabelled videos of an episode."""
+        return self.way * self.unlabelled_per_class + self.distractor_classes * self.distractors
 
-    def __init__(self) -> None:
-        self._clips: list[tuple[int, int, int]] = []  # (row, top, left)
-        self._counts: list[int] = []  # frames of each clip
-        self._frames: list[int] = []
-
-    def add(self, row: int, frames: list[int], top: int, left: int) -> tuple[int, ...]:
-        """Add the frames of one clip, each once; return the places [T] of its frames."""
-        unique = list(dict.fromkeys(frames))
-        first = len(self._frames)
-        self._clips.append((row, top, left))
-        self._counts.append(len(unique))
-        self._frames += unique
-        if len(unique) == len(frames):
-            return tuple(range(first, first + len(frames)))
-        return tuple([first + unique.index(frame) for frame in frames])
-
-    def reads(self, modality: str, size: tuple[int, int]) -> Reads:
-        clips = np.repeat(np.array(self._clips, dtype=np.int64), self._counts, axis=0)  # [R, 3]
-        frames = np.array(self._frames, dtype=np.int64)
-        return Reads(modality, clips[:, 0], frames, clips[:, 1], clips[:, 2], size)
-
-
-class _ReadLists:
-    """One list for each window size, numbered in the order of their first clips."""
-
-    def __init__(self) -> None:
-        self._lists: dict[tuple[int, int], tuple[int, _ReadList]] = {}
-
-    def of_size(self, height: int, width: int) -> tuple[int, _ReadList]:
-        return self._lists.setdefault((height, width), (len(self._lists), _ReadList()))
-
-    def reads(self, modality: str) -> tuple[Reads, ...]:
-        return tuple(reads.reads(modality, size) for size, (_, reads) in self._lists.items())
+    @property
+    def unlabelled_of_a_class(self) -> int:
+        """Unlabelled videos that every class must be able to give, also as a distractor."""
+        return max(self.unlabelled_per_class, self.distractors if self.distractor_classes else 0)
 
 
 class EpisodeStream:
     """Episodes of one split: `plan(n)` is a pure function of (seed, n), so n is the whole state.
 
+    labels: What the episodes' classes are, where they are not the split's own.
     short_videos counts the videos of fewer frames than a clip, whose frames are repeated; dropped names the
     classes that were left out since they have too few videos. `given` are the videos of episodes 0, 1, ...
     where these are not to be drawn; frames and crops follow the rules as ever.
@@ -210,32 +204,36 @@ class EpisodeStream:
         rules: EpisodeRules,
         *,
         seed: int,
+        labels: Labels | None = None,
         given: Sequence[Chosen] | None = None,
     ) -> None:
         PhiloxDraw(seed, 0)  # refuses an impossible seed here and not at the first episode
         self.split, self.rules, self.seed, self._given = split, rules, seed, given
-        rows = shards.split_rows(split) if given is None else _rows_of(given)  # [n]
+        labels = labels or Labels.of_split(shards, split)
+        self._names = labels.names
+        rows = labels.rows if given is None else _rows_of(given)  # [n]
         self._sizes = shards.series("rgb").sizes  # [V, 2]
         self._frames = shards.frames  # [V]
         self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
         self._rule = frame_rule(rules.frame_rule)
-        self._pools: list[ClassPool] = []
+        self._pools: list[Pool] = []
         self.dropped: tuple[str, ...] = ()
         if given is None:
-            self._pools = _class_pools(shards, split, rows, disjoint=rules.groups == "disjoint")
-            self.dropped = self._drop_small(shards)
-            self._check_classes(shards)
+            self._pools = make_pools(labels, shards.groups, rules, seed=seed)
+            self.dropped = self._drop_small()
+            self._check_classes()
         self._check_fps(shards, rows)
         self.short_videos = int((self._frames[rows] < rules.frames).sum())
 
     def plan(self, n: int) -> EpisodePlan:
         """Plan episode n, touching no stored frame; the draws come in the order of the reference code."""
         draw = PhiloxDraw(self.seed, n)
-        chosen = self._choose(draw) if self._given is None else self._given[n]
+        chosen = self._choose(draw, n) if self._given is None else self._given[n]
         way, support, query = len(chosen.classes), chosen.support, chosen.query
-        reads = _ReadLists()
+        reads = ReadLists()
         support_views = tuple([self._view(draw, row, reads, query=False) for row in support])
         query_views = tuple([self._view(draw, row, reads, query=True) for row, _ in query])
+        unlabelled_views = tuple([self._view(draw, row, reads, query=False) for row in chosen.unlabelled])
         return EpisodePlan(
             n=n,
             way=way,
@@ -247,20 +245,25 @@ class EpisodeStream:
             query_labels=np.array([label for _, label in query], dtype=np.int64),
             support_rows=np.array(support, dtype=np.int64),
             query_rows=np.array([row for row, _ in query], dtype=np.int64),
+            unlabelled=unlabelled_views,
+            unlabelled_rows=np.array(chosen.unlabelled, dtype=np.int64),
         )
 
     def choose(self, n: int) -> Chosen:
         """The videos of episode n: a function of seed, way, shot, queries and the classes' videos alone."""
-        return self._choose(PhiloxDraw(self.seed, n)) if self._given is None else self._given[n]
+        return self._choose(PhiloxDraw(self.seed, n), n) if self._given is None else self._given[n]
 
     def videos(self) -> Ints:
         """[n] catalogue rows that episodes may take, ascending."""
         if self._given is not None:
             return _rows_of(self._given)
-        return np.sort(np.concatenate([pool.rows for pool in self._pools]))
+        return np.unique(np.concatenate([pool.videos for pool in self._pools]))
 
-    def _choose(self, draw: Draw) -> Chosen:
-        """Draw classes and videos: all that is drawn before what depends on frames."""
+    def _choose(self, draw: Draw, n: int) -> Chosen:
+        """Draw classes and videos: all that is drawn before what depends on frames.
+
+        Unlabelled videos have draws of their own, so that the rest of the episode is the same without them.
+        """
         rules, pools = self.rules, self._choose_classes(draw)
         support: list[int] = []
         query: list[tuple[int, int]] = []
@@ -269,13 +272,28 @@ class EpisodeStream:
             support += ours
             query += [(row, label) for row in theirs]
         draw.shuffle(query)  # the place of a query must say nothing about its class
-        return Chosen(tuple([pool.label for pool in pools]), tuple(support), tuple(query))
+        unlabelled: list[int] = []
+        if rules.unlabelled:
+            taken = {*support, *(row for row, _ in query)}
+            unlabelled = self._choose_unlabelled(PhiloxDraw(self.seed, n + _UNLABELLED), pools, taken)
+        return Chosen(tuple([pool.label for pool in pools]), tuple(support), tuple(query), tuple(unlabelled))
 
-    def _choose_classes(self, draw: Draw) -> list[ClassPool]:
+    def _choose_classes(self, draw: Draw) -> list[Pool]:
         places = distinct(draw, len(self._pools))
         return [self._pools[next(places)] for _ in range(self.rules.way)]
 
-    def _view(self, draw: Draw, row: int, reads: _ReadLists, *, query: bool) -> View:
+    def _choose_unlabelled(self, draw: Draw, pools: list[Pool], taken: set[int]) -> list[int]:
+        """Rows of the unlabelled videos: of the episode's classes, then of others, shuffled."""
+        rules = self.rules
+        rows = [row for pool in pools for row in pool.choose_unlabelled(draw, taken, rules.unlabelled_per_class)]
+        ours = {pool.label for pool in pools}
+        others = [pool for pool in self._pools if pool.label not in ours]
+        for place in islice(distinct(draw, len(others)), rules.distractor_classes):
+            rows += others[place].choose_unlabelled(draw, taken, rules.distractors)
+        draw.shuffle(rows)  # the place of a video must say nothing about its class
+        return rows
+
+    def _view(self, draw: Draw, row: int, reads: ReadLists, *, query: bool) -> View:
         """Draw one clip: frames, then flip, crop x, crop y, jitter."""
         rules = self.rules
         frames = self._rule(
@@ -297,28 +315,32 @@ class EpisodeStream:
         number, windows = reads.of_size(height, width)
         return View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter)
 
-    def _drop_small(self, shards: ShardSet) -> tuple[str, ...]:
+    def _drop_small(self) -> tuple[str, ...]:
         """Leave out the classes that cannot fill an episode, where the rules say so; their names."""
-        rules = self.rules
-        if rules.small_classes == "refuse":
+        if self.rules.small_classes == "refuse":
             return ()
-        serve = [pool.can_serve(rules.shot, rules.queries) for pool in self._pools]
+        serve = [self._serves(pool) for pool in self._pools]
         small = [pool for pool, enough in zip(self._pools, serve, strict=True) if not enough]
         self._pools = [pool for pool, enough in zip(self._pools, serve, strict=True) if enough]
-        return tuple(shards.dataset.classes[pool.label] for pool in small)
+        return tuple(self._names[pool.label] for pool in small)
 
-    def _check_classes(self, shards: ShardSet) -> None:
+    def _serves(self, pool: Pool) -> bool:
         rules = self.rules
-        if len(self._pools) < rules.way:
+        return pool.can_serve(rules.shot, rules.queries, rules.unlabelled_of_a_class)
+
+    def _check_classes(self) -> None:
+        rules = self.rules
+        needed = rules.way + rules.distractor_classes
+        if len(self._pools) < needed:
             left_out = f" (left out, having too few videos: {', '.join(self.dropped)})" if self.dropped else ""
+            distractors = f" with {rules.distractor_classes} distractor classes" if rules.distractor_classes else ""
             raise ConfigError(
-                f'split "{self.split}" has {len(self._pools)} classes{left_out} and a {rules.way}-way episode needs '
-                f"{rules.way}: use a smaller way or another split"
+                f'split "{self.split}" has {len(self._pools)} classes{left_out} and a {rules.way}-way '
+                f"episode{distractors} needs {needed}: use a smaller way or another split"
             )
         for pool in self._pools:
-            if not pool.can_serve(rules.shot, rules.queries):
-                name = shards.dataset.classes[pool.label]
-                raise ConfigError(_too_few(name, self.split, pool, rules))
+            if not self._serves(pool):
+                raise ConfigError(too_few(pool, f'class "{self._names[pool.label]}" of split "{self.split}"', rules))
 
     def _check_fps(self, shards: ShardSet, rows: Ints) -> None:
         if self._fps is None:
@@ -334,36 +356,8 @@ class EpisodeStream:
 
 def _rows_of(given: Sequence[Chosen]) -> Ints:
     """[n] rows of the videos of some episodes, each once."""
-    rows = {row for one in given for row in (*one.support, *(row for row, _ in one.query))}
+    rows = {row for one in given for row in (*one.support, *(row for row, _ in one.query), *one.unlabelled)}
     return np.array(sorted(rows), dtype=np.int64)
-
-
-def _class_pools(shards: ShardSet, split: str, rows: Ints, *, disjoint: bool) -> list[ClassPool]:
-    """One pool a class of the split, in the split's order, also for a class without videos."""
-    place = {name: label for label, name in enumerate(shards.dataset.classes)}
-    labels = [place[name] for name in shards.dataset.splits[split].classes]
-    rows = rows[np.argsort(shards.labels[rows], kind="stable")]
-    edges = np.searchsorted(shards.labels[rows], [[label, label + 1] for label in labels])  # [C, 2]
-    pools = []
-    for label, (start, stop) in zip(labels, edges.tolist(), strict=True):
-        own = rows[start:stop]
-        pools.append(ClassPool.build(label, own, shards.groups[own] if disjoint else None))
-    return pools
-
-
-def _too_few(name: str, split: str, pool: ClassPool, rules: EpisodeRules) -> str:
-    have, need = len(pool.rows), rules.videos_per_class
-    parts = f"{rules.shot} support and {rules.queries} query videos"
-    if have < need:
-        return (
-            f'class "{name}" of split "{split}" has {have} videos and an episode needs {need} ({parts}): '
-            f"use fewer shots or queries, or small_classes = drop"
-        )
-    return (
-        f'class "{name}" of split "{split}" has {have} videos in {len(pool.sizes)} groups and an episode '
-        f"needs {parts} that share no group, which these groups cannot give: use fewer shots or queries, "
-        f"groups = any, or small_classes = drop"
-    )
 
 
 def _crop_corner(draw: Draw, rules: EpisodeRules) -> tuple[int, int]:

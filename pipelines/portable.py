@@ -17,7 +17,7 @@ from shards_spec.errors import ShardError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pipelines.plan import Reads
+    from pipelines.reads import Reads
     from shards_spec import ShardSet
 
     Pixels = npt.NDArray[np.uint8]

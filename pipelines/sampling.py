@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -135,7 +136,8 @@ class ClassPool:
     """The videos of one class, and the groups that support and queries may not share.
 
     rows: [n] catalogue rows. groups: [n] in [0, G). sizes: [G] videos of each group; biggest: the
-    largest of them. A video without a known group is a group of its own.
+    largest of them. A video without a known group is a group of its own. spare: [m] rows that serve as
+    unlabelled videos, of groups spare_groups [m]: the same rows, or those that are no labelled ones.
     """
 
     label: int
@@ -143,18 +145,50 @@ class ClassPool:
     groups: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     biggest: int
+    spare: npt.NDArray[np.int64]
+    spare_groups: npt.NDArray[np.int64]
 
     @classmethod
-    def build(cls, label: int, rows: npt.NDArray[np.int64], groups: npt.NDArray[np.int32] | None) -> ClassPool:
-        """Make the pool of rows [n]; groups [n] as in the index (-1: unknown), None: no video has one."""
+    def build(
+        cls,
+        label: int,
+        rows: npt.NDArray[np.int64],
+        groups: npt.NDArray[np.int32] | None,
+        labelled: npt.NDArray[np.bool_] | None = None,
+    ) -> ClassPool:
+        """Make the pool of rows [n]; groups [n] as in the index (-1: unknown), None: no video has one.
+
+        labelled [n] tells which rows serve as support and queries, the others being spare; None: all serve both.
+        """
         alone = -1 - np.arange(len(rows), dtype=np.int64)  # [n], unlike any group number
         keys = alone if groups is None else np.where(groups < 0, alone, groups)
-        _, numbers, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-        return cls(label, rows, numbers, sizes, int(sizes.max(initial=0)))
+        names, numbers = np.unique(keys, return_inverse=True)
+        own, spare = (slice(None), slice(None)) if labelled is None else (labelled, ~labelled)
+        sizes = np.bincount(numbers[own], minlength=len(names))
+        biggest = int(sizes.max(initial=0))
+        return cls(label, rows[own], numbers[own], sizes, biggest, rows[spare], numbers[spare])
 
-    def can_serve(self, shot: int, queries: int) -> bool:
-        """Tell whether `shot` support and `queries` query videos of different groups exist."""
-        return self._completes({}, 0, shot, queries)
+    @property
+    def videos(self) -> npt.NDArray[np.int64]:
+        """Rows of all videos that an episode may take, also as unlabelled ones."""
+        return np.union1d(self.rows, self.spare)
+
+    def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
+        """Tell whether `shot` support and `queries` query videos of different groups exist, and others besides.
+
+        The `unlabelled` videos must be left whichever groups are taken: the choice does not look at them.
+        """
+        if not self._completes({}, 0, shot, queries):
+            return False
+        taken = np.bincount(self.spare_groups, minlength=len(self.sizes))[self.sizes > 0]
+        worst = int(np.sort(taken)[::-1][: shot + queries].sum())
+        return len(self.spare) - worst >= unlabelled
+
+    def choose_unlabelled(self, draw: Draw, taken: Collection[int], count: int) -> list[int]:
+        """Draw `count` spare rows of groups in which none of the rows `taken` is."""
+        held = self.groups[np.isin(self.rows, list(taken))]
+        left = self.spare[~np.isin(self.spare_groups, held)]
+        return [int(left[place]) for place in islice(distinct(draw, len(left)), count)]
 
     def choose(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], list[int]]:
         """Draw rows of support [shot] and queries [queries]; needs `can_serve(shot, queries)`.

@@ -218,7 +218,8 @@ class HeadCase:
         )
 
     def labels(self, name: str) -> np.ndarray:
-        per_class = self.settings["shot" if name == "support" else "queries_per_class"]
+        counts = {"support": "shot", "query": "queries_per_class", "unlabel": "unlabelled_per_class"}
+        per_class = self.settings[counts[name]]
         way, seed = self.settings["way"], self.settings["seed"]
         order = np.argsort(fill.uniform(f"order:{name}", (way * per_class,), seed), kind="stable")
         return np.repeat(np.arange(way), per_class)[order]
@@ -256,6 +257,8 @@ class HeadCase:
         inputs = self.images if self.starts_from_images else self.features
         kind = "" if self.starts_from_images else "_features"
         tensors = {f"support{kind}": self.group(inputs("support")), f"query{kind}": inputs("query")}
+        if self.settings.get("unlabelled_per_class"):
+            tensors[f"unlabelled{kind}"] = inputs("unlabel")
         return Episode(
             **({"support": None, "query": None} | tensors),
             query_labels=torch.from_numpy(self.labels("query")),

@@ -13,8 +13,8 @@ from fake_shards import FakeShards
 from pipelines import executors
 from pipelines.dali import DaliExecutor, dali_is_installed
 from pipelines.executors import create_executor
-from pipelines.plan import Reads
 from pipelines.portable import PortableExecutor
+from pipelines.reads import Reads
 from shards_spec.errors import ConfigError, ShardError
 
 needs_dali = pytest.mark.skipif(not dali_is_installed(), reason="NVIDIA DALI is not installed")

@@ -1,7 +1,4 @@
-"""HyRSM and HyRSM++ against outputs of the reference code (alibaba-mmai-research/HyRSMPlusPlus).
-
-The files of the case with unlabelled videos are left out.
-"""
+"""HyRSM and HyRSM++ against outputs of the reference code (alibaba-mmai-research/HyRSMPlusPlus)."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import torch
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode
 from fsar.matching import cosine_distance, set_distance
-from fsar.methods import create_method
+from fsar.methods import Embedding, create_method
 from fsar.methods.hyrsmpp import temporal_incoherence
 from shards_spec.errors import ConfigError
 from tests.golden_case import HeadCase, fill, official_state_dict
@@ -33,6 +30,7 @@ CASES = [  # neighbours share their weights
     ("hyrsmpp", "hyrsmpp_hmdb_3shot"),
     ("hyrsmpp", "hyrsmpp_epic_5shot"),
     ("hyrsmpp", "hyrsmpp_semi_nounlabel_5shot"),
+    ("hyrsmpp", "hyrsmpp_semi_1shot"),
     ("hyrsmpp", "hyrsmpp_r18_T16_1shot"),
     ("hyrsm", "hyrsm_img_r18_1shot"),
     ("hyrsmpp", "hyrsmpp_img_r18_1shot"),
@@ -62,6 +60,8 @@ def options_of(case: HeadCase) -> dict[str, object]:
             "outside_weight": given["BALANCE_COEFFICIENT"],
             "temporal_weight": given["TEMPORAL_LOSS_WEIGHT"],
         }
+    if "SEMI_THRESHOLD" in given:
+        options |= {"semi_temperature": given["SEMI_TEMPORAL"], "semi_threshold": given["SEMI_THRESHOLD"]}
     return options
 
 
@@ -91,8 +91,12 @@ class Run:
         self.model.fuse = lambda *tokens: self.fused.append(fuse(*tokens)) or self.fused[-1]
         with torch.no_grad():
             self.eval_output = self.model.eval()(self.episode)
+            self.eval_fused = self.fused[-1]
             support, query = (self.model.embed(features) for features in self.model.read(self.episode))
-            self.matched = self.model.match(support.map(self.episode.group), query)
+            given = {}
+            if self.episode.unlabelled_features is not None:
+                given["unlabelled"] = self.model.embed(self.model.read_unlabelled(self.episode))
+            self.matched = self.model.match(support.map(self.episode.group), query, **given)
         if not case.starts_from_images:
             self.episode.support_features.requires_grad_()
             self.episode.query_features.requires_grad_()
@@ -138,7 +142,7 @@ def test_eval_mode(run):
 
 
 def test_fused_features(run):
-    members, queries = run.fused[0]
+    members, queries = run.eval_fused
     expected, tolerance = run.case.outputs, run.tolerance(training=False)
     sample = expected["eval_support_feat_sample"]  # [2, S, T, 4]
     sample = sample[:, run.case.order] if run.model.support_merge == "video" else sample
@@ -148,6 +152,16 @@ def test_fused_features(run):
 
 def test_match_alone(run):
     close(run.matched, run.case.outputs["eval_logits"], **run.tolerance(training=False))
+
+
+def test_pseudo_labels(run):
+    expected = run.case.outputs
+    assert ("pseudo" in run.eval_output.aux) == ("eval_pseudo_prob" in expected)
+    if "pseudo" in run.eval_output.aux:
+        probability = run.eval_output.aux["pseudo"]
+        close(probability, expected["eval_pseudo_prob"], absolute=1e-4)
+        accepted = (probability.max(1).values >= run.model.semi_threshold).nonzero().squeeze(1)
+        assert accepted.tolist() == expected["eval_pseudo_index"].tolist()
 
 
 def test_train_mode(run):
@@ -296,6 +310,54 @@ def test_temporal_incoherence_by_hand():
     close(temporal_incoherence(orthogonal, window=3, balance=23.0, outside_weight=10.0), expected, relative=1e-5)
 
 
+# Unlabelled videos
+
+
+def semi_episode(unlabelled) -> Episode:
+    return replace(make_episode(), unlabelled_features=unlabelled)
+
+
+@pytest.mark.parametrize("support_merge", ["prototype", "video"])
+def test_an_accepted_video_is_one_more_shot_with_gradient(support_merge):
+    """Also where it stands at place 0 alone, which the published code drops."""
+    whole = make_episode(shot=2)
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    extra = whole.support_features[1, 1:].clone().requires_grad_()
+    model = make_model(support_merge=support_merge, semi_temperature=1e-3, semi_threshold=0.5).eval()
+    episode = replace(whole, support_mask=mask, unlabelled_features=extra)
+    output = model(episode)
+    label = int(output.aux["pseudo"].argmax())
+    mask = torch.cat([mask, torch.zeros(3, 1, dtype=torch.bool)], dim=1)
+    mask[label, 2] = True
+    features = torch.cat([whole.support_features, extra.detach().expand(3, 1, -1, -1)], dim=1)
+    expected = model(replace(whole, support_mask=mask, support_features=features))
+    torch.testing.assert_close(output.logits, expected.logits)
+    output.loss.backward()
+    assert extra.grad.abs().sum() > 0
+
+
+def test_what_is_not_accepted_changes_nothing_and_has_no_gradient():
+    extra = torch.rand(5, 4, 16, requires_grad=True)
+    output = make_model(semi_threshold=1.0, semi_temperature=100.0)(semi_episode(extra))
+    torch.testing.assert_close(output.logits, make_model()(make_episode()).logits)
+    output.loss.backward()
+    assert extra.grad is None or not extra.grad.any()
+
+
+def test_pseudo_labels_take_no_gradient_away_under_autocast():
+    model = make_model(semi_temperature=1e-3, semi_threshold=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(semi_episode(torch.rand(5, 4, 16))).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_other_methods_refuse_unlabelled_videos():
+    model = make_model("hyrsm")
+    tokens = Embedding(torch.rand(3, 2, 4, 16))
+    with pytest.raises(ConfigError, match="neither class texts nor unlabelled videos"):
+        model.match(tokens, Embedding(torch.rand(4, 4, 16)), unlabelled=Embedding(torch.rand(2, 4, 16)))
+
+
 def test_dropout_acts_in_training_only():
     episode, model = make_episode(), make_model(dropout=True)
     assert not torch.equal(model(episode).logits, model(episode).logits)
@@ -316,6 +378,7 @@ def test_matching_stays_in_float32_under_autocast():
         ("hyrsm", {"support_merge": "shot"}, 'choose "prototype" or "video"'),
         ("hyrsm", {"reduction": "max"}, 'choose "sum" or "mean"'),
         ("hyrsm++", {"heads": 5}, "does not divide"),
+        ("hyrsm++", {"semi_threshold": 1.5}, "a threshold between 0 and 1"),
         ("hyrsm++", {"temporal_balance": 0}, "a balance above 0"),
     ],
 )

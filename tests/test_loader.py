@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from fsar import EpisodeDataset, EpisodeLoader
 from pipelines.augment import render
 from pipelines.dali import dali_is_installed
 from pipelines.loader import Prefetcher
-from pipelines.plan import EpisodeRules, EpisodeStream, Reads
+from pipelines.plan import EpisodeRules, EpisodeStream
 from pipelines.portable import PortableExecutor
 from shards_spec.errors import ConfigError, ShardError
+
+if TYPE_CHECKING:
+    from pipelines.reads import Reads
 
 RULES = EpisodeRules(
     way=3, shot=2, queries=2, resize=64, crop=48, frames=4, random_frames=True, random_crop=True, query_flip=True

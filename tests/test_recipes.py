@@ -15,7 +15,9 @@ from fsar.styles import STYLES, restyle
 from shards_spec.errors import ConfigError
 
 SETS = ("kinetics100", "ssv2-full", "ssv2-small", "hmdb51", "ucf101", "epic")
-DERIVED = {"num_classes", "class_text"}  # left to the run: they follow from the shards, or are a user's file
+# Left to the run: they follow from the shards, are a user's file, or leave the supervised setting.
+DERIVED = {"num_classes", "class_text", "labels", "tasks", "labelled_fraction"}
+DERIVED |= {"unlabelled_per_class", "distractor_classes", "distractors_per_class"}
 
 # One column a data set, in the order of SETS: the settings published with HyRSM++, iterations read as episodes.
 HYRSM = {

@@ -40,6 +40,8 @@ KEYS = {
     "seed": "eval_seed",
     "groups": "groups",
     "small_classes": "small_classes",
+    "unlabelled_per_class": "unlabelled_per_class",
+    "distractor_classes": "distractor_classes",
     "device": "device",
     "precision": "precision",
     "executor": "executor",
@@ -79,6 +81,8 @@ class Source:
 @click.option("--queries", type=click.IntRange(1), help="Per class.  [default: the run's test_queries]")
 @click.option("--groups", type=click.Choice(["disjoint", "any"]), help="[default: the run's]")
 @click.option("--small-classes", type=click.Choice(["refuse", "drop"]), help="Classes with too few videos.")
+@click.option("--unlabelled-per-class", type=click.IntRange(0), help="[default: the run's]")
+@click.option("--distractor-classes", type=click.IntRange(0), help="[default: the run's]")
 @click.option("--seed", type=int, help="[default: the run's eval_seed]")
 @click.option("--device", help="[default: the run's]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the run's]")

@@ -11,8 +11,9 @@ import click
 
 from fsar.cli.options import config_options, overrides
 from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
-from fsar.data import choose_device
+from fsar.data import choose_device, training_labels
 from fsar.evaluation import evaluate
+from fsar.label_file import labels_sha256
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
 from fsar.results import coverage_text, describe, describe_data
@@ -73,7 +74,7 @@ def cli(
         if resume and recipe is None and saved.exists():
             recipe = str(saved)
         config = resolve(name, method, recipe, recipe_style, options)
-        config = replace(config, num_classes=config.num_classes or _training_classes(shards))
+        config = replace(config, num_classes=config.num_classes or _training_classes(shards, config))
         if print_config:
             click.echo(config.to_toml(), nl=False)
             return
@@ -120,21 +121,25 @@ def _adapt(table: dict[str, Any], method: str) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in dropped} | {"method": method}
 
 
-def _training_classes(shards: ShardSet) -> int:
+def _training_classes(shards: ShardSet, config: RunConfig) -> int:
+    """Rows of the auxiliary classifier: training classes, or the clusters that replace them."""
     if "train" not in shards.dataset.splits:
         raise ConfigError(f"{shards.path} has no training classes; see --holdout, --train-classes of fsar-preprocess")
-    return len(shards.dataset.splits["train"].classes)
+    labels = training_labels(shards, config)
+    return len(labels.names) if labels and labels.names else len(shards.dataset.splits["train"].classes)
 
 
 def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
     """Start a run folder, or check that it can be resumed: the configuration, and the shards that it saw."""
     saved, seen = run / "config.toml", describe_data(shards)
+    if config.labels:
+        seen["labels"] = labels_sha256(Path(config.labels))
     if resume:
         if not saved.exists():
             raise ConfigError(f"--resume: {run} holds no run; start it without --resume")
         check_resumable(run, config, build_config(read_recipe(str(saved))))
         if read_json(run / "data.json") != seen:
-            raise ConfigError(f"--resume: {run} was trained on other shards or splits than {shards.path}")
+            raise ConfigError(f"--resume: {run} was trained on other shards, splits or labels than {shards.path}")
         return
     if (run / "checkpoints" / "last.safetensors").exists():
         raise ConfigError(f"{run} holds a run already; go on with --resume, or choose another folder with --run")
@@ -205,6 +210,10 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
         click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
     if trainer.model.reads_class_text and not config.class_text:
         click.echo("no --class-text: what the method does with the texts of classes is left out")
+    if config.labels:
+        click.echo(f"the classes of training episodes are the {config.num_classes} clusters of {config.labels}")
+    if config.tasks == "augment":
+        click.echo("every training video is a class of its own; its queries are views of it")
     stream = trainer.train_episodes.stream
     if stream.dropped:
         click.echo(f"classes left out of training, having too few videos: {', '.join(stream.dropped)}")

@@ -57,8 +57,8 @@ class FewShotMethod(nn.Module):
 
     # Our name prefix -> official name (without "head.") in published state dicts.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
-    # Whether episodes of a run need the text vectors of their classes.
-    reads_class_text: ClassVar[bool] = False
+    reads_class_text: ClassVar[bool] = False  # whether episodes of a run need the text vectors of their classes
+    reads_unlabelled: ClassVar[bool] = False  # whether `match` and `forward` take unlabelled videos
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int) -> None:
         super().__init__()
@@ -123,6 +123,20 @@ class FewShotMethod(nn.Module):
         if self.trunk is None or episode.support is None or episode.query is None:
             raise ConfigError("trunk=None needs episodes that carry features; give them, or choose a trunk")
         return self.trunk(episode.ungroup(episode.support)), self.trunk(episode.query)
+
+    def read_unlabelled(self, episode: Episode) -> Features | None:
+        """Features of the unlabelled videos [U, ...], None where there are none.
+
+        They go through the trunk in a third call: in training they have BatchNorm statistics of their own.
+        """
+        if episode.unlabelled_features is not None:
+            return self._given(episode.unlabelled_features)
+        if episode.unlabelled is None:
+            return None
+        if self.trunk is None:
+            raise ConfigError("trunk=None needs unlabelled videos as features; give them, or choose a trunk")
+        features: Features = self.trunk(episode.unlabelled)
+        return features
 
     def _given(self, features: Tensor) -> Features:
         """[V, T, C, h, w] or [V, T, C] -> Features."""

@@ -129,17 +129,21 @@ class HyRSM(FewShotMethod):
         """Loss terms of fused members [Q, S, T, C] and queries [Q, T, C]."""
         return {}
 
+    def support_set(self, episode: Episode, support: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Tokens [S, T, C] of the support -> [way, shot, T, C], its mask, and what is to be inspected of it."""
+        return episode.group(support), episode.support_mask, {}
+
     def forward(self, episode: Episode) -> Output:
         """Logits and losses of one episode."""
         support, query = (self.embed(features).tokens for features in self.read(episode))  # [S, T, C], [Q, T, C]
-        mask = episode.support_mask
-        members, queries = self.fuse(self.members(episode.group(support), mask), query)
+        grouped, mask, aux = self.support_set(episode, support)
+        members, queries = self.fuse(self.members(grouped, mask), query)
         logits = self.logits(members, queries, mask, episode.way)
         class_logits = self.classifier(torch.cat([support, query]))  # [S + Q, T, N]
         of_frames = [base_class_loss(frame, episode) for frame in class_logits.unbind(dim=1)]
         losses = {"ce": query_loss(logits, episode), "class": torch.stack(of_frames).mean()}
         losses |= self.fused_losses(members, queries)
-        return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits})
+        return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits} | aux)
 
 
 def real_places(mask: Tensor, device: torch.device) -> Tensor:

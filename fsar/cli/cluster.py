@@ -1,0 +1,135 @@
+"""The command `fsar-cluster`: videos of a split -> clusters that stand in for its classes in training."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from torch.nn import functional as F
+
+from fsar.clustering import agreement, k_means, keep_large
+from fsar.config import build_config, read_recipe
+from fsar.data import choose_device, evaluation_rules
+from fsar.embeddings import embed_videos
+from fsar.label_file import write_labels
+from fsar.methods import create_method
+from fsar.run_state import choose_checkpoint, load_state
+from fsar.training import build_model, frozen_prototypes
+from pipelines.dali import dali_is_installed
+from pipelines.executors import create_executor
+from shards_spec import ShardSet
+from shards_spec.console import run_command
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsar.config import RunConfig
+    from fsar.methods import FewShotMethod
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@click.option("--split", default="train", show_default=True)
+@click.option("--trunk", help="Name of the trunk whose features are clustered.")
+@click.option("--trunk-weights", help="A file, fetch, or random.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Instead of --trunk: a run folder of fsar-train.")
+@click.option("--clusters", type=click.IntRange(2), help="[default: twice the number of classes of the split]")
+@click.option("--least", type=click.IntRange(1), default=7, show_default=True, help="Videos of the smallest cluster.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV file to write.")
+@click.option("--normalise/--no-normalise", default=True, show_default=True, help="Give each vector length 1.")
+@click.option("--frames", type=click.IntRange(1), help="[default: the run's, or 8]")
+@click.option("--resize", type=click.IntRange(1), help="[default: the run's, or 256]")
+@click.option("--crop", type=click.IntRange(1), help="[default: the run's, or 224]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", help="[default: the run's, or auto]")
+def cli(
+    folder: Path,
+    split: str,
+    trunk: str | None,
+    trunk_weights: str | None,
+    weights: Path | None,
+    clusters: int | None,
+    least: int,
+    out: Path,
+    *,
+    normalise: bool,
+    seed: int,
+    **given: Any,  # noqa: ANN401 -- keys of the configuration
+) -> None:
+    """Cluster the videos of a split for training without labels: fsar-train --labels clusters.csv.
+
+    Each video is embedded once, as the mean over time of its frames' features. Labels decide nothing,
+    unless the features come from a run that was trained with them.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
+    config = replace(_config(trunk, trunk_weights, weights), **{key: v for key, v in given.items() if v is not None})
+    with ShardSet.open(folder) as shards:
+        rows = shards.split_rows(split)
+        clusters = clusters or 2 * len(shards.dataset.splits[split].classes)
+        click.echo(f"{len(rows)} videos of split {split}, {clusters} clusters")
+        vectors = embed(_model(config, weights), shards, rows.tolist(), config)  # [n, C]
+        place = keep_large(k_means(F.normalize(vectors) if normalise else vectors, clusters, seed=seed), least)
+        kept = place >= 0
+        write_labels(out, {shards.name(row): int(c) for row, c in zip(rows[kept], place[kept], strict=True)})
+        sizes = np.bincount(place[kept])
+        click.echo(f"{len(sizes)} clusters of {least} videos or more, {(~kept).sum()} videos left out")
+        click.echo(f"sizes: {', '.join(map(str, sizes.tolist()))}")
+        if len(shards.dataset.splits[split].classes) > 1:
+            known = agreement(place[kept], shards.labels[rows[kept]].astype(np.int64))
+            click.echo(f"purity {known.purity:.1%}, NMI {known.nmi:.2f} (labels used for this line alone)")
+    click.echo(f"{out}: train with fsar-train --labels {out}")
+
+
+def _config(trunk: str | None, trunk_weights: str | None, run: Path | None) -> RunConfig:
+    """What the videos are looked at with: a run's configuration, or that of a trunk alone."""
+    if (run is None) == (trunk is None):
+        raise ConfigError("give --trunk NAME with --trunk-weights, or --weights RUN, one of the two")
+    if run is None:
+        return build_config({"method": "prototype", "trunk": trunk, "trunk_weights": trunk_weights or ""})
+    if trunk_weights:
+        raise ConfigError(f"the trunk's weights are those of the run {run}: leave out --trunk-weights, or --weights")
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run} is no run folder (it has no config.toml); give one that fsar-train wrote")
+    return build_config(read_recipe(str(run / "config.toml")))
+
+
+def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
+    """Prototypes of the trunk: their embedding is the mean over time."""
+    device = choose_device(config.device)
+    if run is None:
+        return frozen_prototypes(config).to(device)
+    trained = build_model(config, weights=False)
+    load_state(choose_checkpoint(run), trained)
+    return create_method("prototype", trunk=trained.trunk, frames=config.frames).to(device)
+
+
+def embed(model: FewShotMethod, shards: ShardSet, rows: list[int], config: RunConfig) -> Tensor:
+    """One vector [n, C] a video, float32."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    dali = on_gpu and config.executor != "portable" and dali_is_installed()
+    executor = create_executor(
+        config.executor, shards, threads=config.threads or None, device="gpu" if dali else "cpu", pin_memory=on_gpu
+    )
+    rules = evaluation_rules(config)
+    with closing(executor):
+        embedding = embed_videos(
+            model, shards, rows, rules, executor=executor, precision=config.precision, progress=True
+        )
+    return embedding.tokens.float()
+
+
+def main() -> None:
+    """Entry point."""
+    sys.path.insert(0, "")  # the run's --method module:Class may lie in the current folder
+    run_command(cli, again="nothing was written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Which pixels an episode reads: windows of stored frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Windows of stored frames, all of one size, as a struct of arrays.
+
+    rows, frames, tops, lefts: int64 [R]. frames are positions among the kept frames of a video; tops and
+    lefts are the window's corner in pixels of the stored frame; size is the window's height and width.
+    """
+
+    modality: str
+    rows: Ints
+    frames: Ints
+    tops: Ints
+    lefts: Ints
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class ReadList:
+    """Collects the windows of one size, clip by clip."""
+
+    def __init__(self) -> None:
+        self._clips: list[tuple[int, int, int]] = []  # (row, top, left)
+        self._counts: list[int] = []  # frames of each clip
+        self._frames: list[int] = []
+
+    def add(self, row: int, frames: list[int], top: int, left: int) -> tuple[int, ...]:
+        """Add the frames of one clip, each once; return the places [T] of its frames."""
+        unique = list(dict.fromkeys(frames))
+        first = len(self._frames)
+        self._clips.append((row, top, left))
+        self._counts.append(len(unique))
+        self._frames += unique
+        if len(unique) == len(frames):
+            return tuple(range(first, first + len(frames)))
+        return tuple([first + unique.index(frame) for frame in frames])
+
+    def reads(self, modality: str, size: tuple[int, int]) -> Reads:
+        """The list as arrays."""
+        clips = np.repeat(np.array(self._clips, dtype=np.int64), self._counts, axis=0)  # [R, 3]
+        frames = np.array(self._frames, dtype=np.int64)
+        return Reads(modality, clips[:, 0], frames, clips[:, 1], clips[:, 2], size)
+
+
+class ReadLists:
+    """One list for each window size, numbered in the order of their first clips."""
+
+    def __init__(self) -> None:
+        self._lists: dict[tuple[int, int], tuple[int, ReadList]] = {}
+
+    def of_size(self, height: int, width: int) -> tuple[int, ReadList]:
+        """The list of windows of a size, and its number."""
+        return self._lists.setdefault((height, width), (len(self._lists), ReadList()))
+
+    def reads(self, modality: str) -> tuple[Reads, ...]:
+        """All lists as arrays."""
+        return tuple(reads.reads(modality, size) for size, (_, reads) in self._lists.items())

@@ -1,0 +1,155 @@
+"""Training without labels: k-means, label files, single videos as classes, the commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from fake_shards import FakeShards
+from test_training import call, words
+
+from fsar import EpisodeLoader
+from fsar.cli.cluster import cli as cluster_cli
+from fsar.cli.train import cli as train_cli
+from fsar.clustering import agreement, k_means, keep_large
+from fsar.label_file import read_labels, write_labels
+from pipelines.plan import EpisodeRules, EpisodeStream
+from pipelines.pools import Labels
+from shards_spec.errors import ConfigError
+
+RULES = EpisodeRules(way=2, queries=2, frames=4, resize=64, crop=56, random_frames=True, random_crop=True)
+
+
+def test_k_means_finds_what_is_apart_and_repeats_itself():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(80) % 4
+    vectors = 10 * torch.eye(4)[truth] + torch.randn(80, 4, generator=generator)
+    place = k_means(vectors, 4, seed=1)
+    assert agreement(place, truth.numpy()).nmi == pytest.approx(1)
+    assert np.array_equal(place, k_means(vectors, 4, seed=1))
+    assert set(k_means(torch.ones(6, 2), 3)) <= {0, 1, 2}  # all alike
+    with pytest.raises(ConfigError, match="81 clusters of 80 videos"):
+        k_means(vectors, 81)
+    with pytest.raises(ConfigError, match="not finite"):
+        k_means(vectors.log(), 4)
+
+
+def test_small_clusters_are_dropped_and_the_others_numbered_by_size():
+    place = np.array([5, 5, 2, 2, 2, 0, 7, 7])
+    assert keep_large(place, 2).tolist() == [1, 1, 0, 0, 0, -1, 2, 2]
+    with pytest.raises(ConfigError, match="of 4 clusters 1 have 3 videos or more"):
+        keep_large(place, 3)
+
+
+def test_agreement_by_hand():
+    same = agreement(np.array([0, 0, 1, 1]), np.array([3, 3, 0, 0]))
+    assert (same.purity, same.nmi) == (1, pytest.approx(1))
+    apart = agreement(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    assert (apart.purity, apart.nmi) == (0.5, pytest.approx(0))
+
+
+def test_a_label_file_is_read_as_it_was_written(tmp_path):
+    shards, path = FakeShards(), tmp_path / "clusters.csv"
+    shards.name = lambda row: f'odd, "name" {row}.avi'
+    rows = shards.split_rows("train").tolist()
+    write_labels(path, {shards.name(row): row % 2 for row in rows[:-1]})
+    labels = read_labels(path, shards, "train")
+    assert labels.names == ("0", "1")
+    assert dict(zip(labels.rows.tolist(), labels.of_rows.tolist(), strict=True)) == {row: row % 2 for row in rows[:-1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,b\n", "does not begin with the line video,cluster"),
+        ("video,cluster\n", "names no video"),
+        ("video,cluster\nvideos/0.avi\n", "line 2: expected a video and its label"),
+        ("video,label\nvideos/0.avi,1\nvideos/0.avi,2\n", 'line 3: "videos/0.avi" is there twice'),
+        ("video,label\nvideos/0.avi,1\nvideos/30.avi,2\n", '"videos/30.avi" is no stored video of split "train"'),
+    ],
+)
+def test_label_files_that_are_refused(tmp_path, text, says):
+    path = tmp_path / "clusters.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        read_labels(path, FakeShards(), "train")
+    with pytest.raises(ConfigError, match="make them with fsar-cluster"):
+        read_labels(tmp_path / "none.csv", FakeShards(), "train")
+
+
+def test_episodes_of_clusters():
+    shards = FakeShards()
+    rows = shards.split_rows("train")
+    labels = Labels(("x", "y", "z"), (0, 1, 2), rows, rows % 3)
+    with EpisodeLoader(shards, "train", dataclasses.replace(RULES, crop=48), labels=labels) as loader:
+        for plan, episode, _ in loader.planned(0, 5):
+            assert episode.class_ids.tolist() == [-1, -1]
+            assert episode.base_ids.tolist() == plan.class_ids.tolist()
+            assert (plan.support_rows % 3).tolist() == plan.class_ids.tolist()
+            assert (plan.query_rows % 3).tolist() == plan.class_ids[plan.query_labels].tolist()
+
+
+def test_a_single_video_as_a_class(tiny_shards):
+    labels = Labels.of_single_videos(tiny_shards, "train")
+    with EpisodeLoader(tiny_shards, "train", RULES, labels=labels) as loader:
+        for plan, episode, _ in loader.planned(0, 5):
+            assert len(set(plan.support_rows.tolist())) == 2
+            assert plan.query_rows.tolist() == plan.support_rows[plan.query_labels].tolist()
+            assert episode.base_ids.tolist() == episode.class_ids.tolist() == [-1, -1]
+            assert not torch.equal(episode.query[0], episode.support[episode.query_labels[0], 0])
+    with pytest.raises(ConfigError, match="has no unlabelled ones"):
+        EpisodeStream(tiny_shards, "train", dataclasses.replace(RULES, unlabelled_per_class=1), seed=0, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def clusters(tiny_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp("clusters") / "clusters.csv"
+    assert call(cluster_cli, *cluster_words(tiny_path, path)) == 0
+    return path
+
+
+def cluster_words(shards, path) -> list[str]:
+    trunk = ["--trunk", "tiny", "--trunk-weights", "random", "--resize", "64", "--crop", "56", "--frames", "4"]
+    return ["--shards", str(shards), *trunk, "--clusters", "4", "--least", "2", "--out", str(path)]
+
+
+def test_clusters_of_the_command(clusters, tiny_path, tiny_shards, tmp_path, capsys):
+    labels = read_labels(clusters, tiny_shards, "train")
+    assert 2 <= len(labels.names) <= 4
+    assert np.bincount(labels.of_rows).min() >= 2
+    assert call(cluster_cli, *cluster_words(tiny_path, tmp_path / "again.csv")) == 0
+    assert (tmp_path / "again.csv").read_bytes() == clusters.read_bytes()
+    assert "labels used for this line alone" in capsys.readouterr().out
+    assert call(cluster_cli, "--shards", str(tiny_path), "--out", str(tmp_path / "x.csv")) == 2
+    assert "give --trunk NAME with --trunk-weights, or --weights RUN" in capsys.readouterr().err
+
+
+FEW = {"episodes": 4, "episodes_per_step": 2, "val_every": 4, "groups": "any"}
+
+
+def test_training_on_clusters(clusters, tiny_path, tmp_path, capsys):
+    path, run = tmp_path / "clusters.csv", tmp_path / "run"
+    path.write_bytes(clusters.read_bytes())
+    given = [*words(tiny_path, run, **FEW, labels="file", select_on="last"), "--method", "hyrsm++"]
+    given[given.index("file")] = str(path)
+    assert call(train_cli, *given) == 0
+    numbers = {line.split(",")[-1] for line in path.read_text().splitlines()[1:]}
+    assert f"num_classes = {len(numbers)}\n" in (run / "config.toml").read_text()
+    assert set(json.loads((run / "result.json").read_text())["test"]["per_class"]) == {"fox", "gnu"}
+    path.write_text(path.read_text().replace("video,cluster", "video,label"))
+    capsys.readouterr()
+    assert call(train_cli, *given, "--resume") == 2
+    assert "other shards, splits or labels" in capsys.readouterr().err
+    again = ["--weights", str(run), "--clusters", "3", "--least", "1", "--out", str(tmp_path / "next.csv")]
+    assert call(cluster_cli, "--shards", str(tiny_path), *again) == 0
+
+
+def test_training_on_single_videos(tiny_path, tmp_path, capsys):
+    given = [*words(tiny_path, tmp_path / "run", **FEW, tasks="augment"), "--method", "hyrsm++"]
+    assert call(train_cli, *given) == 0
+    assert "every training video is a class of its own" in capsys.readouterr().out
+    assert call(train_cli, *given, "--unlabelled-per-class", "1") == 2
+    assert 'tasks = "augment" needs no labels and no unlabelled' in capsys.readouterr().err
