@@ -9,9 +9,12 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from shards_spec.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+Metric = Literal["hausdorff", "otam"]
 Reduction = Literal["sum", "mean"]
 
 
@@ -54,6 +57,23 @@ def hausdorff(
     computes.  `single_direction` keeps the query's tokens to the nearest of the class only.
     """
     distance = 1 - token_cosine(query, prototypes)  # [Q, W, n, m]
+    return set_cost(distance, reduction=reduction, single_direction=single_direction)
+
+
+def set_cost(
+    distance: Tensor,
+    *,
+    metric: Metric = "hausdorff",
+    reduction: Reduction = "sum",
+    single_direction: bool = False,
+    smoothing: float = 0.1,
+) -> Tensor:
+    """[..., n, m] -> cost [...] of a query's n tokens against m others.
+
+    `reduction` is read by the Hausdorff metric, `smoothing` by the ordered alignment of OTAM.
+    """
+    if metric == "otam":
+        return otam(distance, smoothing) if single_direction else otam_both(distance, smoothing)
     if single_direction:
         return mean_hausdorff(distance, axis=-2, reduction=reduction)
     return bi_mean_hausdorff(distance, reduction=reduction)
@@ -118,6 +138,12 @@ def otam_both(distance: Tensor, smoothing: float = 0.1) -> Tensor:
     if distance.shape != turned.shape:
         return otam(distance, smoothing) + otam(turned, smoothing)
     return otam(torch.stack([distance, turned]), smoothing).sum(dim=0)  # half the steps
+
+
+def check_smoothing(smoothing: float) -> None:
+    """Raise ConfigError unless it softens a minimum."""
+    if smoothing <= 0:
+        raise ConfigError(f"smoothing={smoothing} is no softness of a minimum; give a number above 0")
 
 
 def soft_minimum(costs: Tensor, smoothing: float) -> Tensor:
