@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_MOTION_CHANNELS = 16
+# The names of a model's `motion` (MotionEncoder) and `decoder` in published state dicts.
+MOTION_NAMES = {
+    "motion.reduce": "motion_reduce",
+    "motion.conv": "motion_conv",
+    "motion.up": "motion_up",
+    "decoder.up1.conv": "up1.conv.double_conv.0",
+    "decoder.up1.norm": "up1.conv.double_conv.1",
+    "decoder.up2.conv": "up2.conv.double_conv.0",
+    "decoder.up2.norm": "up2.conv.double_conv.1",
+    "decoder.up3.conv": "up3.conv.double_conv.0",
+    "decoder.up3.norm": "up3.conv.double_conv.1",
+    "decoder.out": "outc.conv",
+}
 
 
 class MotionEncoder(nn.Module):

@@ -32,7 +32,7 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
-from fsar.motion import MotionDecoder, MotionEncoder
+from fsar.motion import MOTION_NAMES, MotionDecoder, MotionEncoder
 from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:
@@ -71,19 +71,7 @@ class MoLo(FewShotMethod):
             ("hidden", "1.net.0"),
             ("output", "1.net.3"),
         )
-    } | {
-        "motion.reduce": "motion_reduce",
-        "motion.conv": "motion_conv",
-        "motion.up": "motion_up",
-        "classifier": "classification_layer",
-        "decoder.up1.conv": "up1.conv.double_conv.0",
-        "decoder.up1.norm": "up1.conv.double_conv.1",
-        "decoder.up2.conv": "up2.conv.double_conv.0",
-        "decoder.up2.norm": "up2.conv.double_conv.1",
-        "decoder.up3.conv": "up3.conv.double_conv.0",
-        "decoder.up3.norm": "up3.conv.double_conv.1",
-        "decoder.out": "outc.conv",
-    }
+    } | {"classifier": "classification_layer", **MOTION_NAMES}
 
     def __init__(
         self,
