@@ -9,9 +9,12 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from shards_spec.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+Metric = Literal["hausdorff", "otam"]
 Reduction = Literal["sum", "mean"]
 
 
@@ -54,6 +57,23 @@ def hausdorff(
     computes.  `single_direction` keeps the query's tokens to the nearest of the class only.
     """
     distance = 1 - token_cosine(query, prototypes)  # [Q, W, n, m]
+    return set_cost(distance, reduction=reduction, single_direction=single_direction)
+
+
+def set_cost(
+    distance: Tensor,
+    *,
+    metric: Metric = "hausdorff",
+    reduction: Reduction = "sum",
+    single_direction: bool = False,
+    smoothing: float = 0.1,
+) -> Tensor:
+    """[..., n, m] -> cost [...] of a query's n tokens against m others.
+
+    `reduction` is read by the Hausdorff metric, `smoothing` by the ordered alignment of OTAM.
+    """
+    if metric == "otam":
+        return otam(distance, smoothing) if single_direction else otam_both(distance, smoothing)
     if single_direction:
         return mean_hausdorff(distance, axis=-2, reduction=reduction)
     return bi_mean_hausdorff(distance, reduction=reduction)
@@ -98,18 +118,19 @@ def otam(distance: Tensor, smoothing: float = 0.1) -> Tensor:
     lambda 0.1; a logsumexp gives the same values where it is finite, and finite ones elsewhere.
     """
     rows, columns = distance.shape[-2:]
-    steps = anti_diagonals(full_precision(distance))  # R + M + 1 of [..., R]
+    # In units of -smoothing a soft minimum is a logsumexp, and what does not count is -inf.
+    steps = anti_diagonals(full_precision(distance) / -smoothing)  # R + M + 1 of [..., R]
     row = torch.arange(rows, device=distance.device)
-    outside = distance.new_full((*distance.shape[:-2], 1), torch.inf, dtype=steps[0].dtype)
+    outside = distance.new_full((*distance.shape[:-2], 1), -torch.inf, dtype=steps[0].dtype)
     before = last = torch.zeros_like(steps[0])  # costs [..., R] of the two diagonals before this one
     for number, step in enumerate(steps[1:], start=1):
         column = number - row  # [R] of each cell; 0 and M + 1 are the columns added beside the distances
         above = torch.cat([outside, last[..., :-1]], dim=-1)
-        above = above.masked_fill((column != 1) & (column != columns + 1), torch.inf)  # down moves: at the ends only
+        above = above.masked_fill((column != 1) & (column != columns + 1), -torch.inf)  # down moves: at the ends only
         diagonal = torch.cat([outside, before[..., :-1]], dim=-1)
-        cost = step + soft_minimum(torch.stack([diagonal, last, above]), smoothing)
+        cost = step + torch.logsumexp(torch.stack([diagonal, last, above]), dim=0)
         before, last = last, cost.masked_fill(column <= 0, 0)
-    return last[..., -1]
+    return -smoothing * last[..., -1]
 
 
 def otam_both(distance: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -120,9 +141,10 @@ def otam_both(distance: Tensor, smoothing: float = 0.1) -> Tensor:
     return otam(torch.stack([distance, turned]), smoothing).sum(dim=0)  # half the steps
 
 
-def soft_minimum(costs: Tensor, smoothing: float) -> Tensor:
-    """[n, ...] -> [...]: -smoothing * log(sum(exp(-cost / smoothing))); infinite costs do not count."""
-    return -smoothing * torch.logsumexp(-costs / smoothing, dim=0)
+def check_smoothing(smoothing: float) -> None:
+    """Raise ConfigError unless it softens a minimum."""
+    if smoothing <= 0:
+        raise ConfigError(f"smoothing={smoothing} is no softness of a minimum; give a number above 0")
 
 
 def anti_diagonals(distance: Tensor) -> tuple[Tensor, ...]:

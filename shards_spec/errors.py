@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class FsarError(Exception):
@@ -19,6 +19,13 @@ class ShardError(FsarError):
 
 class ConfigError(FsarError):
     """An option, key or name that does not exist or does not fit."""
+
+
+def choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Raise ConfigError unless the value of an option is one of those known."""
+    if value not in known:
+        listing = " or ".join(f'"{name}"' for name in known)
+        raise ConfigError(f'{option}="{value}" is not known; choose {listing}')
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import episodes, preprocess
+from benchmarks import episodes, methods, preprocess
 from benchmarks.bounds import DaliBound, PortableBound, payloads_of
 from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
@@ -170,3 +170,18 @@ def test_preprocess_benchmark_runs(tiny_videos: Path, tmp_path: Path) -> None:
     assert files["usual", preprocess.USUAL_FLOW] == 54 + 2 * (54 - 4)
     ratios = {row["product"] for row in rows if "ratio_to_usual" in row}
     assert ratios == {preprocess.FRAMES, preprocess.FLOW}
+
+
+@pytest.mark.parametrize("case", methods.CASES, ids=lambda case: f"{case.method}-{case.scope}")
+def test_both_orders_give_the_same_logits_and_gradients(case: methods.Case) -> None:
+    sizes = methods.Sizes(way=3, shot=2, queries=4, frames=5, channels=64)
+    methods.Work(case, sizes, torch.device("cpu")).check()
+
+
+def test_methods_benchmark_runs() -> None:
+    case = next(case for case in methods.CASES if (case.method, case.scope) == ("trx", "head"))
+    sizes = methods.Sizes(way=2, shot=2, queries=4, frames=8, channels=256)
+    rows = methods.measure(case, sizes, torch.device("cpu"), rounds=1, seconds=0.0)
+    assert [row["name"] for row in rows] == ["trx, head, forward", "trx, head, forward+backward"]
+    assert all(0 < row["ours_gflop"] < row["reference_gflop"] for row in rows)
+    assert all(row["ours_kept_mib"] > 0 for row in rows)

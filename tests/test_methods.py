@@ -13,7 +13,7 @@ from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode
 from fsar.matching import class_means, hausdorff, token_cosine
 from fsar.methods import METHODS, FewShotMethod, create_method, method_options
-from fsar.methods.molo import up_sizes
+from fsar.motion import up_sizes
 from fsar.trunks import Features, create_trunk
 from shards_spec.errors import ConfigError
 from tests.golden_case import GOLDEN, official_shapes

@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
 from fsar.matching import attend, full_precision
 from fsar.methods.base import Embedding, FewShotMethod
-from shards_spec.errors import ConfigError
+from shards_spec.errors import choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +44,7 @@ class CTX(FewShotMethod):
         temperature: float | None = 1.0,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
-        if metric not in ("cosine", "euclidean"):
-            raise ConfigError(f'metric="{metric}" is not known; choose "cosine" or "euclidean"')
+        choice("metric", metric, ("cosine", "euclidean"))
         self.metric = metric
         self.temperature = temperature or None
         if self.temperature is None:
@@ -58,9 +56,8 @@ class CTX(FewShotMethod):
 
     def embed(self, features: Features) -> Embedding:
         """Features of V videos -> tokens [V, T, 2 * width]: key (which is the query too) and value of each frame."""
-        frames = rearrange(features.pooled, "v t c -> v c t")
-        both = torch.cat([self.query_head(frames), self.value_head(frames)], dim=1)
-        return Embedding(rearrange(both, "v w t -> v t w"))
+        heads = (self.query_head, self.value_head)  # convolutions in published state dicts, products in truth
+        return Embedding(torch.cat([F.linear(features.pooled, head.weight.squeeze(2)) for head in heads], dim=-1))
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, T, 2 * width] and [Q, T, 2 * width] -> logits [Q, way]."""

@@ -23,7 +23,7 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
-from shards_spec.errors import ConfigError
+from shards_spec.errors import choice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,10 +73,8 @@ class HyRSM(FewShotMethod):
         dropout: bool = True,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
-        if reduction not in ("sum", "mean"):
-            raise ConfigError(f'reduction="{reduction}" is not known; choose "sum" or "mean"')
-        if support_merge not in ("prototype", "video"):
-            raise ConfigError(f'support_merge="{support_merge}" is not known; choose "prototype" or "video"')
+        choice("reduction", reduction, ("sum", "mean"))
+        choice("support_merge", support_merge, ("prototype", "video"))
         self.reduction: Reduction = reduction
         self.support_merge: SupportMerge = support_merge
         self.weights = {"ce": 1.0, "class": classification_weight}

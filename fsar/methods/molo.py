@@ -5,7 +5,7 @@ Where the paper and its published code (alibaba-mmai-research/MoLo) differ, this
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,7 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsar.layers import PositionCode, TemporalTransformer
-from fsar.matching import Reduction, class_means, full_precision, hausdorff, summed_cosine_distance
+from fsar.matching import (
+    Metric,
+    Reduction,
+    check_smoothing,
+    class_means,
+    full_precision,
+    set_cost,
+    summed_cosine_distance,
+    token_cosine,
+)
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,
@@ -23,10 +32,11 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
-from shards_spec.errors import ConfigError
+from fsar.motion import MOTION_NAMES, MotionDecoder, MotionEncoder
+from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -34,82 +44,13 @@ if TYPE_CHECKING:
     from fsar.trunks import Features, Trunk
 
 CONTRASTIVE = ("s2q", "q2s", "s2q_motion", "q2s_motion")
-LEAST_MOTION_CHANNELS = 16
-
-
-class MotionEncoder(nn.Module):
-    """Differences of the maps of consecutive frames (paper, section 3.3: motion autodecoder)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = max(channels // 8, LEAST_MOTION_CHANNELS)  # M
-        self.reduce = nn.Conv3d(channels, self.channels, 3, padding=1)
-        self.conv = nn.Conv2d(self.channels, self.channels, 3, padding=1)
-        self.up = nn.Conv2d(self.channels, channels, 1)
-
-    def differences(self, maps: Tensor) -> Tensor:
-        """[V, T, C, h, w] -> [V, T-1, M, h, w]: the later frame's maps, convolved, less the earlier ones."""
-        reduced = rearrange(self.reduce(rearrange(maps, "v t c h w -> v c t h w")), "v m t h w -> v t m h w")
-        later = reduced[:, 1:]
-        moved = self.conv(rearrange(later, "v t m h w -> (v t) m h w"))
-        differences: Tensor = rearrange(moved, "(v t) m h w -> v t m h w", t=later.shape[1]) - reduced[:, :-1]
-        return differences
-
-    def tokens(self, differences: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
-        """[V, T-1, M, h, w] -> [V, T-1, C]."""
-        maps = F.relu(self.up(rearrange(differences, "v t m h w -> (v t) m h w")))  # [V (T-1), C, h, w]
-        return rearrange(pool(maps), "(v t) c -> v t c", t=differences.shape[1])
-
-
-class UpStage(nn.Module):
-    """Bilinear up-sampling, convolution, norm, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N, inputs, h, w] -> [N, outputs, *size]."""
-        return F.relu(self.norm(self.conv(F.interpolate(x, size, mode="bilinear", align_corners=True))))
-
-
-class MotionDecoder(nn.Module):
-    """Maps of motion -> the frame differences they stand for."""
-
-    def __init__(self, inputs: int, *, memory_format: torch.memory_format = torch.contiguous_format) -> None:
-        super().__init__()
-        self.memory_format = memory_format
-        # 128, 32 and 16 in the reference; less where the maps of motion are narrower than any of its trunks'.
-        widths = (min(128, 2 * inputs), min(32, inputs), min(16, inputs // 2))
-        self.up1 = UpStage(inputs, widths[0])
-        self.up2 = UpStage(widths[0], widths[1])
-        self.up3 = UpStage(widths[1], widths[2])
-        self.out = nn.Conv2d(widths[2], 3, 1)
-
-    def forward(self, differences: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N, M, h, w] -> [N, 3, *size]."""
-        heights, widths = (up_sizes(a, b) for a, b in zip(differences.shape[-2:], size, strict=True))
-        x = differences.contiguous(memory_format=self.memory_format)
-        x = self.up1(x, (heights[0], widths[0]))
-        x = self.up2(x, (heights[1], widths[1]))
-        out: Tensor = self.out(self.up3(x, size))
-        return out
-
-
-def up_sizes(start: int, end: int) -> tuple[int, int]:
-    """Sizes after the first two of three up-samplings from start to end, powers of two times start.
-
-    The factors are 2, 4, 4 from 7 to 224 as in the reference, and 2, 2, 2 from 8 to 64.
-    """
-    octaves = max(math.log2(end / start), 0.0)
-    first, second = (start * 2 ** math.floor(octaves * step / 3 + 1e-9) for step in (1, 2))
-    return first, second
 
 
 class MoLo(FewShotMethod):
-    """Frame tokens and motion tokens, each with a learned global token, matched by a Hausdorff metric.
+    """Frame tokens and motion tokens, each with a learned global token, matched as sets or in order.
 
+    `metric="hausdorff"` takes each token to its nearest, "otam" aligns the tokens in time with `smoothing` (a row of
+    the paper that its code does not have); `single_direction` keeps the query against the class only.
     loss = ce + classification_weight * class + contrastive_weight * (s2q + q2s + s2q_motion + q2s_motion)
          + recons_weight * recons.
     The reference code divides all terms but the last by the 4 episodes that make a step, so `recons_weight`
@@ -130,19 +71,7 @@ class MoLo(FewShotMethod):
             ("hidden", "1.net.0"),
             ("output", "1.net.3"),
         )
-    } | {
-        "motion.reduce": "motion_reduce",
-        "motion.conv": "motion_conv",
-        "motion.up": "motion_up",
-        "classifier": "classification_layer",
-        "decoder.up1.conv": "up1.conv.double_conv.0",
-        "decoder.up1.norm": "up1.conv.double_conv.1",
-        "decoder.up2.conv": "up2.conv.double_conv.0",
-        "decoder.up2.norm": "up2.conv.double_conv.1",
-        "decoder.up3.conv": "up3.conv.double_conv.0",
-        "decoder.up3.norm": "up3.conv.double_conv.1",
-        "decoder.out": "outc.conv",
-    }
+    } | {"classifier": "classification_layer", **MOTION_NAMES}
 
     def __init__(
         self,
@@ -153,7 +82,9 @@ class MoLo(FewShotMethod):
         num_classes: int = 64,
         position_scale: tuple[float, float] = (10.0, 1.0),
         heads: int = 8,
+        metric: Metric = "hausdorff",
         reduction: Reduction = "sum",
+        smoothing: float = 0.1,
         single_direction: bool = False,
         motion_weight: float = 0.3,
         classification_weight: float = 0.8,
@@ -163,9 +94,12 @@ class MoLo(FewShotMethod):
         dropout: bool = True,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
-        if reduction not in ("sum", "mean"):
-            raise ConfigError(f'reduction="{reduction}" is not known; choose "sum" or "mean"')
+        choice("metric", metric, ("hausdorff", "otam"))
+        choice("reduction", reduction, ("sum", "mean"))
+        check_smoothing(smoothing)
+        self.metric: Metric = metric
         self.reduction: Reduction = reduction
+        self.smoothing = smoothing
         self.single_direction = single_direction
         self.motion_weight = motion_weight
         self.weights = (
@@ -173,12 +107,12 @@ class MoLo(FewShotMethod):
             | dict.fromkeys(CONTRASTIVE, contrastive_weight)
             | {"recons": recons_weight}
         )
-        width = self.channels
+        width, kept = self.channels, 1.0 if dropout else 0.0
         self.class_token = nn.Parameter(torch.randn(1, 1, width))
         self.class_token_motion = nn.Parameter(torch.randn(1, 1, width))
-        self.position = PositionCode(width, rows=frames + 1, scale=position_scale, dropout=0.1 if dropout else 0.0)
-        self.transformer = self._transformer(heads, dropout=dropout)
-        self.transformer_motion = self._transformer(heads, dropout=dropout)
+        self.position = PositionCode(width, rows=frames + 1, scale=position_scale, dropout=0.1 * kept)
+        layer = partial(TemporalTransformer, heads=heads, attention_dropout=0.2 * kept, hidden_dropout=0.05 * kept)
+        self.transformer, self.transformer_motion = layer(width), layer(width)
         self.motion = MotionEncoder(width)
         memory_format = torch.contiguous_format if self.trunk is None else self.trunk.memory_format
         self.decoder = MotionDecoder(self.motion.channels, memory_format=memory_format)
@@ -187,14 +121,6 @@ class MoLo(FewShotMethod):
         if temperature is None:
             self.scale = nn.Parameter(torch.ones(1))
             self.scale_motion = nn.Parameter(torch.ones(1))
-
-    def _transformer(self, heads: int, *, dropout: bool) -> TemporalTransformer:
-        return TemporalTransformer(
-            self.channels,
-            heads=heads,
-            attention_dropout=0.2 if dropout else 0.0,
-            hidden_dropout=0.05 if dropout else 0.0,
-        )
 
     def encode(self, features: Features) -> tuple[Embedding, Tensor]:
         """Features of V videos -> embedding with tokens [V, T+1, C] and motion [V, T, C], and the differences.
@@ -224,8 +150,12 @@ class MoLo(FewShotMethod):
         return -distance
 
     def _distance(self, query: Tensor, prototypes: Tensor) -> Tensor:
-        return hausdorff(
-            query[:, 1:], prototypes[:, 1:], reduction=self.reduction, single_direction=self.single_direction
+        return set_cost(
+            1 - token_cosine(query[:, 1:], prototypes[:, 1:]),  # [Q, way, n, n]
+            metric=self.metric,
+            reduction=self.reduction,
+            smoothing=self.smoothing,
+            single_direction=self.single_direction,
         )
 
     def contrastive_logits(self, prototypes: Embedding, query: Embedding) -> dict[str, Tensor]:

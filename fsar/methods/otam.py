@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from einops import rearrange
 
-from fsar.matching import class_means, otam, otam_both, token_cosine
+from fsar.matching import check_smoothing, class_means, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
-from shards_spec.errors import ConfigError
+from shards_spec.errors import choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,8 @@ class OTAM(FewShotMethod):
         support_merge: Literal["prototype", "video"] = "video",
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
-        if smoothing <= 0:
-            raise ConfigError(f"smoothing={smoothing} is no softness of a minimum; give a number above 0")
-        if support_merge not in ("prototype", "video"):
-            raise ConfigError(f'support_merge="{support_merge}" is not known; choose "prototype" or "video"')
+        check_smoothing(smoothing)
+        choice("support_merge", support_merge, ("prototype", "video"))
         self.smoothing = smoothing
         self.align = otam if single_direction else otam_both
         self.support_merge = support_merge

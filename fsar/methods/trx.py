@@ -1,20 +1,22 @@
 """TRX: temporal-relational cross-transformers (Perrett et al., CVPR 2021, arXiv 2101.06184).
 
 A map of a tuple of frames is the sum of maps of its frames, one for each place in the tuple; so each frame is
-projected once a place, and not once for each of the 84 tuples that 8 frames have.
+projected once a place, and not once for each of the 84 tuples that 8 frames have.  Products of tuples likewise
+are sums of products of frames, so that no tuple is ever formed.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import nn
 from torch.nn import functional as F
 
-from fsar.matching import attend, full_precision
+from fsar.matching import full_precision
 from fsar.methods.base import Embedding, FewShotMethod
 from shards_spec.errors import ConfigError
 
@@ -37,12 +39,11 @@ def sine_table(rows: int, channels: int) -> Tensor:
 class TupleAttention(nn.Module):
     """Attention of a query's tuples of `size` frames, in time order, over those of a class."""
 
-    tuples: Tensor
     positions: Tensor
 
     def __init__(self, channels: int, *, size: int, frames: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.size, self.width, self.frames = size, width, frames
+        self.size, self.width = size, width
         self.k_linear = nn.Linear(size * channels, width)
         self.v_linear = nn.Linear(size * channels, width)
         self.norm_k = nn.LayerNorm(width)
@@ -50,42 +51,37 @@ class TupleAttention(nn.Module):
         self.norm_v = nn.LayerNorm(width).requires_grad_(requires_grad=False)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("positions", POSITION_WEIGHT * sine_table(frames, channels), persistent=False)
-        self.register_buffer("tuples", frame_tuples(frames, size), persistent=False)
 
     @property
     def projected(self) -> int:
         """Numbers that `project` makes of a frame."""
         return 2 * self.size * self.width
 
-    def project(self, frames: Tensor) -> Tensor:
-        """[V, T, C] -> [V, T, 2 * size * width]: what a frame adds to keys and values at each place in a tuple."""
+    def project(self, frames: Tensor) -> list[Tensor]:
+        """[V, T, C] -> 2 * size of [V, T, width]: what a frame adds to keys and to values at each place in a tuple.
+
+        It is 0 at places that a frame cannot have, such as the first frame in second place.
+        """
         steps, channels = frames.shape[1:]
         if steps < self.size:
             raise ConfigError(f"TRX cannot make tuples of {self.size} of {steps} frames; give more, or set tuple_sizes")
         if steps > len(self.positions):
             self.positions = POSITION_WEIGHT * sine_table(steps, channels).to(self.positions)
         coded = self.dropout(frames + self.positions[:steps])
-        parts = [
-            F.linear(coded, rearrange(linear.weight, "w (place c) -> (place w) c", place=self.size))
-            for linear in (self.k_linear, self.v_linear)
-        ]
-        return torch.cat(parts, dim=-1)
+        parts = []
+        for linear in (self.k_linear, self.v_linear):
+            for place, weight in enumerate(torch.split(linear.weight, channels, dim=1)):
+                later = self.size - 1 - place  # frames that must follow
+                part = F.linear(coded[:, place : steps - later], weight, None if place else linear.bias)
+                parts.append(F.pad(part, (0, 0, place, later)))
+        return parts
 
-    def tuples_of(self, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., T, 2 * size * width] -> keys and values [..., n, width] of the n tuples, in float32 or wider."""
-        places = self._tuples(projected.shape[-2])  # [size, n]
-        maps = rearrange(full_precision(projected), "... t (map place w) -> map place ... t w", map=2, place=self.size)
-        summed = maps[:, 0].index_select(-2, places[0])  # [map, ..., n, width]
-        for place in range(1, self.size):
-            summed = summed + maps[:, place].index_select(-2, places[place])
-        keys, values = summed[0] + self.k_linear.bias, summed[1] + self.v_linear.bias
-        with torch.autocast(keys.device.type, enabled=False):
-            return self.norm_k(keys), values
-
-    def _tuples(self, steps: int) -> Tensor:
-        if steps != self.frames:
-            self.frames, self.tuples = steps, frame_tuples(steps, self.size).to(self.tuples)
-        return self.tuples
+    def maps_of(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., T, 2 * size * width] -> keys and values [..., size * T, width] of frames at places."""
+        keys, values = rearrange(
+            full_precision(projected), "... t (map place w) -> map ... (place t) w", map=2, place=self.size
+        )
+        return keys, values
 
     def forward(self, support: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
         """Projected frames [way, shot, T, P] and [Q, T, P] -> logits [Q, way].
@@ -93,15 +89,59 @@ class TupleAttention(nn.Module):
         A query is compared with the class as its own tuples see it: minus the squared distance of the values,
         mean over tuples.
         """
-        keys, values = self.tuples_of(support)  # [way, shot, m, width]
-        query_keys, query_values = self.tuples_of(query)  # [Q, n, width]
-        prototypes = attend(query_keys, keys, values, mask)  # [Q, way, n, width]
-        return -(query_values[:, None] - prototypes).square().sum(dim=-1).mean(dim=-1)
+        keys, values = self.maps_of(support)  # [way, shot, r, width], r = size * T
+        query_keys, query_values = self.maps_of(query)  # [Q, p, width], p = size * T
+        own, theirs = (incidence(each.shape[-2], self.size).to(keys) for each in (support, query))  # [m, r], [n, p]
+        with torch.autocast(keys.device.type, enabled=False):
+            scores = self.scores(query_keys, keys, theirs, own)  # [Q, way, n, shot, m]
+            if mask is not None:
+                padding = mask.to(scores.device).logical_not()
+                scores = scores.masked_fill(rearrange(padding, "w s -> 1 w 1 s 1"), -torch.inf)
+                values = values.masked_fill(rearrange(padding, "w s -> w s 1 1"), 0)
+            weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
+            shares = (weights @ own).flatten(-2)  # [Q, way, n, shot * r]
+            return -self.distances(query_values, values, theirs, shares).mean(dim=-1)
+
+    def scores(self, query: Tensor, keys: Tensor, theirs: Tensor, own: Tensor) -> Tensor:
+        """Keys [Q, p, width] and [way, shot, r, width] of frames -> scores [Q, way, n, shot, m] of tuples.
+
+        These are products of LayerNorms, without what all tuples of the support have in common.
+        """
+        query, keys = (each - each.mean(dim=-1, keepdim=True) for each in (query, keys))
+        spread, query_spread = (self.spread(each, part) for each, part in ((keys, own), (query, theirs)))
+        gain, shift = self.norm_k.weight, self.norm_k.bias
+        products = torch.einsum("q p d, w s r d -> q p w s r", query * gain.square(), keys)
+        products = torch.einsum("n p, q p w s r, m r -> q n w s m", theirs, products, own)
+        shifted = (keys @ (gain * shift)) @ own.T  # [way, shot, m]
+        scores = (products / query_spread[..., None, None, None] + shifted) / (spread * math.sqrt(self.width))
+        return rearrange(scores, "q n w s m -> q w n s m")
+
+    def spread(self, centred: Tensor, tuples: Tensor) -> Tensor:
+        """Centred keys [..., r, width] and incidence [m, r] -> what LayerNorm divides each tuple by [..., m]."""
+        return (squared_lengths(centred, tuples) / self.width + self.norm_k.eps).clamp(min=self.norm_k.eps).sqrt()
+
+    def distances(self, query: Tensor, values: Tensor, theirs: Tensor, shares: Tensor) -> Tensor:
+        """Squared distance [Q, way, n] of a query's tuples to the sums that the shares [Q, way, n, shot * r] say."""
+        centre = reduce(values.detach(), "w s (place t) d -> place 1 d", "mean", place=self.size)
+        # What is common to all frames at a place cancels, and is large beside the distance.
+        query, values = (
+            rearrange(rearrange(each, "... (place t) d -> ... place t d", place=self.size) - centre, pattern)
+            for each, pattern in ((query, "q place t d -> q (place t) d"), (values, "w s place t d -> w (s place t) d"))
+        )
+        products = theirs @ torch.einsum("q p d, w r d -> q w p r", query, values)  # [Q, way, n, shot * r]
+        between = (products * shares).sum(dim=-1)
+        return squared_lengths(query, theirs)[:, None] - 2 * between + squared_lengths(values, shares)
 
 
-def frame_tuples(frames: int, size: int) -> Tensor:
-    """[size, n]: the frames of the n ordered tuples, in lexicographic order."""
-    return torch.tensor(list(combinations(range(frames), size)), dtype=torch.int64).reshape(-1, size).T.contiguous()
+def squared_lengths(maps: Tensor, sums: Tensor) -> Tensor:
+    """Maps [..., r, width] and coefficients [..., n, r] -> squared length [..., n] of each sum of maps."""
+    return ((sums @ (maps @ maps.mT)) * sums).sum(dim=-1)
+
+
+def incidence(steps: int, size: int) -> Tensor:
+    """[n, size * T]: 1 where an ordered tuple has a frame at a place, tuples in lexicographic order."""
+    tuples = torch.tensor(list(combinations(range(steps), size)), dtype=torch.int64).reshape(-1, size)
+    return F.one_hot(tuples, steps).flatten(1)
 
 
 class TRX(FewShotMethod):
@@ -136,7 +176,7 @@ class TRX(FewShotMethod):
 
     def embed(self, features: Features) -> Embedding:
         """Features of V videos -> tokens [V, T, P]: the projections of each frame for all sizes, side by side."""
-        return Embedding(torch.cat([part.project(features.pooled) for part in self.parts], dim=-1))
+        return Embedding(torch.cat([x for part in self.parts for x in part.project(features.pooled)], dim=-1))
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, T, P] and [Q, T, P] -> logits [Q, way]."""
