@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fsar.checkpoints import load_reference_state_dict
 from fsar.config import build_config, read_recipe
 from fsar.run_state import choose_checkpoint, load_seen, load_state
-from fsar.training import build_model
+from fsar.training import build_model, prototypes_of_trunk
 from fsar.weight_files import read_tensors
 from shards_spec.errors import ConfigError
 
