@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-import simplejpeg
 
-from shards_spec.errors import ConfigError, ShardError, suggest
+from shards_spec.errors import ConfigError, suggest
+from shards_spec.pictures import decode_picture, flow_field, segment_centres, series_kind
 from shards_spec.schema import Failure
 from shards_spec.sheet import Block, Legend, Row, draw_sheet
 
@@ -102,7 +101,7 @@ def contact_sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series:
         ShardError: a picture cannot be read.
     """
     blocks = [_block(shards, row, place, frames=frames, series=series) for place, row in enumerate(rows, 1)]
-    legend = flow_legend() if any(_kind(name)[0] == "flow" for name in series) else None
+    legend = flow_legend() if any(series_kind(name)[0] == "flow" for name in series) else None
     return draw_sheet(_title(shards, len(rows)), (_sizes(shards), ", ".join(series)), blocks, legend=legend)
 
 
@@ -143,12 +142,6 @@ def flow_legend() -> Legend:
     )
 
 
-def segment_centres(total: int, segments: int) -> NDArray[np.int64]:
-    """Positions of the centres of `segments` equal parts of 0..total-1; every position where there are no more."""
-    segments = min(total, segments)
-    return (2 * np.arange(segments) + 1) * total // (2 * segments)
-
-
 def _title(shards: ShardSet, shown: int) -> str:
     labels = shards.labels[shards.frames > 0]
     missing = shards.num_videos - len(labels)
@@ -184,17 +177,19 @@ def _block(shards: ShardSet, row: int, place: int, *, frames: int, series: Seque
 
 def _row(series: Series, row: int, shown: list[int], *, size: tuple[int, int]) -> Row:
     """The members of the frames `shown`, in colour; None where there is no such member."""
-    kind, step = _kind(series.name)
+    kind, step = series_kind(series.name)
     places = {number: place for place, number in enumerate(series.kept(row).tolist())}
     found = [number for number in shown if number in places]
-    members = [_decode(data, series.name, row) for data in series.read(row, [places[number] for number in found])]
+    members = [
+        decode_picture(data, series.name, row) for data in series.read(row, [places[number] for number in found])
+    ]
     label: tuple[str, ...] = (series.name,)
     if kind == "diff":
         members = [amplify_difference(member) for member in members]
         label = (series.name, f"change x{GAIN}", "grey: same")
     elif kind == "flow":
         scales = series.scale(row)
-        fields = [_field(m, float(scales[places[n]]), size) for m, n in zip(members, found, strict=True)]
+        fields = [flow_field(m, float(scales[places[n]]), size) for m, n in zip(members, found, strict=True)]
         lengths = np.concatenate([np.zeros(1), *(np.hypot(field[..., 0], field[..., 1]).ravel() for field in fields)])
         limit = max(float(np.percentile(lengths, USUAL)), STILL)
         members = [flow_colours(field, limit) for field in fields]
@@ -202,34 +197,6 @@ def _row(series: Series, row: int, shown: list[int], *, size: tuple[int, int]) -
     pictures = dict(zip(found, members, strict=True))
     numbers = [f"{n} to {n + step}" if step and n in pictures else str(n) for n in shown]
     return Row(label, [pictures.get(number) for number in shown], numbers)
-
-
-def _kind(series: str) -> tuple[str, int]:
-    """`diff`, `flow` or `frames`, and the displacement in source frames (0 for frames)."""
-    match = re.match(r"(diff|flow)(\d+)", series)
-    return (match[1], int(match[2])) if match else ("frames", 0)
-
-
-def _decode(data: bytes, series: str, row: int) -> NDArray[np.uint8]:
-    """[h, w, 3] of a picture; of a flow field [2h, w]."""
-    grey = _kind(series)[0] == "flow"
-    try:
-        picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            data, colorspace="GRAY" if grey else "RGB", fastdct=False, fastupsample=False
-        )
-    except ValueError as error:
-        raise ShardError(
-            f"a picture of video {row} in {series} is damaged ({error}); run fsar-shards verify"
-        ) from error
-    return picture[..., 0] if grey else picture
-
-
-def _field(picture: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> NDArray[np.float64]:
-    """[h, w, 2] flow in pixels of the stored frame, whose [height, width] is `size`."""
-    codes = np.stack(np.split(picture.astype(np.float64), 2), axis=-1)  # [h, w, 2], u above v
-    height, width = codes.shape[:2]
-    field: NDArray[np.float64] = (codes - 128) * (scale / 127) * (size[1] / width, size[0] / height)
-    return field
 
 
 def _splits_of(shards: ShardSet, row: int) -> list[str]:

@@ -15,6 +15,7 @@ from fsar import EpisodeLoader
 from fsar.cli.cluster import cli as cluster_cli
 from fsar.cli.train import cli as train_cli
 from fsar.clustering import agreement, k_means, keep_large
+from fsar.flow_features import _cells, flow_features
 from fsar.label_file import read_labels, write_labels
 from pipelines.plan import EpisodeRules, EpisodeStream
 from pipelines.pools import Labels
@@ -124,7 +125,7 @@ def test_clusters_of_the_command(clusters, tiny_path, tiny_shards, tmp_path, cap
     assert (tmp_path / "again.csv").read_bytes() == clusters.read_bytes()
     assert "labels used for this line alone" in capsys.readouterr().out
     assert call(cluster_cli, "--shards", str(tiny_path), "--out", str(tmp_path / "x.csv")) == 2
-    assert "give --trunk NAME with --trunk-weights, or --weights RUN" in capsys.readouterr().err
+    assert "give --trunk NAME with --trunk-weights, --weights RUN, or --features flow" in capsys.readouterr().err
 
 
 FEW = {"episodes": 4, "episodes_per_step": 2, "val_every": 4, "groups": "any"}
@@ -153,3 +154,27 @@ def test_training_on_single_videos(tiny_path, tmp_path, capsys):
     assert "every training video is a class of its own" in capsys.readouterr().out
     assert call(train_cli, *given, "--unlabelled-per-class", "1") == 2
     assert 'tasks = "augment" needs no labels and no unlabelled' in capsys.readouterr().err
+
+
+def test_flow_features_tell_directions_and_their_order_apart():
+    right = np.zeros((8, 8, 2))
+    right[:4, :4, 0] = 2.0  # the upper left cell moves to the right
+    cells = _cells(right).reshape(2, 2, 2)
+    assert cells[0, 0] == pytest.approx([2.0, 0.0])
+    assert not cells.ravel()[2:].any()
+    assert np.array_equal(_cells(-right), -_cells(right))
+    assert not _cells(np.zeros((8, 8, 2))).any()
+
+
+def test_clusters_of_flow_need_no_weights(tiny_path, tiny_shards, tmp_path, capsys):
+    rows = tiny_shards.split_rows("train").tolist()
+    vectors = flow_features(tiny_shards, rows, steps=4)
+    assert vectors.shape == (len(rows), 4 * 2 * 2 * 2)
+    assert torch.equal(vectors, flow_features(tiny_shards, rows, steps=4))
+    assert vectors.abs().sum(dim=1).min() > 0  # everything moves
+    path = tmp_path / "clusters.csv"
+    flow = ["--shards", str(tiny_path), "--features", "flow", "--out", str(path), "--least", "1", "--clusters", "3"]
+    assert call(cluster_cli, *flow) == 0
+    assert set(read_labels(path, tiny_shards, "train").rows.tolist()) <= set(rows)
+    assert call(cluster_cli, *flow, "--trunk", "tiny") == 2
+    assert "--features flow reads no weights" in capsys.readouterr().err

@@ -19,8 +19,9 @@ from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import FsarError, ShardSet
 from shards_spec.console import run_command
-from shards_spec.peek import choose_rows, contact_sheet, find_rows, flow_colours, segment_centres
+from shards_spec.peek import choose_rows, contact_sheet, find_rows, flow_colours
 from shards_spec.peek_cli import peek
+from shards_spec.pictures import segment_centres
 from shards_spec.sheet import GAP, HEIGHT, Block, Row, draw_sheet, png_bytes, printable, shorten
 
 STEP = 4  # pixels a frame, of 96

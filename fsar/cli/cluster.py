@@ -16,6 +16,7 @@ from fsar.clustering import agreement, k_means, keep_large
 from fsar.config import build_config, read_recipe
 from fsar.data import choose_device, evaluation_rules
 from fsar.embeddings import embed_videos
+from fsar.flow_features import flow_features
 from fsar.label_file import write_labels
 from fsar.methods import create_method
 from fsar.run_state import choose_checkpoint, load_state
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
 @click.option("--split", default="train", show_default=True)
+@click.option("--features", type=click.Choice(["trunk", "flow"]), default="trunk", show_default=True)
 @click.option("--trunk", help="Name of the trunk whose features are clustered.")
 @click.option("--trunk-weights", help="A file, fetch, or random.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Instead of --trunk: a run folder of fsar-train.")
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 def cli(
     folder: Path,
     split: str,
+    features: str,
     trunk: str | None,
     trunk_weights: str | None,
     weights: Path | None,
@@ -64,17 +67,24 @@ def cli(
 ) -> None:
     """Cluster the videos of a split for training without labels: fsar-train --labels clusters.csv.
 
-    Each video is embedded once, as the mean over time of its frames' features. Labels decide nothing,
-    unless the features come from a run that was trained with them.
+    Each video is one vector: the mean over time of a trunk's features, or with --features flow the stored optical
+    flow of its segments, in order, which needs no weights and tells directions apart. Labels decide nothing, unless
+    the features come from a run that was trained with them.
     """
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
-    config = replace(_config(trunk, trunk_weights, weights), **{key: v for key, v in given.items() if v is not None})
+    if features == "flow" and (trunk or trunk_weights or weights):
+        raise ConfigError("--features flow reads no weights: leave out --trunk, --trunk-weights and --weights")
     with ShardSet.open(folder) as shards:
         rows = shards.split_rows(split)
         clusters = clusters or 2 * len(shards.dataset.splits[split].classes)
         click.echo(f"{len(rows)} videos of split {split}, {clusters} clusters")
-        vectors = embed(_model(config, weights), shards, rows.tolist(), config)  # [n, C]
+        if features == "flow":
+            vectors = flow_features(shards, rows.tolist(), steps=given["frames"] or 8)  # [n, C]
+        else:
+            changes = {key: value for key, value in given.items() if value is not None}
+            config = replace(_config(trunk, trunk_weights, weights), **changes)
+            vectors = embed(_model(config, weights), shards, rows.tolist(), config)
         place = keep_large(k_means(F.normalize(vectors) if normalise else vectors, clusters, seed=seed), least)
         kept = place >= 0
         write_labels(out, {shards.name(row): int(c) for row, c in zip(rows[kept], place[kept], strict=True)})
@@ -90,7 +100,7 @@ def cli(
 def _config(trunk: str | None, trunk_weights: str | None, run: Path | None) -> RunConfig:
     """What the videos are looked at with: a run's configuration, or that of a trunk alone."""
     if (run is None) == (trunk is None):
-        raise ConfigError("give --trunk NAME with --trunk-weights, or --weights RUN, one of the two")
+        raise ConfigError("give --trunk NAME with --trunk-weights, --weights RUN, or --features flow, one of the three")
     if run is None:
         return build_config({"method": "prototype", "trunk": trunk, "trunk_weights": trunk_weights or ""})
     if trunk_weights:

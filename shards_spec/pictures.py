@@ -1,0 +1,52 @@
+"""What the members of a series show: pictures, and the motion that some of them code."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import simplejpeg
+
+from shards_spec.errors import ShardError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def segment_centres(total: int, segments: int) -> NDArray[np.int64]:
+    """Positions of the centres of `segments` equal parts of 0..total-1; every position where there are no more."""
+    segments = min(total, segments)
+    return (2 * np.arange(segments) + 1) * total // (2 * segments)
+
+
+def series_kind(series: str) -> tuple[str, int]:
+    """`diff`, `flow` or `frames`, and the displacement in source frames (0 for frames)."""
+    match = re.match(r"(diff|flow)(\d+)", series)
+    return (match[1], int(match[2])) if match else ("frames", 0)
+
+
+def decode_picture(data: bytes, series: str, row: int) -> NDArray[np.uint8]:
+    """[h, w, 3] of a stored picture; of a flow field [2h, w].
+
+    Raises:
+        ShardError: it is damaged.
+    """
+    grey = series_kind(series)[0] == "flow"
+    try:
+        picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, colorspace="GRAY" if grey else "RGB", fastdct=False, fastupsample=False
+        )
+    except ValueError as error:
+        raise ShardError(
+            f"a picture of video {row} in {series} is damaged ({error}); run fsar-shards verify"
+        ) from error
+    return picture[..., 0] if grey else picture
+
+
+def flow_field(picture: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> NDArray[np.float64]:
+    """[h, w, 2] flow in pixels of the stored frame, whose [height, width] is `size`."""
+    codes = np.stack(np.split(picture.astype(np.float64), 2), axis=-1)  # [h, w, 2], u above v
+    height, width = codes.shape[:2]
+    field: NDArray[np.float64] = (codes - 128) * (scale / 127) * (size[1] / width, size[0] / height)
+    return field
