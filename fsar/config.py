@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "test_episodes"})
 # Smallest sensible values.
 LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
+LEAST |= {"resize_width": 0}
 LEAST |= dict.fromkeys(("unlabelled_per_class", "distractor_classes", "distractors_per_class"), 0)
 LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
 LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
@@ -78,7 +79,8 @@ class RunConfig:
     frame_rule: str = "segment"
     test_frames: str = "centre"
     kinetics_window: str = "whole"
-    resize: int = 256
+    resize: int = 256  # height before the crop
+    resize_width: int = 0  # 0: as the height
     crop: int = 224
     random_crop: bool = True
     query_flip: bool = True

@@ -79,7 +79,7 @@ def _clips(
     frames = [executor.decode(reads).to(device) for reads, _ in pairs]
     views = [view for _, view in pairs]
     mean, std = model.trunk.mean, model.trunk.std
-    return render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resize)
+    return render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resized)
 
 
 def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) -> tuple[Reads, View]:
@@ -94,12 +94,12 @@ def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) ->
     )
     frames, places = np.unique(np.array(chosen, dtype=np.int64), return_inverse=True)
     height, width = shards.series("rgb").sizes[row].tolist()
-    corner = (rules.resize - rules.crop) // 2
-    whole = (height, width) != (rules.resize, rules.resize)  # to be resized first
-    edges = np.full(len(frames), 0 if whole else corner)
+    top, left = ((side - rules.crop) // 2 for side in rules.resized)
+    whole = (height, width) != rules.resized  # to be resized first
+    tops, lefts = (np.full(len(frames), 0 if whole else edge) for edge in (top, left))
     size = (height, width) if whole else (rules.crop, rules.crop)
-    reads = Reads("rgb", np.full(len(frames), row), frames, edges, edges, size)
-    return reads, View(number, tuple(places.tolist()), flip=False, box=(corner, corner) if whole else None, jitter=None)
+    reads = Reads("rgb", np.full(len(frames), row), frames, tops, lefts, size)
+    return reads, View(number, tuple(places.tolist()), flip=False, box=(top, left) if whole else None, jitter=None)
 
 
 def join(parts: Sequence[Embedding]) -> Embedding:

@@ -119,7 +119,7 @@ class EpisodeLoader:
             mean=self._mean,
             std=self._std,
             crop=rules.crop,
-            resize=rules.resize,
+            resize=rules.resized,
             buffers=self._buffers,
         )  # [V, T, 3, H, W], support first: all parts are views of it
         support, query, unlabelled = torch.split(clips, [len(plan.support), len(plan.query), len(plan.unlabelled)])

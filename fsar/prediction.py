@@ -152,7 +152,7 @@ def open_run(
 
 
 def read_geometry(run: Path) -> Geometry:
-    """Size of the stored frames that a run was trained on; the square of its `resize` where it does not say.
+    """Size of the stored frames that a run was trained on; what it resizes to where it does not say.
 
     Raises:
         ConfigError: no run folder, or its data.json is damaged.
@@ -160,8 +160,8 @@ def read_geometry(run: Path) -> Geometry:
     path = run / "data.json"
     data = read_json(path) if path.is_file() else {}
     if not isinstance(data, dict) or "geometry" not in data:
-        side = build_config(_read_config(run)).resize
-        return Geometry(height=side, width=side)
+        height, width = evaluation_rules(build_config(_read_config(run))).resized
+        return Geometry(height=height, width=width)
     sizes = data["geometry"]
     known = isinstance(sizes, dict) and set(sizes) in ({"height", "width"}, {"short"})
     if not known or any(type(size) is not int or size < 1 for size in sizes.values()):

@@ -29,15 +29,17 @@ def render(
     mean: Three,
     std: Three,
     crop: int,
-    resize: int,
+    resize: int | tuple[int, int],
     buffers: ClipBuffers | None = None,
 ) -> torch.Tensor:
     """Make the clips of an episode: float32 [V, T, 3, crop, crop], normalised.
 
     frames: one uint8 [R, h, w, 3] for each of the plan's reads, all on one device; views: clips of one
-    length T. The order is that of the reference: flip, resize to resize x resize, crop, jitter, normalise.
+    length T. The order is that of the reference: flip, resize to that side or (height, width), crop, jitter,
+    normalise.
     buffers: where memory on the CPU is taken from.
     """
+    size = (resize, resize) if isinstance(resize, int) else resize
     device, shape = frames[0].device, (len(views), len(views[0].indices), 3, crop, crop)
     on_cpu = device.type == "cpu"
     clips = buffers.take(*shape) if buffers and on_cpu else torch.empty(shape, device=device)
@@ -46,7 +48,7 @@ def render(
         if len(chosen) == 1 and chosen[0].box is None and chosen[0].jitter is None:
             _fill(clips[numbers[0]], frames[chosen[0].reads], chosen[0], mean, std)
             continue
-        batch = _windows(frames[chosen[0].reads], chosen, crop=crop, resize=resize)  # in [0, 255]
+        batch = _windows(frames[chosen[0].reads], chosen, crop=crop, size=size)  # in [0, 255]
         jitters = [view.jitter for view in chosen if view.jitter is not None]
         if jitters:
             batch = normalise(colour_jitter(batch.div_(255), jitters), mean, std)
@@ -80,7 +82,7 @@ def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]
     yield from alike.values()
 
 
-def _windows(frames: torch.Tensor, views: Sequence[View], *, crop: int, resize: int) -> torch.Tensor:
+def _windows(frames: torch.Tensor, views: Sequence[View], *, crop: int, size: tuple[int, int]) -> torch.Tensor:
     """Gather, flip, resize and crop views of one kind: float32 [v, T, 3, crop, crop] in [0, 255]."""
     index = torch.tensor([place for view in views for place in view.indices], device=frames.device)
     clips = rearrange(frames.index_select(0, index), "(v t) h w c -> v t c h w", v=len(views))
@@ -88,7 +90,7 @@ def _windows(frames: torch.Tensor, views: Sequence[View], *, crop: int, resize: 
     boxes = [view.box for view in views if view.box is not None]
     if not boxes:
         return clips
-    clips = resize_bilinear(clips, (resize, resize))
+    clips = resize_bilinear(clips, size)
     windows = [clip[..., y : y + crop, x : x + crop] for clip, (y, x) in zip(clips, boxes, strict=True)]
     return torch.stack(windows)
 

@@ -107,7 +107,7 @@ class Chosen:
 class EpisodeRules:
     """How episodes are drawn: `queries` is per class, sizes are in pixels.
 
-    Stored frames that are not resize x resize already are resized to exactly that first, aspect not
+    Stored frames that are not resize x resize_width (0: a square) already are resized to exactly that first, aspect not
     kept. A class with too few videos for an episode is refused, or left out with small_classes="drop".
     An episode also takes `unlabelled_per_class` unlabelled videos of each of its classes, and
     `distractors_per_class` (0: as many) of each of `distractor_classes` others. `labelled_fraction` < 1 keeps a
@@ -122,6 +122,7 @@ class EpisodeRules:
     frame_rule: str = "segment"
     random_frames: bool = False
     resize: int = 256
+    resize_width: int = 0
     crop: int = 224
     random_crop: bool = False
     query_flip: bool = False
@@ -142,10 +143,8 @@ class EpisodeRules:
         for name in ("way", "shot", "queries", "frames", "resize", "crop"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give at least 1")
-        if self.crop > self.resize:
-            raise ConfigError(
-                f"crop {self.crop} is larger than resize {self.resize}: give a crop of at most {self.resize}"
-            )
+        if self.crop > (short := min(self.resized)):
+            raise ConfigError(f"crop {self.crop} is larger than resize {short}: give a crop of at most {short}")
         self._check_unlabelled()
 
     def _check_unlabelled(self) -> None:
@@ -159,6 +158,11 @@ class EpisodeRules:
             )
         if not 0 < self.labelled_fraction <= 1:
             raise ConfigError(f"labelled_fraction is {self.labelled_fraction}: give a share above 0, at most 1")
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Height and width before the crop."""
+        return self.resize, self.resize_width or self.resize
 
     @property
     def random_views(self) -> bool:
@@ -307,9 +311,9 @@ class EpisodeStream:
         top, left = _crop_corner(draw, rules)
         jitter = _draw_jitter(draw) if query and rules.query_jitter else None
         height, width = self._sizes[row].tolist()
-        if (height, width) == (rules.resize, rules.resize):
+        if (height, width) == rules.resized:
             # the crop box lies on the flipped frame, the window on the stored one
-            start = rules.resize - rules.crop - left if flip else left
+            start = width - rules.crop - left if flip else left
             number, windows = reads.of_size(rules.crop, rules.crop)
             return View(number, windows.add(row, frames, top, start), flip, None, jitter)
         number, windows = reads.of_size(height, width)
@@ -362,11 +366,11 @@ def _rows_of(given: Sequence[Chosen]) -> Ints:
 
 def _crop_corner(draw: Draw, rules: EpisodeRules) -> tuple[int, int]:
     """Top and left of the crop on the resized frame: random (x is drawn first) or the centre."""
-    room = rules.resize - rules.crop
+    down, right = (side - rules.crop for side in rules.resized)
     if not rules.random_crop:
-        return room // 2, room // 2
-    left = int(draw.uniform(0, room))
-    return int(draw.uniform(0, room)), left
+        return down // 2, right // 2
+    left = int(draw.uniform(0, right))
+    return int(draw.uniform(0, down)), left
 
 
 def _draw_jitter(draw: Draw) -> Jitter:

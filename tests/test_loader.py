@@ -67,17 +67,18 @@ def test_frames_come_with_their_plan(stream):
         assert frames[:, 0, 0, 0].tolist() == decoded.plan.reads[0].rows.tolist()
 
 
-@pytest.mark.parametrize("sizes", [[(64, 64)], [(64, 64), (50, 70), (80, 60)]])
-def test_an_episode_is_the_rendered_plan(sizes):
+@pytest.mark.parametrize("width", [0, 80])
+@pytest.mark.parametrize("sizes", [[(64, 64)], [(64, 80), (50, 70), (80, 60)]])
+def test_an_episode_is_the_rendered_plan(sizes, width):
     shards = FakeShards()
     for i, size in enumerate(sizes):
         shards.rgb.sizes[i :: len(sizes)] = size
-    rules = dataclasses.replace(RULES, query_jitter=True)
+    rules = dataclasses.replace(RULES, query_jitter=True, resize_width=width)
     with EpisodeLoader(shards, "test", rules, seed=1, executor="portable", threads=2, **LOOK) as loader:
         ((plan, episode, _),) = loader.planned(3, 4)
     executor = PortableExecutor(shards, threads=2)
     frames = [executor.decode(reads) for reads in plan.reads]
-    clips = render(frames, plan.support + plan.query, crop=48, resize=64, **LOOK)
+    clips = render(frames, plan.support + plan.query, crop=48, resize=rules.resized, **LOOK)
     assert torch.equal(torch.cat([episode.support.flatten(0, 1), episode.query]), clips)
     assert episode.support.shape == (3, 2, 4, 3, 48, 48)
     assert episode.class_ids.tolist() == plan.class_ids.tolist()

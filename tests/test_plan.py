@@ -231,3 +231,17 @@ def test_classes_with_too_few_videos_are_left_out_where_asked():
     assert not {1, 2} & {int(label) for n in range(20) for label in stream.plan(n).class_ids}
     with pytest.raises(ConfigError, match="left out, having too few videos: class1, class2"):
         EpisodeStream(shards, "train", dataclasses.replace(TRAIN, small_classes="drop"), seed=0)
+
+
+def test_a_crop_of_wide_frames_reaches_both_ends():
+    shards = FakeShards()
+    shards.rgb.sizes[:] = (64, 80)
+    rules = EpisodeRules(
+        way=2, queries=2, frames=2, resize=64, resize_width=80, crop=48, random_crop=True, groups="any"
+    )
+    plans = [EpisodeStream(shards, "train", rules, seed=0).plan(n) for n in range(60)]
+    assert all(plan.reads[0].size == (48, 48) and len(plan.reads) == 1 for plan in plans)
+    tops, lefts = (np.concatenate([getattr(plan.reads[0], edge) for plan in plans]) for edge in ("tops", "lefts"))
+    assert (tops.min(), tops.max(), lefts.min(), lefts.max()) == (0, 15, 0, 31)  # the last place is never drawn
+    centre = EpisodeStream(shards, "train", dataclasses.replace(rules, random_crop=False), seed=0).plan(0).reads[0]
+    assert (set(centre.tops.tolist()), set(centre.lefts.tolist())) == ({8}, {16})

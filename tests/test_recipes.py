@@ -17,7 +17,7 @@ from shards_spec.errors import ConfigError
 SETS = ("kinetics100", "ssv2-full", "ssv2-small", "hmdb51", "ucf101", "epic")
 # Left to the run: they follow from the shards, are a user's file, or leave the supervised setting.
 DERIVED = {"num_classes", "class_text", "labels", "tasks", "labelled_fraction"}
-DERIVED |= {"unlabelled_per_class", "distractor_classes", "distractors_per_class"}
+DERIVED |= {"resize_width", "unlabelled_per_class", "distractor_classes", "distractors_per_class"}
 
 # One column a data set, in the order of SETS: the settings published with HyRSM++, iterations read as episodes.
 HYRSM = {
@@ -129,6 +129,12 @@ def test_the_fixed_style_of_a_row(method: str, dataset: str, shot: int) -> None:
     assert tuple(fixed[key] for key in keys) == (written, flips, "single", "none", "centre", "whole")
     changed = {key for key in fixed if fixed[key] != table[key]}
     assert changed <= {*keys, "recipe_style"}
+
+
+def test_only_epic_is_resized_to_what_is_no_square() -> None:
+    widths = {name: read_recipe(name).get("resize_width", 0) for name in recipe_names()}
+    assert {name for name, width in widths.items() if width} == {name for name in widths if "-epic-" in name}
+    assert {width for width in widths.values() if width} == {320}
 
 
 @pytest.mark.parametrize("name", recipe_names())
