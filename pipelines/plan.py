@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Colour jitter of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY = 0.5, 0.5, 0.5, 0.25, 0.3
-_UNLABELLED = 1 << 63  # added to an episode's number: the draws of its unlabelled videos
+_UNLABELLED = 1 << 63  # the bit that is turned in an episode's number: the draws of its unlabelled videos
 _CHOICES = {"groups": ("disjoint", "any"), "small_classes": ("refuse", "drop")}
 
 
@@ -279,7 +279,7 @@ class EpisodeStream:
         unlabelled: list[int] = []
         if rules.unlabelled:
             taken = {*support, *(row for row, _ in query)}
-            unlabelled = self._choose_unlabelled(PhiloxDraw(self.seed, n + _UNLABELLED), pools, taken)
+            unlabelled = self._choose_unlabelled(PhiloxDraw(self.seed, n ^ _UNLABELLED), pools, taken)
         return Chosen(tuple([pool.label for pool in pools]), tuple(support), tuple(query), tuple(unlabelled))
 
     def _choose_classes(self, draw: Draw) -> list[Pool]:

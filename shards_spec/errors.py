@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+MOST_LISTED = 20  # names that a sentence lists beside the nearest one
+
+
 class FsarError(Exception):
     """Something the user can put right; a command prints it as one sentence and exits with code 2."""
 
@@ -29,8 +32,10 @@ def choice(option: str, value: str, known: Sequence[str]) -> None:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Text that offers the nearest known name: `did you mean "molo"? (known: ...)`."""
+    """Text that offers the nearest known name: `did you mean "molo"? (known: ...)`; many names are not listed then."""
     names = sorted(known)
     near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
     listing = f"known: {', '.join(names)}"
+    if near and len(names) > MOST_LISTED:
+        return f'did you mean "{near[0]}"?'
     return f'did you mean "{near[0]}"? ({listing})' if near else listing

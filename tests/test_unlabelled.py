@@ -158,7 +158,7 @@ def test_training_and_evaluation_with_unlabelled_videos(tiny_path, tmp_path, cap
     assert call(evaluate_cli, *again, "--unlabelled-per-class", "2", "--out", str(out)) == 0
     assert json.loads(out.read_text())["unlabelled_per_class"] == 2
     assert json.loads((run / "result.json").read_text())["unlabelled_per_class"] == 1
-    assert call(evaluate_cli, *again, "--distractor-classes", "1", "--split", "train") == 0
+    assert call(evaluate_cli, *again, "--distractor-classes", "1", "--split", "train", "--allow-overlap") == 0
     capsys.readouterr()
     assert call(evaluate_cli, *again, "--distractor-classes", "1") == 2
     assert "2-way episode with 1 distractor classes needs 3" in capsys.readouterr().err
@@ -168,5 +168,5 @@ def test_methods_that_read_none_are_refused_at_the_start(tiny_path, tmp_path, ca
     assert call(train_cli, *words(tiny_path, tmp_path / "run", **SEMI), "--method", "otam") == 2
     assert "otam reads no unlabelled videos" in capsys.readouterr().err
     words_ = ["--method", "prototype", "--trunk", "tiny", "--trunk-weights", "random", "--shards", str(tiny_path)]
-    assert call(evaluate_cli, *words_, "--unlabelled-per-class", "1") == 2
+    assert call(evaluate_cli, *words_, "--way", "2", "--unlabelled-per-class", "1") == 2
     assert "a method that does (hyrsm++)" in capsys.readouterr().err
