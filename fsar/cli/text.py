@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from fsar.class_text import ClassText, prompts, write_class_text
+from fsar.class_text import ClassText, class_words, prompts, write_class_text
 from fsar.tokens import ClipTokenizer
 from fsar.trunks.clip_text import ClipText
 from fsar.weight_files import read_tensors
@@ -36,7 +36,7 @@ def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None,
 
     Underscores in names become blanks, and CamelCase is split: HandstandPushups becomes "handstand pushups".
     """
-    names = class_names(folder, classes)
+    names = list({class_words(name): name for name in class_names(folder, classes)}.values())  # one for "a_b" and "AB"
     texts = prompts(names, template)
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")

@@ -107,9 +107,20 @@ def resolve(
         table = _adapt(table, method)
     if style is not None:
         table = restyle(table, style)
-    if "test_shot" not in given and given.get("shot") == table.get("test_shot"):
-        given = {key: value for key, value in given.items() if key != "shot"}  # CLIP-FSAR's 5-shot is trained 1-shot
-    return build_config(table | given)
+    return build_config(table | _own_shot(table, given))
+
+
+def _own_shot(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, without the number of shots where it names a recipe that is trained with another.
+
+    CLIP-FSAR's 5-shot recipes are trained 1-shot.
+    """
+    shot, trained = given.get("shot"), table.get("shot", 1)
+    if shot is None or "test_shot" in given or shot != table.get("test_shot") or shot == trained:
+        return given
+    sentence = f"trained {trained}-shot and tested {shot}-shot, as the recipe says; give --test-shot too to change it"
+    click.echo(sentence, err=True)
+    return {key: value for key, value in given.items() if key != "shot"}
 
 
 def _adapt(table: dict[str, Any], method: str) -> dict[str, Any]:
