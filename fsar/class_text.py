@@ -72,7 +72,8 @@ def prompts(names: Sequence[str], template: str) -> list[str]:
     """
     if template.count("{}") != 1:
         raise ConfigError(f'the template "{template}" must have one {{}} for the words of the class')
-    return [template.replace("{}", class_words(name)) for name in names]
+    words = [class_words(name).encode(errors="replace").decode() for name in names]  # "?" for bytes that are no text
+    return [template.replace("{}", of_class) for of_class in words]
 
 
 def write_class_text(path: Path, class_text: ClassText) -> None:

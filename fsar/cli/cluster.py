@@ -36,18 +36,22 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
-@click.option("--split", default="train", show_default=True)
-@click.option("--features", type=click.Choice(["trunk", "flow"]), default="trunk", show_default=True)
-@click.option("--trunk", help="Name of the trunk whose features are clustered.")
-@click.option("--trunk-weights", help="A file, fetch, or random.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Instead of --trunk: a run folder of fsar-train.")
+@click.option("--split", default="train", show_default=True, help="fsar-train reads clusters of train alone.")
+@click.option(
+    "--features", type=click.Choice(["trunk", "flow"]), default="trunk", show_default=True, help="What is clustered."
+)
+@click.option("--trunk", help="Name of the trunk whose features are clustered, such as resnet50.")
+@click.option("--trunk-weights", help="Goes with --trunk: a file, fetch (download), or random.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A run folder of fsar-train, instead of --trunk.")
 @click.option("--clusters", type=click.IntRange(2), help="[default: twice the number of classes of the split]")
-@click.option("--least", type=click.IntRange(1), default=7, show_default=True, help="Videos of the smallest cluster.")
+@click.option("--least", type=click.IntRange(1), default=7, show_default=True, help="Drop clusters of fewer videos.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV file to write.")
 @click.option("--normalise/--no-normalise", default=True, show_default=True, help="Give each vector length 1.")
-@click.option("--frames", type=click.IntRange(1), help="[default: the run's, or 8]")
-@click.option("--resize", type=click.IntRange(1), help="[default: the run's, or 256]")
-@click.option("--crop", type=click.IntRange(1), help="[default: the run's, or 224]")
+@click.option(
+    "--frames", type=click.IntRange(1), help="Of a video; with flow its segments.  [default: the run's, or 8]"
+)
+@click.option("--resize", type=click.IntRange(1), help="Both sides before the crop.  [default: the run's, or 256]")
+@click.option("--crop", type=click.IntRange(1), help="Side of the centre square.  [default: the run's, or 224]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", help="[default: the run's, or auto]")
 def cli(

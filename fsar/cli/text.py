@@ -25,10 +25,15 @@ TOGETHER = 64  # texts that go through the tower at once
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--clip", type=FILE, required=True, help="OpenAI's file of the trunk's model: ViT-B-16.pt or RN50.pt.")
+@click.option(
+    "--clip",
+    type=FILE,
+    required=True,
+    help="OpenAI's file of the trunk's CLIP model: RN50.pt, ViT-B-16.pt.",
+)
 @click.option("--vocabulary", type=FILE, required=True, help="bpe_simple_vocab_16e6.txt.gz of the CLIP repository.")
-@click.option("--shards", "folder", type=FILE, help="Take the classes of this shard set, of all splits.")
-@click.option("--classes", type=FILE, help="Or those of this text file, a name a line.")
+@click.option("--shards", "folder", type=FILE, help="Shard set whose classes, of all splits, are written.")
+@click.option("--classes", type=FILE, help="Instead of --shards: a text file, a class name a line.")
 @click.option("--template", default="a photo of {}", show_default=True, help="{} stands for the words of a class.")
 @click.option("--out", type=FILE, required=True, help="The file to write, such as text.safetensors.")
 def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None, template: str, out: Path) -> None:
