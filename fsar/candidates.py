@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fsar.checkpoints import load_reference_state_dict
-from fsar.config import build_config, read_recipe
+from fsar.config import build_config, read_recipe, run_config
 from fsar.run_state import choose_checkpoint, load_seen, load_state
 from fsar.training import build_model, prototypes_of_trunk
 from fsar.weight_files import read_tensors
@@ -48,11 +48,7 @@ def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:
     Raises:
         ConfigError: it is no run folder, or its checkpoint is missing or damaged.
     """
-    if not (run / "config.toml").is_file():
-        raise ConfigError(
-            f"{run} is no run folder (it has no config.toml) and no file of weights; give one that fsar-train wrote"
-        )
-    config = build_config(read_recipe(str(run / "config.toml")))
+    config = run_config(run)
     path = choose_checkpoint(run, checkpoint)
     return Candidate(run.resolve().name, config, partial(_of_checkpoint, config, path), load_seen(path))
 

@@ -72,7 +72,8 @@ def prompts(names: Sequence[str], template: str) -> list[str]:
     """
     if template.count("{}") != 1:
         raise ConfigError(f'the template "{template}" must have one {{}} for the words of the class')
-    return [template.replace("{}", class_words(name)) for name in names]
+    words = [class_words(name).encode(errors="replace").decode() for name in names]  # "?" for bytes that are no text
+    return [template.replace("{}", of_class) for of_class in words]
 
 
 def write_class_text(path: Path, class_text: ClassText) -> None:
@@ -81,7 +82,7 @@ def write_class_text(path: Path, class_text: ClassText) -> None:
     Raises:
         FsarError: the disk is full or refuses to be written.
     """
-    names = json.dumps(class_text.names, ensure_ascii=False)
+    names = json.dumps(class_text.names)  # of ASCII alone, whatever bytes the names have
     metadata = {"names": names, "template": class_text.template, "source": class_text.source}
     with disk_errors(path):
         write_whole(path, save({"text": class_text.text.float().contiguous()}, metadata))
@@ -91,7 +92,7 @@ def read_class_text(path: Path) -> ClassText:
     """Read such a file.
 
     Raises:
-        ConfigError: there is none, or it is of another form.
+        ConfigError: there is none, it is of another form, or two of its names are of the same words.
     """
     if not path.is_file():
         raise ConfigError(f"class_text {path}: there is no such file; fsar-text makes it")
@@ -106,4 +107,8 @@ def read_class_text(path: Path) -> ClassText:
     if not good or len(text) != len(names) or any(type(name) is not str for name in names):
         found = f"{text.dtype} {list(text.shape)} for {len(names)} names"
         raise ConfigError(f"{path} holds {found}; expected {FORM}, one finite row a name")
+    places = {class_words(name): place for place, name in enumerate(names)}
+    for place, name in enumerate(names):
+        if (last := places[class_words(name)]) != place:
+            raise ConfigError(f'{path} has two texts for one class, "{name}" and "{names[last]}"; keep one of them')
     return ClassText(names, text, template, source)

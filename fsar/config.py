@@ -177,8 +177,14 @@ def _check(config: RunConfig) -> None:
                 f'{key} = "{getattr(config, key)}" is not of the recipe style "{config.recipe_style}" '
                 f'("{value}" is): a run follows one style throughout; choose it with --recipe-style'
             )
-    if config.tasks == "augment" and (config.labels or config.unlabelled_per_class or config.labelled_fraction < 1):
+    unlabelled = config.unlabelled_per_class or config.distractor_classes or config.labelled_fraction < 1
+    if config.tasks == "augment" and (config.labels or unlabelled):
         raise ConfigError('tasks = "augment" needs no labels and no unlabelled videos: leave those options out')
+    if config.class_text and (config.labels or config.tasks == "augment"):
+        raise ConfigError(
+            'class_text has texts of the true classes, which training with labels or tasks = "augment" does not know: '
+            "leave class_text out"
+        )
     _check_numbers(config)
 
 
@@ -265,6 +271,18 @@ def read_recipe(name: str) -> dict[str, Any]:
     if nested:
         raise ConfigError(f"recipe {name} has the table [{nested[0]}]; recipes are flat")
     return table
+
+
+def run_config(run: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        ConfigError: it is none, or its configuration is damaged.
+    """
+    path = run / "config.toml"
+    if not path.is_file():
+        raise ConfigError(f"{run} is no run folder (it has no config.toml); give one that fsar-train wrote")
+    return build_config(read_recipe(str(path)))
 
 
 def choose_recipe(dataset: str, method: str, shot: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fsar.precision import autocast
 from pipelines.augment import render
 from pipelines.draw import PhiloxDraw
 from pipelines.plan import View
@@ -55,7 +56,7 @@ def embed_videos(
             batch = rows[start : start + BATCH]
             clips = _clips(model, shards, batch, rules, executor)
             clips = shuffle_clips(clips, batch) if shuffled else clips
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(device, precision):
                 parts.append(model.embed(model.trunk(clips)))
     finally:
         model.train(was_training)

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from fsar.embeddings import shuffle_clips
+from fsar.precision import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -206,11 +207,6 @@ def _row(plan: EpisodePlan, logits: torch.Tensor) -> tuple[NDArray[np.int64], ..
 
 def _stack(rows: Sequence[tuple[NDArray[np.int64], ...]]) -> Answers:
     return Answers(*(np.stack(column) for column in zip(*rows, strict=True)))
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which the model computes in bfloat16 where that is safe, or nothing changes."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:

@@ -32,7 +32,7 @@ def write_labels(path: Path, labels: Mapping[str, int]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADERS[0])
     writer.writerows(sorted(labels.items()))
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def read_labels(path: Path, shards: ShardSet, split: str) -> Labels:
@@ -60,9 +60,10 @@ def read_labels(path: Path, shards: ShardSet, split: str) -> Labels:
 def _named(path: Path) -> dict[str, str]:
     """Video -> label, as text."""
     try:
-        lines = list(csv.reader(io.StringIO(_read(path).decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} is no CSV of UTF-8 text ({error}); give a file that fsar-cluster wrote") from error
+        text = _read(path).decode("utf-8-sig", "surrogateescape")  # as the names of videos are read
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise ConfigError(f"{path} is no CSV ({error}); give a file that fsar-cluster wrote") from error
     if not lines or lines[0] not in HEADERS:
         raise ConfigError(f"{path} does not begin with the line video,cluster or video,label; add it")
     named: dict[str, str] = {}

@@ -15,6 +15,8 @@ from shards_spec.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+HIDDEN = 2048  # width of the feed-forward part of CLIP-FSAR, whatever the width of the tokens
+
 
 def position_table(rows: int, channels: int) -> Tensor:
     """Table [rows, channels]: sin(p / 10000^(2i/C)) at even i, cos(p / 10000^(2i/C)) at odd i.
@@ -85,6 +87,70 @@ class TemporalTransformer(nn.Module):
             hidden = self.hidden_dropout(F.gelu(self.hidden(x)))
             x = x + self.hidden_dropout(self.output(hidden))
         return F.relu(x)
+
+
+class TemporalContext(nn.Module):
+    """CLIP-FSAR's layers of attention over the tokens of a video and a feed-forward part, blind to the tokens' order.
+
+    Modules are named as in the published state dict (alibaba-mmai-research/MoLo), so that any depth of it loads.
+    """
+
+    def __init__(self, channels: int, *, heads: int, depth: int, dropout: bool) -> None:
+        super().__init__()
+        if channels % heads or depth < 1:
+            raise ConfigError(f"heads={heads} must divide {channels} channels and depth={depth} be at least 1")
+        self.layers = nn.ModuleList(
+            nn.Sequential(Attention(channels, heads, dropout=0.2 * dropout), FeedForward(channels, 0.05 * dropout))
+            for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, n, C] -> [V, n, C]."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Attention(nn.Module):
+    """x + Dropout(W attention(LayerNorm x))."""
+
+    def __init__(self, channels: int, heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels)
+        projections = {name: nn.Linear(channels, channels, bias=False) for name in ("to_q", "to_k", "to_v")}
+        to_out = nn.Sequential(nn.Linear(channels, channels), nn.Dropout(dropout))
+        self.fn = nn.ModuleDict({**projections, "to_out": to_out})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, n, C] -> [V, n, C]."""
+        normed = self.norm(x)
+        q, k, v = (
+            rearrange(self.fn[name](normed), "v n (head c) -> v head n c", head=self.heads)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "v head n c -> v n (head c)")
+        out: Tensor = x + self.fn["to_out"](attended)
+        return out
+
+
+class FeedForward(nn.Module):
+    """x + MLP(x), with no norm before it."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(channels, HIDDEN),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(HIDDEN, channels),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, n, C] -> [V, n, C]."""
+        out: Tensor = x + self.net(x)
+        return out
 
 
 class SetRelation(nn.Module):

@@ -13,11 +13,11 @@ from fsar.embeddings import embed_videos
 from fsar.episode import Episode
 from pipelines.augment import render
 from pipelines.buffers import ClipBuffers
-from pipelines.dali import dali_is_installed
-from pipelines.executors import create_executor
+from pipelines.executors import executor_for
 from pipelines.loader import Prefetcher
 from pipelines.plan import EpisodeRules, EpisodeStream
 from shards_spec import ShardSet
+from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,12 +53,13 @@ class EpisodeLoader:
             are then the numbers of these labels, and the class ids -1.
         mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
         std: Standard deviation of each colour.
-        class_text: Texts of the split's classes, carried by its episodes.
+        class_text: Texts of the split's classes, carried by its episodes; not beside `labels`.
         given: Videos of the episodes, such as `pipelines.given.read_episodes` reads, where none are to be drawn.
 
     Raises:
         ShardError: there is no such split.
-        ConfigError: a class has too few videos or no text, or the rules do not fit the shards.
+        ConfigError: a class has too few videos or no text, the rules do not fit the shards, or texts are given
+            beside labels.
     """
 
     def __init__(
@@ -78,19 +79,13 @@ class EpisodeLoader:
         class_text: ClassText | None = None,
         given: Sequence[Chosen] | None = None,
     ) -> None:
+        if labels is not None and class_text is not None:
+            raise ConfigError("class_text has texts of the split's classes, but labels replace these: give one of both")
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
         self.device, self._mean, self._std = torch.device(device), mean, std
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
-        on_gpu = self.device.type == "cuda"
-        dali = executor == "dali" or (executor == "auto" and dali_is_installed())
-        self._executor = create_executor(
-            executor,
-            shards,
-            threads=threads or None,
-            device="gpu" if on_gpu and dali else "cpu",
-            pin_memory=on_gpu,
-        )
+        self._executor = executor_for(shards, self.device, name=executor, threads=threads)
         self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
         self._buffers = ClipBuffers()
         self._base_rows = None if labels else base_rows(shards).to(self.device)

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsar.config import build_config, read_recipe
+from fsar.config import build_config, run_config
 from fsar.data import choose_device, class_text_of, evaluation_rules
 from fsar.embeddings import embed_videos, join
-from fsar.evaluation import autocast
+from fsar.precision import autocast
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model
-from pipelines.dali import dali_is_installed
-from pipelines.executors import create_executor
+from pipelines.executors import executor_for
 from preprocess.catalogue import EXTENSIONS, Catalogue, Video, text_of, walk
 from preprocess.decode import Geometry
 from preprocess.folder import folder_catalogue
@@ -142,7 +141,7 @@ def open_run(
     Raises:
         ConfigError: no run folder, no such checkpoint or device, or a checkpoint that does not fit.
     """
-    config = build_config(_read_config(run) | changes)
+    config = build_config(run_config(run).flat() | changes)
     device = choose_device(config.device)
     model = build_model(config, weights=False).to(device)
     load_state(choose_checkpoint(run, checkpoint), model)
@@ -160,7 +159,7 @@ def read_geometry(run: Path) -> Geometry:
     path = run / "data.json"
     data = read_json(path) if path.is_file() else {}
     if not isinstance(data, dict) or "geometry" not in data:
-        height, width = evaluation_rules(build_config(_read_config(run))).resized
+        height, width = evaluation_rules(run_config(run)).resized
         return Geometry(height=height, width=width)
     sizes = data["geometry"]
     known = isinstance(sizes, dict) and set(sizes) in ({"height", "width"}, {"short"})
@@ -169,12 +168,6 @@ def read_geometry(run: Path) -> Geometry:
             f'{path} is damaged: its geometry is {sizes}, not {{"height": H, "width": W}} or {{"short": S}}'
         )
     return Geometry(**sizes)
-
-
-def _read_config(run: Path) -> dict[str, Any]:
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run folder (it has no config.toml); give one that fsar-train wrote")
-    return read_recipe(str(run / "config.toml"))
 
 
 def find_examples(folder: Path, *, most: int | None = None) -> dict[str, list[Path]]:
@@ -332,10 +325,8 @@ def _embed(model: FewShotMethod, shards: ShardSet, rows: Sequence[int], viewing:
 
 def _executor(shards: ShardSet, viewing: Viewing, device: torch.device) -> Executor:
     """On a GPU what training takes; on a CPU the executor that starts at once, whose pixels are DALI's."""
-    dali = device.type == "cuda" and viewing.executor != "portable" and dali_is_installed()
-    return create_executor(
-        "dali" if dali else "portable", shards, threads=viewing.workers, device="gpu" if dali else "cpu"
-    )
+    name = viewing.executor if device.type == "cuda" else "portable"
+    return executor_for(shards, device, name=name, threads=viewing.workers)
 
 
 def _device(model: FewShotMethod) -> torch.device:

@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from fsar.data import check_unlabelled, class_text_of, open_episodes
-from fsar.evaluation import autocast, evaluate
+from fsar.evaluation import evaluate
 from fsar.log import RunLog
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
+from fsar.precision import autocast
 from fsar.run_state import load_state, save_state
 from fsar.seen import seen_in
 from fsar.trunk_weights import load_trunk_weights

@@ -46,8 +46,22 @@ def create_executor(
         raise ConfigError(f'there is no executor "{name}": {suggest(name, EXECUTORS)}')
     if device not in DEVICES:
         raise ConfigError(f'there is no decoding device "{device}": {suggest(device, DEVICES)}')
-    if name == "dali" or (name == "auto" and dali_is_installed()):
+    if _takes_dali(name):
         return DaliExecutor(shards, threads=threads, device=device, pin_memory=pin_memory)
     if device == "gpu":
         raise ConfigError('decoding on the gpu needs DALI: pip install "fsar[dali]", or decode on the cpu')
     return PortableExecutor(shards, threads=threads, pin_memory=pin_memory)
+
+
+def executor_for(shards: ShardSet, device: torch.device, *, name: str = "auto", threads: int = 0) -> Executor:
+    """Make the executor that feeds a device: on a GPU, DALI decodes there, and frames are put where it copies fast.
+
+    threads: 0: one a core. Raises ConfigError as `create_executor` does.
+    """
+    on_gpu = device.type == "cuda"
+    decoding = "gpu" if on_gpu and _takes_dali(name) else "cpu"
+    return create_executor(name, shards, threads=threads or None, device=decoding, pin_memory=on_gpu)
+
+
+def _takes_dali(name: str) -> bool:
+    return name == "dali" or (name == "auto" and dali_is_installed())

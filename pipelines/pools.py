@@ -125,7 +125,10 @@ def make_pools(labels: Labels, groups: npt.NDArray[np.int32], rules: EpisodeRule
     """
     if not labels.names:
         if rules.unlabelled or rules.labelled_fraction < 1:
-            raise ConfigError("a video that is a class of its own has no unlabelled ones: set unlabelled_per_class = 0")
+            raise ConfigError(
+                "a video that is a class of its own has no unlabelled ones: "
+                "set unlabelled_per_class and distractor_classes to 0, and labelled_fraction to 1"
+            )
         return [VideoPool(row) for row in labels.rows.tolist()]
     order = np.argsort(labels.of_rows, kind="stable")
     rows = labels.rows[order]
@@ -166,7 +169,7 @@ def too_few(pool: Pool, what: str, rules: EpisodeRules) -> str:
 
 def _labelled(name: str, videos: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """[videos] whether each is of the labelled part of its class."""
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+    number = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8])
     places = list(range(videos))
     PhiloxDraw(seed, number).shuffle(places)
     labelled = np.zeros(videos, dtype=np.bool_)

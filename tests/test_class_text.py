@@ -58,13 +58,14 @@ def test_words_of_a_class(name: str, expected: str) -> None:
 
 def test_templates() -> None:
     assert prompts(["shoot_ball"], "a {} in {0}") == ["a shoot ball in {0}"]
+    assert prompts(["caf\udce9"], "a {}") == ["a caf?"]  # no tokenizer takes a lone surrogate
     for template in ("a photo", "{} {}"):
         with pytest.raises(ConfigError, match="must have one"):
             prompts(["a"], template)
 
 
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
-    names = ("shoot_ball", "HandstandPushups", "日本")
+    names = ("shoot_ball", "HandstandPushups", "日本", "caf\udce9")  # the last as of a folder that is no UTF-8
     read = read_class_text(write_random(tmp_path / "text.safetensors", names, 5))
     assert (read.names, read.template, read.source) == (names, "a photo of {}", "random")
     assert torch.equal(read.rows(["日本", "ShootBall", "shoot ball"]), read.text[[2, 0, 0]])
@@ -88,6 +89,13 @@ def test_files_of_another_form_are_refused(tmp_path: Path, tensors: dict, metada
     path = tmp_path / "text.safetensors"
     save_file(tensors, path, metadata)
     with pytest.raises(ConfigError, match='expected tensor "text"'):
+        read_class_text(path)
+
+
+@pytest.mark.parametrize("names", [("shoot_ball", "fox", "ShootBall"), ("fox", "fox")])
+def test_two_texts_of_one_class_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    path = write_random(tmp_path / "text.safetensors", names)
+    with pytest.raises(ConfigError, match=f'"{names[0]}" and "{names[-1]}"; keep one'):
         read_class_text(path)
 
 
@@ -138,7 +146,7 @@ def test_the_command_writes_the_classes_of_shards(clip_file: Path, tiny_path: Pa
     assert written.text.shape == (7, 12)
     assert len(written.text.unique(dim=0)) == 7
     assert written.source.startswith("clip.pt sha256:")
-    (tmp_path / "list").write_text("fox\n\nshoot_ball\nfox\n")
+    (tmp_path / "list").write_text("fox\n\nShootBall\nfox\nshoot_ball\n")
     assert call(text_cli, *given, "--classes", str(tmp_path / "list"), "--template", "the {}") == 0
     other = read_class_text(tmp_path / "out")
     assert (other.names, other.template) == (("fox", "shoot_ball"), "the {}")

@@ -240,9 +240,9 @@ def test_a_few_steps_lower_the_loss(support_merge):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"support_merge": "mean"}, "prototype, video"),
-        ({"inference": "both"}, "visual, text, combined"),
-        ({"smoothing": 0.0}, "above 0"),
+        ({"support_merge": "mean"}, 'choose "prototype" or "video"'),
+        ({"inference": "both"}, 'choose "visual" or "text" or "combined"'),
+        ({"smoothing": 0.0}, "smoothing=0.0"),
         ({"text_weight": 1.5}, "from 0 to 1"),
         ({"depth": 0}, "at least 1"),
     ],

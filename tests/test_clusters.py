@@ -12,9 +12,13 @@ from fake_shards import FakeShards
 from test_training import call, words
 
 from fsar import EpisodeLoader
+from fsar.class_text import ClassText
+from fsar.cli.cluster import _config
 from fsar.cli.cluster import cli as cluster_cli
 from fsar.cli.train import cli as train_cli
 from fsar.clustering import agreement, k_means, keep_large
+from fsar.config import build_config
+from fsar.data import evaluation_rules
 from fsar.flow_features import _cells, flow_features
 from fsar.label_file import read_labels, write_labels
 from pipelines.plan import EpisodeRules, EpisodeStream
@@ -62,6 +66,18 @@ def test_a_label_file_is_read_as_it_was_written(tmp_path):
     assert dict(zip(labels.rows.tolist(), labels.of_rows.tolist(), strict=True)) == {row: row % 2 for row in rows[:-1]}
 
 
+def test_names_that_are_no_utf_8(tmp_path):
+    shards, path = FakeShards(), tmp_path / "clusters.csv"
+    shards.name = lambda row: f"caf\udce9/{row}.avi"  # the byte E9 of a file's name
+    rows = shards.split_rows("train").tolist()
+    write_labels(path, {shards.name(row): row % 2 for row in rows})
+    assert b"caf\xe9/" in path.read_bytes()
+    assert read_labels(path, shards, "train").rows.tolist() == rows
+    labels = Labels(("caf\udce9", "b", "c"), (0, 1, 2), np.array(rows), np.array(rows) % 3)
+    half = dataclasses.replace(RULES, labelled_fraction=0.5, queries=1)
+    assert len(EpisodeStream(shards, "train", half, seed=0, labels=labels).plan(0).class_ids) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -101,8 +117,11 @@ def test_a_single_video_as_a_class(tiny_shards):
             assert plan.query_rows.tolist() == plan.support_rows[plan.query_labels].tolist()
             assert episode.base_ids.tolist() == episode.class_ids.tolist() == [-1, -1]
             assert not torch.equal(episode.query[0], episode.support[episode.query_labels[0], 0])
-    with pytest.raises(ConfigError, match="has no unlabelled ones"):
+    with pytest.raises(ConfigError, match=r"has no unlabelled ones.*and distractor_classes to 0"):
         EpisodeStream(tiny_shards, "train", dataclasses.replace(RULES, unlabelled_per_class=1), seed=0, labels=labels)
+    texts = ClassText(("ant",), torch.zeros(1, 2), "{}", "")
+    with pytest.raises(ConfigError, match="labels replace these"):
+        EpisodeLoader(tiny_shards, "train", RULES, labels=labels, class_text=texts)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +145,22 @@ def test_clusters_of_the_command(clusters, tiny_path, tiny_shards, tmp_path, cap
     assert "labels used for this line alone" in capsys.readouterr().out
     assert call(cluster_cli, "--shards", str(tiny_path), "--out", str(tmp_path / "x.csv")) == 2
     assert "give --trunk NAME with --trunk-weights, --weights RUN, or --features flow" in capsys.readouterr().err
+
+
+def test_clusters_are_counted_before_anything_is_computed(tiny_path, tmp_path, capsys):
+    given = cluster_words(tiny_path, tmp_path / "x.csv")
+    given[given.index("random")] = "no-such-file"  # which is not looked for
+    given[given.index("4", given.index("--clusters"))] = "16"
+    assert call(cluster_cli, *given) == 2
+    assert "16 clusters of 15 videos" in capsys.readouterr().err
+
+
+def test_one_number_resizes_both_sides(tmp_path):
+    saved = build_config({"method": "otam", "trunk": "tiny", "resize": 64, "resize_width": 80, "crop": 48})
+    (tmp_path / "config.toml").write_text(saved.to_toml())
+    none = {"frames": None, "resize": None, "crop": None, "device": None}
+    assert evaluation_rules(_config(None, None, tmp_path, none)).resized == (64, 80)
+    assert evaluation_rules(_config(None, None, tmp_path, none | {"resize": 72})).resized == (72, 72)
 
 
 FEW = {"episodes": 4, "episodes_per_step": 2, "val_every": 4, "groups": "any"}
@@ -178,3 +213,5 @@ def test_clusters_of_flow_need_no_weights(tiny_path, tiny_shards, tmp_path, caps
     assert set(read_labels(path, tiny_shards, "train").rows.tolist()) <= set(rows)
     assert call(cluster_cli, *flow, "--trunk", "tiny") == 2
     assert "--features flow reads no weights" in capsys.readouterr().err
+    assert call(cluster_cli, *flow, "--crop", "56", "--device", "cpu") == 2
+    assert "leave out --crop, --device" in capsys.readouterr().err

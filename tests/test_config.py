@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from fsar.cli.options import overrides
+from fsar.cli.options import EXPLAINED, OWN, overrides
 from fsar.cli.train import resolve
-from fsar.config import build_config, read_recipe
+from fsar.config import TYPES, build_config, read_recipe
 from fsar.data import training_rules
 from fsar.styles import STYLES, WRITTEN_DECAY
 from shards_spec.errors import ConfigError
@@ -74,6 +74,9 @@ def test_recipe_for_another_method_leaves_its_own_options_out(capsys: pytest.Cap
         ({"seed": -1}, "at least 0"),
         ({"lr_factors": [1.0]}, "equally long"),
         ({"position_scale": [1.0]}, "two numbers"),
+        ({"tasks": "augment", "distractor_classes": 1}, "no unlabelled videos"),
+        ({"tasks": "augment", "class_text": "file"}, "leave class_text out"),
+        ({"labels": "clusters.csv", "class_text": "file"}, "leave class_text out"),
     ],
 )
 def test_bad_values_are_named(given: dict, sentence: str) -> None:
@@ -103,13 +106,17 @@ def test_the_number_of_shots_chooses_a_recipe_or_changes_one() -> None:
     assert (config.shot, config.test_shot, config.queries) == (3, 1, 7)
 
 
-def test_a_recipe_may_train_with_other_shots_than_it_tests(tmp_path) -> None:
+def test_a_recipe_may_train_with_other_shots_than_it_tests(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     table = read_recipe("otam-ucf101-5shot") | {"shot": 1}
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()))
     assert resolve("ucf101", "otam", str(recipe), None, {"shot": 5}).shot == 1
+    sentence = "trained 1-shot and tested 5-shot, as the recipe says; give --test-shot too to change it"
+    assert sentence in capsys.readouterr().err.splitlines()
     assert resolve("ucf101", "otam", str(recipe), None, {"shot": 5, "test_shot": 5}).shot == 5
     assert resolve("ucf101", "otam", str(recipe), None, {"shot": 2}).shot == 2
+    assert resolve("ucf101", "otam", "otam-ucf101-5shot", None, {"shot": 5}).shot == 5
+    assert "trained" not in capsys.readouterr().err
 
 
 def test_option_texts_become_values() -> None:
@@ -124,3 +131,7 @@ def test_option_texts_become_values() -> None:
     assert overrides({"temperature": "1e-3"}) == {"temperature": 1e-3}
     with pytest.raises(ConfigError, match="--lr fast: expected a number"):
         overrides({"lr": "fast"})
+
+
+def test_the_help_explains_every_key_of_the_loop() -> None:
+    assert EXPLAINED.keys() == TYPES.keys() - OWN

@@ -147,6 +147,22 @@ def test_auto_takes_dali_where_it_is_installed():
     executor.close()
 
 
+@pytest.mark.parametrize(
+    ("device", "name", "installed", "expected"),
+    [
+        ("cpu", "auto", True, ("cpu", False)),
+        ("cuda", "auto", True, ("gpu", True)),
+        ("cuda", "auto", False, ("cpu", True)),
+        ("cuda", "dali", False, ("gpu", True)),  # refused then, not replaced
+        ("cuda", "portable", True, ("cpu", True)),
+    ],
+)
+def test_where_frames_for_a_device_are_decoded(monkeypatch, device, name, installed, expected):
+    monkeypatch.setattr(executors, "dali_is_installed", lambda: installed)
+    monkeypatch.setattr(executors, "create_executor", lambda *_, device, pin_memory, **__: (device, pin_memory))
+    assert executors.executor_for(FakeShards(2), torch.device(device), name=name) == expected
+
+
 @needs_dali
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_gpu_decoding_without_a_gpu_is_refused():

@@ -12,7 +12,7 @@ import torch
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode
 from fsar.matching import class_means, hausdorff, token_cosine
-from fsar.methods import METHODS, FewShotMethod, create_method, method_options
+from fsar.methods import METHODS, Embedding, FewShotMethod, create_method, method_options
 from fsar.motion import up_sizes
 from fsar.trunks import Features, create_trunk
 from shards_spec.errors import ConfigError
@@ -278,6 +278,33 @@ def test_texts_are_refused_by_methods_that_do_not_read_them():
     embedding = model.embed(Features(None, torch.zeros(4, 2, 128)))
     with pytest.raises(ConfigError, match="neither class texts"):
         model.match(embedding.map(lambda x: x[:, None]), embedding, class_text=torch.zeros(4, 8))
+
+
+class Reader(FewShotMethod):
+    """Notes what `match` gets."""
+
+    def embed(self, features):
+        return Embedding(features.pooled)
+
+    def match(self, support, query, *, class_text, unlabelled, **_):
+        self.got = class_text, None if unlabelled is None else unlabelled.tokens
+        return query.tokens.mean((1, 2))[:, None].expand(-1, len(support.tokens))
+
+
+@pytest.mark.parametrize(("texts", "unlabelled"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_method_of_ones_own_gets_what_it_says_it_reads(monkeypatch, texts, unlabelled):
+    monkeypatch.setattr(Reader, "reads_class_text", texts)
+    monkeypatch.setattr(Reader, "reads_unlabelled", unlabelled)
+    model = Reader("tiny", channels=None, frames=4).eval()
+    episode = make_episode(class_text=torch.randn(3, 5), unlabelled=torch.randn(2, 4, 3, 32, 32))
+    model(episode)
+    assert (model.got[0] is episode.class_text) if texts else (model.got[0] is None)
+    assert (tuple(model.got[1].shape) == (2, 4, 128)) if unlabelled else (model.got[1] is None)
+    if texts:
+        model.set_base_text(torch.zeros(6, 5))
+    else:
+        with pytest.raises(ConfigError, match="Reader reads no class texts"):
+            model.set_base_text(torch.zeros(6, 5))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from torch.nn import functional as F
 
 from fsar.clustering import agreement, k_means, keep_large
-from fsar.config import build_config, read_recipe
+from fsar.config import build_config, run_config
 from fsar.data import choose_device, evaluation_rules
 from fsar.embeddings import embed_videos
 from fsar.flow_features import flow_features
@@ -21,13 +20,14 @@ from fsar.label_file import write_labels
 from fsar.methods import create_method
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model, frozen_prototypes
-from pipelines.dali import dali_is_installed
-from pipelines.executors import create_executor
+from pipelines.executors import executor_for
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from fsar.config import RunConfig
@@ -36,18 +36,22 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
-@click.option("--split", default="train", show_default=True)
-@click.option("--features", type=click.Choice(["trunk", "flow"]), default="trunk", show_default=True)
-@click.option("--trunk", help="Name of the trunk whose features are clustered.")
-@click.option("--trunk-weights", help="A file, fetch, or random.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Instead of --trunk: a run folder of fsar-train.")
+@click.option("--split", default="train", show_default=True, help="fsar-train reads clusters of train alone.")
+@click.option(
+    "--features", type=click.Choice(["trunk", "flow"]), default="trunk", show_default=True, help="What is clustered."
+)
+@click.option("--trunk", help="Name of the trunk whose features are clustered, such as resnet50.")
+@click.option("--trunk-weights", help="Goes with --trunk: a file, fetch (download), or random.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A run folder of fsar-train, instead of --trunk.")
 @click.option("--clusters", type=click.IntRange(2), help="[default: twice the number of classes of the split]")
-@click.option("--least", type=click.IntRange(1), default=7, show_default=True, help="Videos of the smallest cluster.")
+@click.option("--least", type=click.IntRange(1), default=7, show_default=True, help="Drop clusters of fewer videos.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV file to write.")
 @click.option("--normalise/--no-normalise", default=True, show_default=True, help="Give each vector length 1.")
-@click.option("--frames", type=click.IntRange(1), help="[default: the run's, or 8]")
-@click.option("--resize", type=click.IntRange(1), help="[default: the run's, or 256]")
-@click.option("--crop", type=click.IntRange(1), help="[default: the run's, or 224]")
+@click.option(
+    "--frames", type=click.IntRange(1), help="Of a video; with flow its segments.  [default: the run's, or 8]"
+)
+@click.option("--resize", type=click.IntRange(1), help="Both sides before the crop.  [default: the run's, or 256]")
+@click.option("--crop", type=click.IntRange(1), help="Side of the centre square.  [default: the run's, or 224]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", help="[default: the run's, or auto]")
 def cli(
@@ -73,17 +77,18 @@ def cli(
     """
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if features == "flow" and (trunk or trunk_weights or weights):
-        raise ConfigError("--features flow reads no weights: leave out --trunk, --trunk-weights and --weights")
+    if features == "flow":
+        _check_flow(trunk=trunk, trunk_weights=trunk_weights, weights=weights, **given)
     with ShardSet.open(folder) as shards:
         rows = shards.split_rows(split)
         clusters = clusters or 2 * len(shards.dataset.splits[split].classes)
+        if clusters > len(rows):
+            raise ConfigError(f"{clusters} clusters of {len(rows)} videos: give fewer --clusters, at most one a video")
         click.echo(f"{len(rows)} videos of split {split}, {clusters} clusters")
         if features == "flow":
             vectors = flow_features(shards, rows.tolist(), steps=given["frames"] or 8)  # [n, C]
         else:
-            changes = {key: value for key, value in given.items() if value is not None}
-            config = replace(_config(trunk, trunk_weights, weights), **changes)
+            config = _config(trunk, trunk_weights, weights, given)
             vectors = embed(_model(config, weights), shards, rows.tolist(), config)
         place = keep_large(k_means(F.normalize(vectors) if normalise else vectors, clusters, seed=seed), least)
         kept = place >= 0
@@ -97,17 +102,32 @@ def cli(
     click.echo(f"{out}: train with fsar-train --labels {out}")
 
 
-def _config(trunk: str | None, trunk_weights: str | None, run: Path | None) -> RunConfig:
-    """What the videos are looked at with: a run's configuration, or that of a trunk alone."""
+def _check_flow(*, frames: int | None, **others: object) -> None:
+    """Refuse the options that flow features, of which `frames` is the number of segments, do not read."""
+    del frames
+    unread = [f"--{key.replace('_', '-')}" for key, value in others.items() if value is not None]
+    if unread:
+        raise ConfigError(f"--features flow reads no weights and no pictures: leave out {', '.join(unread)}")
+
+
+def _config(
+    trunk: str | None, trunk_weights: str | None, run: Path | None, given: Mapping[str, int | str | None]
+) -> RunConfig:
+    """What the videos are looked at with: a run's configuration, or that of a trunk alone, and what was given."""
+    changes = {key: value for key, value in given.items() if value is not None}
+    if "resize" in changes:
+        changes["resize_width"] = 0  # one number is both sides
+    return build_config(_base_config(trunk, trunk_weights, run).flat() | changes)
+
+
+def _base_config(trunk: str | None, trunk_weights: str | None, run: Path | None) -> RunConfig:
     if (run is None) == (trunk is None):
         raise ConfigError("give --trunk NAME with --trunk-weights, --weights RUN, or --features flow, one of the three")
     if run is None:
         return build_config({"method": "prototype", "trunk": trunk, "trunk_weights": trunk_weights or ""})
     if trunk_weights:
         raise ConfigError(f"the trunk's weights are those of the run {run}: leave out --trunk-weights, or --weights")
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run folder (it has no config.toml); give one that fsar-train wrote")
-    return build_config(read_recipe(str(run / "config.toml")))
+    return run_config(run)
 
 
 def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
@@ -122,12 +142,8 @@ def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
 
 def embed(model: FewShotMethod, shards: ShardSet, rows: list[int], config: RunConfig) -> Tensor:
     """One vector [n, C] a video, float32."""
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    dali = on_gpu and config.executor != "portable" and dali_is_installed()
-    executor = create_executor(
-        config.executor, shards, threads=config.threads or None, device="gpu" if dali else "cpu", pin_memory=on_gpu
-    )
-    rules = evaluation_rules(config)
+    device, rules = next(model.parameters()).device, evaluation_rules(config)
+    executor = executor_for(shards, device, name=config.executor, threads=config.threads)
     with closing(executor):
         embedding = embed_videos(
             model, shards, rows, rules, executor=executor, precision=config.precision, progress=True

@@ -7,11 +7,66 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fsar.config import CHOICES, KINDS, TYPES, method_option_types
+from fsar.methods import METHODS, method_options
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+# What the help says of a key besides its choices.
+EXPLAINED = {
+    "checkpoint_every": "Episodes between checkpoints.",
+    "class_text": "File of fsar-text, for clip-fsar.",
+    "crop": "Side of the square that the model sees, in pixels.",
+    "decay_norms": "Weight decay of norms, as the published code has it or not at all.",
+    "device": "auto, cpu, cuda or cuda:N.",
+    "distractor_classes": "Classes of which an episode has unlabelled videos alone.",
+    "distractors_per_class": "Videos of each; 0: as --unlabelled-per-class.",
+    "episodes": "Episodes of training in all.",
+    "episodes_per_step": "Episodes whose gradients make one step of the optimiser.",
+    "eval_seed": "Seed of the validation and test episodes.",
+    "executor": "What decodes frames; auto is DALI where it is installed.",
+    "frame_rule": "How frames are chosen; the recipe's is that of its data set.",
+    "frames": "Frames of a clip.",
+    "groups": "Support and query of a class share no group, or any.",
+    "kinetics_window": "With the frame rule of Kinetics: where a clip may lie.",
+    "labelled_fraction": "Share of each class that may be labelled; the rest is unlabelled only.",
+    "labels": "CSV file of fsar-cluster whose clusters replace the training classes.",
+    "log_every": "Episodes between lines of log.jsonl.",
+    "lr": "Learning rate.",
+    "lr_clock": "How the rate's clock counts; the recipe style decides it.",
+    "lr_epoch": "Episodes in an epoch of that clock.",
+    "lr_factors": "Factor of --lr from each of --lr-steps on.",
+    "lr_steps": "Epochs at which the rate changes.",
+    "num_classes": "Rows of the auxiliary classifier; 0: one a training class.",
+    "precision": "bf16: the model computes in bfloat16 where that is safe.",
+    "prefetch": "Episodes prepared ahead.",
+    "queries": "Queries of each class in training.",
+    "query_flip": "Flip queries of training at random.",
+    "query_jitter": "Change the colours of queries of training.",
+    "random_crop": "Crop at random in training.",
+    "resize": "Height of frames before the crop.",
+    "resize_width": "Their width; 0: as the height.",
+    "seed": "Seed of weights and training episodes.",
+    "select_on": "Split that chooses the checkpoint; last: none does.",
+    "shot": "Support videos of each class in training; without --recipe it chooses the recipe.",
+    "small_classes": "Classes with too few videos for an episode.",
+    "tasks": "augment: each video is a class, its queries are views of it.",
+    "test_episodes": "Episodes of the test.",
+    "test_frames": "Frames of validation and test clips.",
+    "test_queries": "Queries of each class in validation and test.",
+    "test_shot": "Support videos of each class in validation and test.",
+    "test_way": "Classes of an episode in validation and test.",
+    "threads": "Threads that decode; 0: one a core.",
+    "trunk": "Network under the method, such as resnet50.",
+    "trunk_weights": "Its starting weights: a file, fetch (download), or random.",
+    "unlabelled_per_class": "Unlabelled videos of each class in an episode.",
+    "val_episodes": "Episodes of a validation.",
+    "val_every": "Episodes between validations.",
+    "warmup_lr": "Rate from which --lr is approached.",
+    "way": "Classes of an episode in training.",
+    "weight_decay": "Weight decay.",
+}
 # Keys that the commands have as options of their own, or that only recipes set.
 OWN = frozenset({"dataset", "method", "recipe_style"})
 
@@ -20,10 +75,18 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option a key of the configuration; those that are not given stay out of the overrides."""
     kinds = TYPES | method_option_types()
     for key in sorted(set(kinds) - OWN, reverse=True):
-        text = f"One of {', '.join(CHOICES[key])}." if key in CHOICES else None
-        option = click.option(f"--{key.replace('_', '-')}", key, default=None, metavar="VALUE", help=text)
+        option = click.option(f"--{key.replace('_', '-')}", key, default=None, metavar="VALUE", help=_help(key))
         command = option(command)
     return command
+
+
+def _help(key: str) -> str:
+    """What a key means and takes; of a method's own, which methods have it."""
+    kind = (TYPES | method_option_types())[key]
+    text = EXPLAINED.get(key) or f"Of {', '.join(name for name in METHODS if key in method_options(name))}."
+    if key in CHOICES:
+        return f"{text}  [{'|'.join(CHOICES[key])}]"
+    return f"{text}  [true|false]" if kind is bool else text
 
 
 def overrides(given: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from fsar.class_text import ClassText, prompts, write_class_text
+from fsar.class_text import ClassText, class_words, prompts, write_class_text
 from fsar.tokens import ClipTokenizer
 from fsar.trunks.clip_text import ClipText
 from fsar.weight_files import read_tensors
@@ -25,10 +25,15 @@ TOGETHER = 64  # texts that go through the tower at once
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--clip", type=FILE, required=True, help="OpenAI's file of the trunk's model: ViT-B-16.pt or RN50.pt.")
+@click.option(
+    "--clip",
+    type=FILE,
+    required=True,
+    help="OpenAI's file of the trunk's CLIP model: RN50.pt, ViT-B-16.pt.",
+)
 @click.option("--vocabulary", type=FILE, required=True, help="bpe_simple_vocab_16e6.txt.gz of the CLIP repository.")
-@click.option("--shards", "folder", type=FILE, help="Take the classes of this shard set, of all splits.")
-@click.option("--classes", type=FILE, help="Or those of this text file, a name a line.")
+@click.option("--shards", "folder", type=FILE, help="Shard set whose classes, of all splits, are written.")
+@click.option("--classes", type=FILE, help="Instead of --shards: a text file, a class name a line.")
 @click.option("--template", default="a photo of {}", show_default=True, help="{} stands for the words of a class.")
 @click.option("--out", type=FILE, required=True, help="The file to write, such as text.safetensors.")
 def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None, template: str, out: Path) -> None:
@@ -36,7 +41,7 @@ def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None,
 
     Underscores in names become blanks, and CamelCase is split: HandstandPushups becomes "handstand pushups".
     """
-    names = class_names(folder, classes)
+    names = list({class_words(name): name for name in class_names(folder, classes)}.values())  # one for "a_b" and "AB"
     texts = prompts(names, template)
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")

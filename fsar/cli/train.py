@@ -39,14 +39,16 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
-@click.option("--method", default=None, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: molo]")
+@click.option(
+    "--method", default=None, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: the recipe's, or molo]"
+)
 @click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set, method and shot]")
 @click.option(
     "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes, help="List recipes and stop."
 )
 @click.option("--recipe-style", help=f"One of {', '.join(STYLES)}.  [default: the recipe's]")
 @click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-SHOTshot]")
-@click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run folder, with its recipe.")
 @click.option("--shuffle-control", is_flag=True, help="Also test with the frames of each clip shuffled.")
 @click.option("--prototype-control", is_flag=True, help="Also test prototypes of the trunk's starting weights.")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
@@ -66,7 +68,8 @@ def cli(
 ) -> None:
     """Train a few-shot method from shards, select on val, test once.
 
-    Every key of a recipe is an option: --lr, --episodes, --recons-weight, ...
+    A recipe is chosen by data set, method and shot, and gives every value that is not given here: see them with
+    --print-config.  The run folder gets config.toml, log.jsonl, checkpoints, result.json and report.html.
     """
     with ShardSet.open(folder) as shards:
         name, options = shards.dataset.name, overrides(given)
@@ -107,9 +110,20 @@ def resolve(
         table = _adapt(table, method)
     if style is not None:
         table = restyle(table, style)
-    if "test_shot" not in given and given.get("shot") == table.get("test_shot"):
-        given = {key: value for key, value in given.items() if key != "shot"}  # CLIP-FSAR's 5-shot is trained 1-shot
-    return build_config(table | given)
+    return build_config(table | _own_shot(table, given))
+
+
+def _own_shot(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, without the number of shots where it names a recipe that is trained with another.
+
+    CLIP-FSAR's 5-shot recipes are trained 1-shot.
+    """
+    shot, trained = given.get("shot"), table.get("shot", 1)
+    if shot is None or "test_shot" in given or shot != table.get("test_shot") or shot == trained:
+        return given
+    sentence = f"trained {trained}-shot and tested {shot}-shot, as the recipe says; give --test-shot too to change it"
+    click.echo(sentence, err=True)
+    return {key: value for key, value in given.items() if key != "shot"}
 
 
 def _adapt(table: dict[str, Any], method: str) -> dict[str, Any]:

@@ -72,8 +72,12 @@ class FewShotMethod(nn.Module):
         self.frames = frames
 
     def set_base_text(self, text: Tensor) -> None:
-        """Take the text vectors [N, C] of the base classes; for methods that read class texts."""
-        raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
+        """Take the text vectors [N, C] of the base classes; here nothing of them is kept.
+
+        ConfigError for a method that reads no class texts.
+        """
+        if not self.reads_class_text:
+            raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
 
     def embed(self, features: Features) -> Embedding:
         """Features of V videos -> their embedding."""
@@ -103,7 +107,14 @@ class FewShotMethod(nn.Module):
     def forward(self, episode: Episode) -> Output:
         """Logits of an episode and their cross-entropy: the loss of a method that has no other."""
         support, query = (self.embed(features) for features in self.read(episode))
-        logits = self.match(support.map(episode.group), query, mask=episode.support_mask)
+        unlabelled = self.read_unlabelled(episode) if self.reads_unlabelled else None
+        logits = self.match(
+            support.map(episode.group),
+            query,
+            mask=episode.support_mask,
+            class_text=episode.class_text if self.reads_class_text else None,
+            unlabelled=None if unlabelled is None else self.embed(unlabelled),
+        )
         loss = query_loss(logits, episode)
         return Output(logits, {"ce": loss}, loss)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from einops import rearrange, repeat
 from torch import nn
-from torch.nn import functional as F
 
-from fsar.matching import class_means, cosine, full_precision, otam, otam_both, token_cosine
+from fsar.layers import TemporalContext
+from fsar.matching import check_smoothing, class_means, cosine, full_precision, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
-from shards_spec.errors import ConfigError
+from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 SupportMerge = Literal["prototype", "video"]
 Inference = Literal["visual", "text", "combined"]
-CHOICES = {"support_merge": ("prototype", "video"), "inference": ("visual", "text", "combined")}
-HIDDEN = 2048  # width of the feed-forward part, whatever the width of the tokens
 
 
 class CLIPFSAR(FewShotMethod):
@@ -60,11 +58,11 @@ class CLIPFSAR(FewShotMethod):
         text_weight: float = 0.9,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
-        for option, value in (("support_merge", support_merge), ("inference", inference)):
-            if value not in CHOICES[option]:
-                raise ConfigError(f'{option}="{value}" is not known; choose one of {", ".join(CHOICES[option])}')
-        if smoothing <= 0 or not 0 <= text_weight <= 1:
-            raise ConfigError(f"smoothing={smoothing} must be above 0 and text_weight={text_weight} from 0 to 1")
+        choice("support_merge", support_merge, ("prototype", "video"))
+        choice("inference", inference, ("visual", "text", "combined"))
+        check_smoothing(smoothing)
+        if not 0 <= text_weight <= 1:
+            raise ConfigError(f"text_weight={text_weight} is no share; give a number from 0 to 1")
         self.support_merge, self.inference, self.text_weight = support_merge, inference, text_weight
         self.smoothing = smoothing
         self.align = otam if single_direction else otam_both
@@ -145,67 +143,3 @@ class CLIPFSAR(FewShotMethod):
             aux["class"] = full_precision(self.scale) * likeness
             losses["class"] = base_class_loss(aux["class"], episode)
         return Output(logits, losses, weighted_sum(losses, self.weights), aux)
-
-
-class TemporalContext(nn.Module):
-    """Layers of attention over the tokens of a video and a feed-forward part; they do not see the tokens' order.
-
-    Modules are named as in the published state dict, so that any depth of it loads.
-    """
-
-    def __init__(self, channels: int, *, heads: int, depth: int, dropout: bool) -> None:
-        super().__init__()
-        if channels % heads or depth < 1:
-            raise ConfigError(f"heads={heads} must divide {channels} channels and depth={depth} be at least 1")
-        self.layers = nn.ModuleList(
-            nn.Sequential(Attention(channels, heads, dropout=0.2 * dropout), FeedForward(channels, 0.05 * dropout))
-            for _ in range(depth)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, n, C] -> [V, n, C]."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class Attention(nn.Module):
-    """x + Dropout(W attention(LayerNorm x))."""
-
-    def __init__(self, channels: int, heads: int, *, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(channels)
-        projections = {name: nn.Linear(channels, channels, bias=False) for name in ("to_q", "to_k", "to_v")}
-        to_out = nn.Sequential(nn.Linear(channels, channels), nn.Dropout(dropout))
-        self.fn = nn.ModuleDict({**projections, "to_out": to_out})
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, n, C] -> [V, n, C]."""
-        normed = self.norm(x)
-        q, k, v = (
-            rearrange(self.fn[name](normed), "v n (head c) -> v head n c", head=self.heads)
-            for name in ("to_q", "to_k", "to_v")
-        )
-        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "v head n c -> v n (head c)")
-        out: Tensor = x + self.fn["to_out"](attended)
-        return out
-
-
-class FeedForward(nn.Module):
-    """x + MLP(x), with no norm before it."""
-
-    def __init__(self, channels: int, dropout: float) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(channels, HIDDEN),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(HIDDEN, channels),
-            nn.Dropout(dropout),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, n, C] -> [V, n, C]."""
-        out: Tensor = x + self.net(x)
-        return out

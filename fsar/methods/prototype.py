@@ -17,7 +17,7 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
-from shards_spec.errors import ConfigError
+from shards_spec.errors import choice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,10 +54,8 @@ class Prototype(FewShotMethod):
         classification_weight: float = 0.0,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
-        if metric not in FIRST_SCALE:
-            raise ConfigError(f'metric="{metric}" is not known; choose "cosine" or "euclidean"')
-        if support_merge not in ("prototype", "video"):
-            raise ConfigError(f'support_merge="{support_merge}" is not known; choose "prototype" or "video"')
+        choice("metric", metric, tuple(FIRST_SCALE))
+        choice("support_merge", support_merge, ("prototype", "video"))
         self.metric = metric
         self.support_merge = "prototype" if metric == "euclidean" else support_merge
         self.weights = {"ce": 1.0, "class": classification_weight}
