@@ -139,7 +139,9 @@ def class_text_sha256(config: RunConfig) -> str | None:
     try:
         return hashlib.sha256(Path(config.class_text).read_bytes()).hexdigest()
     except OSError as error:
-        raise ConfigError(f"cannot read class_text {config.class_text} ({error.strerror})") from error
+        raise ConfigError(
+            f"cannot read class_text {config.class_text} ({error.strerror}); fsar-text makes it"
+        ) from error
 
 
 def open_episodes(
