@@ -50,7 +50,8 @@ def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:
     """
     config = run_config(run)
     path = choose_checkpoint(run, checkpoint)
-    return Candidate(run.resolve().name, config, partial(_of_checkpoint, config, path), load_seen(path))
+    stamp = {"checkpoint": path.stem, "selected_on": config.select_on if path.stem == "best" else "last"}
+    return Candidate(run.resolve().name, config, partial(_of_checkpoint, config, path), load_seen(path), stamp)
 
 
 def _of_checkpoint(config: RunConfig, path: Path) -> FewShotMethod:
@@ -111,6 +112,11 @@ def _of_trunk(config: RunConfig) -> FewShotMethod:
 
 
 def prototype_candidate(config: RunConfig) -> Candidate:
-    """The control: prototypes of the trunk as a run of this configuration starts with it."""
+    """The control: prototypes of the trunk as a run of this configuration starts with it; it is loaded at once.
+
+    Raises:
+        ConfigError: the trunk's weights are missing or do not fit.
+    """
     config = prototypes_of_trunk(config)
-    return Candidate(f"prototypes of {config.trunk}", config, partial(build_model, config))
+    model = build_model(config)
+    return Candidate(f"prototypes of {config.trunk}", config, lambda: model)

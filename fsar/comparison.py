@@ -36,13 +36,13 @@ class Difference:
     """Accuracy less that of the baseline, on the same queries; intervals are half widths, 95 %, shares of 1.
 
     Attributes:
-        interval_episodes: Over episodes drawn from these videos.
+        interval_episodes: Over episodes drawn from these videos; None where there is one episode alone.
         interval_videos: Over the test videos; None where it cannot be known, as in `Result`.
         per_class: Difference in the queries of each class.
     """
 
     value: float
-    interval_episodes: float
+    interval_episodes: float | None
     interval_videos: float | None
     per_class: dict[str, float]
 
@@ -53,9 +53,9 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval that counts does not hold 0."""
+        """Whether the interval that counts does not hold 0; False where neither is known."""
         half = self.interval_episodes if self.interval_videos is None else self.interval_videos
-        return abs(self.value) > half
+        return half is not None and abs(self.value) > half
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
@@ -148,10 +148,9 @@ def compare(answers: Mapping[str, Answers], classes: Sequence[str], *, baseline:
     base = answers[baseline]
     for name, own in answers.items():
         check_same(own, base, f"{name} and {baseline}")
-    way = base.classes.shape[1]
     return Comparison(
         baseline,
-        {name: summarise(own, classes, way=way) for name, own in answers.items()},
+        {name: summarise(own, classes) for name, own in answers.items()},
         {name: subtract(own, base, classes) for name, own in answers.items() if name != baseline},
     )
 
@@ -174,11 +173,10 @@ def check_same(a: Answers, b: Answers, who: str) -> None:
 def subtract(own: Answers, base: Answers, classes: Sequence[str]) -> Difference:
     """The paired difference of two models' accuracies on the same queries."""
     values = _right(own) - _right(base)  # [N, Q] in -1, 0, 1
-    spare = spare_videos(own, own.classes.shape[1])
     return Difference(
         value=float(values.mean()),
         interval_episodes=episode_interval(values),
-        interval_videos=video_interval(own, values) if spare else None,
+        interval_videos=video_interval(own, values) if spare_videos(own) else None,
         per_class={classes[c]: float(values[own.truth == c].mean()) for c in np.unique(own.truth)},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fsar.config import RunConfig
-    from fsar.methods import FewShotMethod
     from fsar.trunks import Trunk
     from pipelines.plan import Chosen
     from shards_spec import ShardSet
@@ -52,9 +52,14 @@ def _unlabelled(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def check_unlabelled(model: FewShotMethod, config: RunConfig) -> None:
+def takes_unlabelled(config: RunConfig) -> bool:
+    """Whether episodes of a configuration have unlabelled videos."""
+    return bool(config.unlabelled_per_class or config.distractor_classes)
+
+
+def check_unlabelled(config: RunConfig) -> None:
     """Refuse unlabelled videos for a method that does not read them: ConfigError."""
-    if (config.unlabelled_per_class or config.distractor_classes) and not model.reads_unlabelled:
+    if takes_unlabelled(config) and not find_method(config.method).reads_unlabelled:
         readers = ", ".join(name for name, method in METHODS.items() if method.reads_unlabelled)
         raise ConfigError(
             f"{config.method} reads no unlabelled videos: set unlabelled_per_class and distractor_classes to 0, "
@@ -125,6 +130,18 @@ def class_text_of(config: RunConfig) -> ClassText | None:
     if not find_method(config.method).reads_class_text:
         raise ConfigError(f"{config.method} reads no texts of classes: leave class_text out")
     return read_class_text(Path(config.class_text))
+
+
+def class_text_sha256(config: RunConfig) -> str | None:
+    """Hash of the file of texts of classes that a run reads; ConfigError when it is missing."""
+    if not config.class_text:
+        return None
+    try:
+        return hashlib.sha256(Path(config.class_text).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read class_text {config.class_text} ({error.strerror}); fsar-text makes it"
+        ) from error
 
 
 def open_episodes(

@@ -51,14 +51,16 @@ class Result:
 
     Attributes:
         interval_episodes: 1.96 s / sqrt(episodes), over episodes drawn from these videos; what papers print.
+            None where there is one episode alone.
         interval_videos: From a bootstrap over the test videos within class; what may be claimed of new videos.
             None where a class has no more videos than an episode takes of it: nothing can then be drawn anew.
+        chance: One over the classes of an episode.
         per_class: Accuracy of the queries of each class.
         confusion: Class -> class that was said -> number of queries.
     """
 
     accuracy: float
-    interval_episodes: float
+    interval_episodes: float | None
     interval_videos: float | None
     chance: float
     episodes: int
@@ -68,14 +70,17 @@ class Result:
     confusion: dict[str, dict[str, int]]
 
     def __str__(self) -> str:
+        over_episodes = "unknown over 1 episode"
+        if self.interval_episodes is not None:
+            over_episodes = f"+-{self.interval_episodes:.1%} over {self.episodes} episodes"
         over_videos = f"over {self.videos} videos"
         if self.interval_videos is None:
             over_videos += " unknown (a class has no more videos than an episode takes of it)"
         else:
             over_videos = f"+-{self.interval_videos:.1%} {over_videos}"
         return (
-            f"{self.accuracy:.1%} (chance {self.chance:.0%}); 95 % intervals: +-{self.interval_episodes:.1%} over "
-            f"{self.episodes} episodes, {over_videos}; {self.queries} queries"
+            f"{self.accuracy:.1%} (chance {self.chance:.0%}); 95 % intervals: {over_episodes}, "
+            f"{over_videos}; {self.queries} queries"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +91,7 @@ class Result:
 def evaluate(
     model: FewShotMethod,
     loader: EpisodeLoader,
-    episodes: int = 1000,
+    episodes: int | None = None,
     *,
     precision: str = "fp32",
     shuffled: bool = False,
@@ -101,13 +106,18 @@ def evaluate(
     Args:
         model: The model, on the loader's device.
         loader: Where the episodes come from.
-        episodes: How many.
+        episodes: How many; by default those that the loader was given, or 1,000 of those that it draws.
         precision: fp32 or bf16 (autocast).
         shuffled: Put the frames of each clip in another order: the control for the use of time.
         label: Name of the progress bar.
+
+    Raises:
+        ConfigError: the loader was given fewer episodes than that.
     """
+    if episodes is None:
+        episodes = 1000 if loader.stream.given is None else len(loader.stream.given)
     answers = answer(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
-    return summarise(answers, loader.shards.dataset.classes, way=loader.rules.way)
+    return summarise(answers, loader.shards.dataset.classes)
 
 
 def answer(
@@ -120,6 +130,7 @@ def answer(
     label: str = "evaluate",
 ) -> Answers:
     """What a model says to the queries of episodes 0 to `episodes` of a loader; arguments as of `evaluate`."""
+    loader.stream.choose(episodes - 1)  # refused before anything is computed, where fewer were given
     if loader.rules.random_views:
         return collect(model, _watched(loader, episodes, label, shuffled=shuffled), precision=precision)
     return collect_embedded(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
@@ -209,7 +220,7 @@ def _stack(rows: Sequence[tuple[NDArray[np.int64], ...]]) -> Answers:
     return Answers(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:
+def summarise(answers: Answers, classes: Sequence[str]) -> Result:
     """All figures from the answers."""
     correct = answers.truth == answers.said  # [N, Q]
     present = np.unique(answers.truth)
@@ -220,8 +231,8 @@ def summarise(answers: Answers, classes: Sequence[str], *, way: int) -> Result:
     return Result(
         accuracy=float(correct.mean()),
         interval_episodes=episode_interval(correct),
-        interval_videos=video_interval(answers) if spare_videos(answers, way) else None,
-        chance=1 / way,
+        interval_videos=video_interval(answers) if spare_videos(answers) else None,
+        chance=1 / answers.classes.shape[1],
         episodes=len(correct),
         queries=correct.size,
         videos=len(np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]))),
@@ -235,17 +246,17 @@ def _counts(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:
     return numbers.tolist(), counts.tolist()
 
 
-def spare_videos(answers: Answers, way: int) -> bool:
+def spare_videos(answers: Answers) -> bool:
     """Whether every class has more videos than an episode takes of it."""
-    taken = (answers.support.shape[1] + answers.query.shape[1]) // way
+    taken = (answers.support.shape[1] + answers.query.shape[1]) // answers.classes.shape[1]
     _, label = _places(answers)
     return bool((np.unique(label, return_counts=True)[1] > taken).all())
 
 
-def episode_interval(values: NDArray[Any]) -> float:
-    """Half width of the 95 % interval of the mean of values [N, Q] over N episodes; NaN where there is one alone."""
+def episode_interval(values: NDArray[Any]) -> float | None:
+    """Half width of the 95 % interval of the mean of values [N, Q] over N episodes; None where there is one alone."""
     by_episode = values.mean(axis=1)
-    return Z95 * float(by_episode.std(ddof=1)) / math.sqrt(len(by_episode)) if len(by_episode) > 1 else math.nan
+    return Z95 * float(by_episode.std(ddof=1)) / math.sqrt(len(by_episode)) if len(by_episode) > 1 else None
 
 
 def video_interval(answers: Answers, values: NDArray[Any] | None = None) -> float:

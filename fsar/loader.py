@@ -91,7 +91,7 @@ class EpisodeLoader:
         self._base_rows = None if labels else base_rows(shards).to(self.device)
 
     def __iter__(self) -> Iterator[Episode]:
-        """Episodes 0, 1, 2, ... without end."""
+        """Episodes 0, 1, 2, ... without end; ConfigError after the last, where they were given."""
         return self.episodes()
 
     def episodes(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Episode]:

@@ -56,8 +56,7 @@ def hausdorff(
     "mean" is the bidirectional mean Hausdorff metric of the MoLo and HyRSM papers, "sum" what their code
     computes.  `single_direction` keeps the query's tokens to the nearest of the class only.
     """
-    distance = 1 - token_cosine(query, prototypes)  # [Q, W, n, m]
-    return set_cost(distance, reduction=reduction, single_direction=single_direction)
+    return set_cost(1 - token_cosine(query, prototypes), reduction=reduction, single_direction=single_direction)
 
 
 def set_cost(

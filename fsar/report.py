@@ -85,10 +85,16 @@ def _card(name: str, test: dict[str, Any]) -> str:
     return (
         f"<div class=card><div class=quiet>{escape(name)}</div><div class=figure>{test['accuracy']:.1%}</div>"
         f"<div class=quiet>chance {test['chance']:.1%}</div>"
-        f"<div>± {test['interval_episodes']:.1%} over {test['episodes']} episodes</div>"
+        f"<div>{_over_episodes(test)}</div>"
         f"<div>{_over_videos(test)}</div>"
         f"<div class=quiet>{test['queries']} queries; 95 % intervals</div></div>"
     )
+
+
+def _over_episodes(test: dict[str, Any]) -> str:
+    if test["interval_episodes"] is None:
+        return "over 1 episode: unknown"
+    return f"± {test['interval_episodes']:.1%} over {test['episodes']} episodes"
 
 
 def _over_videos(test: dict[str, Any]) -> str:

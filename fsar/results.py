@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fsar.methods import method_options
 from fsar.run_state import weights_sha256
 from shards_spec.schema import Plan
 
@@ -19,16 +20,33 @@ if TYPE_CHECKING:
 
 
 def describe(
-    config: RunConfig, shards: ShardSet, model: FewShotMethod, test: Result, *, device: torch.device
+    config: RunConfig,
+    shards: ShardSet,
+    model: FewShotMethod,
+    test: Result,
+    *,
+    device: torch.device,
+    class_text: str | None = None,
 ) -> dict[str, Any]:
-    """The result of an evaluation with its provenance: hashes of weights, shards and splits, versions."""
+    """The result of an evaluation with its provenance: hashes of weights, shards, splits and texts, versions.
+
+    Args:
+        config: The run's configuration.
+        shards: The shards.
+        model: The model that was tested.
+        test: What it reached.
+        device: Where it computed.
+        class_text: Hash of the file of texts of classes that it read.
+    """
     return {
         "method": config.method,
         "dataset": shards.dataset.name,
         "way": config.test_way,
         "shot": config.test_shot,
+        "queries": config.test_queries,
         "unlabelled_per_class": config.unlabelled_per_class,
         "distractor_classes": config.distractor_classes,
+        "distractors_per_class": config.distractors_per_class,
         "labelled_fraction": config.labelled_fraction,
         "test": test.to_json(),
         "fsar": version("fsar"),
@@ -40,7 +58,14 @@ def describe(
         "shards_sha256": shards.sha256,
         "splits_sha256": {name: split.sha256 for name, split in shards.dataset.splits.items()},
         "coverage": coverage(shards),
-    }
+        "class_text_sha256": class_text,
+    } | inference(config)
+
+
+def inference(config: RunConfig) -> dict[str, Any]:
+    """How the method answers, where it has an option that says so."""
+    options = method_options(config.method)
+    return {"inference": config.options.get("inference", options["inference"])} if "inference" in options else {}
 
 
 def coverage(shards: ShardSet) -> dict[str, list[int]]:

@@ -110,7 +110,7 @@ class Trainer:
     ) -> None:
         self.config, self.shards, self.run, self.device = config, shards, run, device
         self.model = build_model(config, weights=not resume).to(device)
-        check_unlabelled(self.model, config)
+        check_unlabelled(config)
         self.optimizer = create_optimizer(
             self.model,
             lr=config.lr,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,54 @@ from shards_spec.errors import ShardError
 from shards_spec.files import json_line, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from pipelines.plan import EpisodeStream
     from shards_spec import ShardSet
 
-HEADER = {"episodes": int, "seed": int, "groups": str, "split": str, "left_out": list}  # what is read of it
+# What is read of the header, and of which type
+HEADER: dict[str, tuple[type, ...]] = {
+    "episodes": (int,),
+    "seed": (int,),
+    "groups": (str,),
+    "small_classes": (str,),
+    "labelled_fraction": (float, int),
+    "split": (str,),
+    "split_sha256": (str,),
+    "left_out": (list,),
+}
 KEYS = ("classes", "support", "query", "query_classes")  # of a line, besides its number n
+MORE = ("unlabelled", "unlabelled_classes")  # of a line with unlabelled videos
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all episodes of a file have alike.
+
+    Attributes:
+        way: Classes of an episode.
+        shot: Support videos of each class.
+        queries: Queries of an episode, of all its classes.
+        unlabelled_per_class: Unlabelled videos of each class.
+        distractor_classes: Other classes, of which it has unlabelled videos alone.
+        distractors_per_class: Videos of each of them.
+    """
+
+    way: int
+    shot: int
+    queries: int
+    unlabelled_per_class: int = 0
+    distractor_classes: int = 0
+    distractors_per_class: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.way} classes, {self.shot} support videos of each and {self.queries} queries"
+        if self.unlabelled_per_class or self.distractor_classes:
+            text += (
+                f" ({self.unlabelled_per_class} unlabelled videos of each class, {self.distractors_per_class} of each "
+                f"of {self.distractor_classes} others)"
+            )
+        return text
 
 
 @dataclass(frozen=True)
@@ -27,17 +68,13 @@ class GivenEpisodes:
     """The episodes of a file, all of one shape.
 
     Attributes:
-        way: Classes of an episode.
-        shot: Support videos of each class.
-        queries: Queries of an episode, of all its classes.
+        shape: Their numbers of classes and videos.
         chosen: [N] their videos.
         header: What the file says of itself; empty where it has no header.
         sha256: Hash of the file.
     """
 
-    way: int
-    shot: int
-    queries: int
+    shape: Shape
     chosen: tuple[Chosen, ...]
     header: dict[str, Any]
     sha256: str
@@ -59,18 +96,24 @@ def write_episodes(path: Path, shards: ShardSet, stream: EpisodeStream, episodes
         "shot": rules.shot,
         "queries": rules.queries,
         "groups": rules.groups,
+        "small_classes": rules.small_classes,
+        "unlabelled_per_class": rules.unlabelled_per_class,
+        "distractor_classes": rules.distractor_classes,
+        "distractors_per_class": rules.distractors if rules.distractor_classes else 0,
+        "labelled_fraction": rules.labelled_fraction,
         "seed": stream.seed,
         "left_out": list(stream.dropped),
     }
     names = {row: shards.name(row) for row in stream.videos().tolist()}
-    lines = [header] + [_line(n, stream.choose(n), names, shards.dataset.classes) for n in range(episodes)]
+    classes = {row: shards.dataset.classes[shards.labels[row]] for row in names}
+    lines = [header] + [_line(n, stream.choose(n), names, classes) for n in range(episodes)]
     write_whole(path, b"".join(json_line(line) + b"\n" for line in lines))
 
 
-def _line(n: int, chosen: Chosen, names: dict[int, str], classes: Sequence[str]) -> dict[str, Any]:
-    own = [classes[label] for label in chosen.classes]
+def _line(n: int, chosen: Chosen, names: dict[int, str], classes: dict[int, str]) -> dict[str, Any]:
     support = [names[row] for row in chosen.support]
-    shot = len(support) // len(own)
+    shot = len(support) // len(chosen.classes)
+    own = [classes[row] for row in chosen.support[::shot]]
     line = {
         "n": n,
         "classes": own,
@@ -78,7 +121,10 @@ def _line(n: int, chosen: Chosen, names: dict[int, str], classes: Sequence[str])
         "query": [names[row] for row, _ in chosen.query],
         "query_classes": [own[label] for _, label in chosen.query],
     }
-    return line | ({"unlabelled": [names[row] for row in chosen.unlabelled]} if chosen.unlabelled else {})
+    if chosen.unlabelled:
+        line["unlabelled"] = [names[row] for row in chosen.unlabelled]
+        line["unlabelled_classes"] = [classes[row] for row in chosen.unlabelled]
+    return line
 
 
 def read_episodes(path: Path, shards: ShardSet, split: str) -> GivenEpisodes:
@@ -86,7 +132,8 @@ def read_episodes(path: Path, shards: ShardSet, split: str) -> GivenEpisodes:
 
     Raises:
         ShardError: with file and line: a line that is broken, names what the split has not, has a video in two
-            places or another shape than the first; or the file was drawn from another split or was cut short.
+            places or another shape than the first; or the file was drawn from another split, says in its header what
+            its episodes are not, or was cut short.
     """
     try:
         data = path.read_bytes()
@@ -95,33 +142,37 @@ def read_episodes(path: Path, shards: ShardSet, split: str) -> GivenEpisodes:
     finder = _Finder(shards, split)
     header: dict[str, Any] = {}
     chosen: list[Chosen] = []
+    shape: Shape | None = None
     for number, text in enumerate(data.splitlines(), start=1):
         try:
             line = _parse(text)
             if number == 1 and "n" not in line:
-                header = _checked_header(line, split)
+                header = _checked_header(line, split, shards.dataset.splits[split].sha256)
                 continue
             chosen.append(finder.find(line, len(chosen)))
-            _check_shape(chosen[-1], chosen[0])
+            shape = _checked_shape(chosen[-1], shards, shape)
         except ShardError as error:
             raise ShardError(f"{path}, line {number}: {error}") from None
-    if not chosen or len(chosen) != header.get("episodes", len(chosen)):
+    if shape is None or len(chosen) != header.get("episodes", len(chosen)):
         raise ShardError(f"{path} holds {len(chosen)} of {header.get('episodes', 'its')} episodes: it was cut short")
-    return GivenEpisodes(*_shape(chosen[0]), tuple(chosen), header, hashlib.sha256(data).hexdigest())
+    for key, value in vars(shape).items():
+        if key != "queries" and header.get(key, value) != value:  # of a class there, of an episode here
+            raise ShardError(f"{path}, line 1: the header says {key} = {header[key]}, and its episodes have {value}")
+    return GivenEpisodes(shape, tuple(chosen), header, hashlib.sha256(data).hexdigest())
 
 
-def _shape(chosen: Chosen) -> tuple[int, int, int]:
-    return len(chosen.classes), len(chosen.support) // len(chosen.classes), len(chosen.query)
-
-
-def _check_shape(chosen: Chosen, first: Chosen) -> None:
-    if _shape(chosen) != _shape(first):
-        raise ShardError(f"{_shape_text(chosen)}, where the first episode has {_shape_text(first)}")
-
-
-def _shape_text(chosen: Chosen) -> str:
-    way, shot, queries = _shape(chosen)
-    return f"{way} classes, {shot} support videos of each and {queries} queries"
+def _checked_shape(chosen: Chosen, shards: ShardSet, first: Shape | None) -> Shape:
+    """The shape of an episode, which must be that of the first."""
+    way = len(chosen.classes)
+    counts = Counter(shards.labels[list(chosen.unlabelled)].tolist())
+    own = {counts.pop(label, 0) for label in chosen.classes}
+    others = set(counts.values())
+    if len(own) > 1 or len(others) > 1:
+        raise ShardError("the classes have unequal numbers of unlabelled videos")
+    shape = Shape(way, len(chosen.support) // way, len(chosen.query), own.pop(), len(counts), max(others, default=0))
+    if shape != (first or shape):
+        raise ShardError(f"{shape}, where the first episode has {first}")
+    return shape
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -134,15 +185,22 @@ def _parse(text: bytes) -> dict[str, Any]:
     return line
 
 
-def _checked_header(header: dict[str, Any], split: str) -> dict[str, Any]:
+def _checked_header(header: dict[str, Any], split: str, sha256: str) -> dict[str, Any]:
     if not header.keys() & {"split", "dataset", "episodes"}:
         raise ShardError("neither an episode (it has no n) nor a header (with dataset, split, episodes)")
-    for key, kind in HEADER.items():
-        if not isinstance(header.get(key, kind()), kind):
+    for key, kinds in HEADER.items():
+        if key in header and type(header[key]) not in kinds:  # true is no number
             raise ShardError(f'"{key}" of the header is {json.dumps(header[key])}')
+    if not all(isinstance(name, str) for name in header.get("left_out", ())):
+        raise ShardError(f'"left_out" of the header is {json.dumps(header["left_out"])}: expected names of classes')
     if header.get("split", split) != split:
         raise ShardError(
             f'these episodes are of split "{header["split"]}" and not of "{split}"; choose it with --split'
+        )
+    if header.get("split_sha256", sha256) != sha256:
+        raise ShardError(
+            f'these episodes are of another split "{split}" (SHA-256 {header["split_sha256"][:12]}..., here '
+            f"{sha256[:12]}...): use the shards that they were drawn from, or ones of the same split"
         )
     return header
 
@@ -156,14 +214,14 @@ class _Finder:
         self._labels = {name: label for label, name in enumerate(shards.dataset.classes)}
         self._own = set(shards.dataset.splits[split].classes)
         self._rows: dict[tuple[int, str], int] = {(int(shards.labels[row]), shards.name(row)): row for row in rows}
-        self._unlabelled = {name: row for (_, name), row in self._rows.items()}
 
     def find(self, line: dict[str, Any], n: int) -> Chosen:
         """The episode of a line, which must be number n."""
-        if line.get("n") != n:
+        if type(line.get("n")) is not int or line["n"] != n:
             raise ShardError(f"n is {line.get('n')!r} and not {n}: a line is missing or stands twice")
-        for key in KEYS:
-            if not isinstance(line.get(key), list) or not line[key]:
+        line = {key: [] for key in MORE} | line
+        for key in KEYS + MORE:
+            if not isinstance(line.get(key), list) or not (line[key] or key in MORE):
                 raise ShardError(f'"{key}" is no list, or it is empty')
         classes, support = line["classes"], line["support"]
         self._check_classes(classes)
@@ -171,14 +229,15 @@ class _Finder:
             raise ShardError('"support" must hold one list of videos for each class')
         if len({len(own) for own in support}) > 1:
             raise ShardError("the classes have unequal numbers of support videos")
-        if len(line["query"]) != len(line["query_classes"]):
-            raise ShardError('"query" and "query_classes" are not equally long')
+        for names, labels in (("query", "query_classes"), MORE):
+            if len(line[names]) != len(line[labels]):
+                raise ShardError(f'"{names}" and "{labels}" are not equally long')
         rows = [self._row(name, label) for label, own in zip(classes, support, strict=True) for name in own]
         query = [
             (self._row(name, label), _place(label, classes))
             for name, label in zip(line["query"], line["query_classes"], strict=True)
         ]
-        unlabelled = [self._unlabelled_row(name) for name in line.get("unlabelled", ())]
+        unlabelled = [self._row(name, label) for name, label in zip(*(line[key] for key in MORE), strict=True)]
         taken = rows + [row for row, _ in query] + unlabelled
         if len(set(taken)) < len(taken):
             twice = next(row for row in taken if taken.count(row) > 1)
@@ -200,12 +259,6 @@ class _Finder:
                 f'split "{self._split}" of {self._shards.path} has no stored video {json.dumps(name)} of class '
                 f"{json.dumps(label)}"
             )
-        return row
-
-    def _unlabelled_row(self, name: Any) -> int:  # noqa: ANN401 -- whatever the file holds
-        row = self._unlabelled.get(name) if isinstance(name, str) else None
-        if row is None:
-            raise ShardError(f'split "{self._split}" of {self._shards.path} has no stored video {json.dumps(name)}')
         return row
 
 

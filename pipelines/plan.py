@@ -196,7 +196,7 @@ class EpisodeStream:
     labels: What the episodes' classes are, where they are not the split's own.
     short_videos counts the videos of fewer frames than a clip, whose frames are repeated; dropped names the
     classes that were left out since they have too few videos. `given` are the videos of episodes 0, 1, ...
-    where these are not to be drawn; frames and crops follow the rules as ever.
+    where these are not to be drawn, and there are no others; frames and crops follow the rules as ever.
     Raises ShardError when the split or the frames do not exist, ConfigError when an episode of these
     rules cannot be drawn from every class of the split.
     """
@@ -212,7 +212,7 @@ class EpisodeStream:
         given: Sequence[Chosen] | None = None,
     ) -> None:
         PhiloxDraw(seed, 0)  # refuses an impossible seed here and not at the first episode
-        self.split, self.rules, self.seed, self._given = split, rules, seed, given
+        self.split, self.rules, self.seed, self.given = split, rules, seed, given
         labels = labels or Labels.of_split(shards, split)
         self._names = labels.names
         rows = labels.rows if given is None else _rows_of(given)  # [n]
@@ -230,9 +230,12 @@ class EpisodeStream:
         self.short_videos = int((self._frames[rows] < rules.frames).sum())
 
     def plan(self, n: int) -> EpisodePlan:
-        """Plan episode n, touching no stored frame; the draws come in the order of the reference code."""
+        """Plan episode n, touching no stored frame; the draws come in the order of the reference code.
+
+        Raises ConfigError when fewer episodes were given.
+        """
         draw = PhiloxDraw(self.seed, n)
-        chosen = self._choose(draw, n) if self._given is None else self._given[n]
+        chosen = self._chosen(draw, n)
         way, support, query = len(chosen.classes), chosen.support, chosen.query
         reads = ReadLists()
         support_views = tuple([self._view(draw, row, reads, query=False) for row in support])
@@ -254,19 +257,31 @@ class EpisodeStream:
         )
 
     def choose(self, n: int) -> Chosen:
-        """The videos of episode n: a function of seed, way, shot, queries and the classes' videos alone."""
-        return self._choose(PhiloxDraw(self.seed, n), n) if self._given is None else self._given[n]
+        """The videos of episode n, which frames, crops and augmentation have no part in.
+
+        A function of the seed, the classes' videos and groups, and the rules that say which of them an episode takes.
+        Raises ConfigError when fewer episodes were given.
+        """
+        return self._chosen(PhiloxDraw(self.seed, n), n)
 
     def videos(self) -> Ints:
         """[n] catalogue rows that episodes may take, ascending."""
-        if self._given is not None:
-            return _rows_of(self._given)
+        if self.given is not None:
+            return _rows_of(self.given)
         return np.unique(np.concatenate([pool.videos for pool in self._pools]))
+
+    def _chosen(self, draw: Draw, n: int) -> Chosen:
+        if self.given is None:
+            return self._choose(draw, n)
+        if n >= len(self.given):
+            raise ConfigError(f"episode {n} is asked for and {len(self.given)} were given, from 0: ask for fewer")
+        return self.given[n]
 
     def _choose(self, draw: Draw, n: int) -> Chosen:
         """Draw classes and videos: all that is drawn before what depends on frames.
 
-        Unlabelled videos have draws of their own, so that the rest of the episode is the same without them.
+        Unlabelled videos have draws of their own, so that the rest of the episode is the same without them, as long
+        as no class is dropped that has too few for them.
         """
         rules, pools = self.rules, self._choose_classes(draw)
         support: list[int] = []

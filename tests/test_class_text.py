@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -223,6 +225,17 @@ def test_evaluation_reads_the_runs_texts_or_others(finished: Path, tiny_path: Pa
     narrow = write_random(tmp_path / "narrow.safetensors", width=64)
     assert call(evaluate_cli, *given, "--class-text", str(narrow)) == 2
     assert "the trunk's frames have 128 channels" in capsys.readouterr().err
+
+
+def test_the_texts_belong_to_the_run(finished: Path, texts: Path, tiny_path: Path, tmp_path: Path, capsys) -> None:
+    table = json.loads((finished / "result.json").read_text())
+    assert table["class_text_sha256"] == hashlib.sha256(texts.read_bytes()).hexdigest()
+    assert table["inference"] == "visual"
+    run = shutil.copytree(finished, tmp_path / "run")
+    other = json.loads((run / "data.json").read_text()) | {"class_text": "0"}  # as if another file was there then
+    (run / "data.json").write_text(json.dumps(other))
+    assert call(train_cli, "--shards", str(tiny_path), "--run", str(run), "--resume") == 2
+    assert "or other texts" in capsys.readouterr().err
 
 
 def test_prediction_reads_texts_too(finished: Path, tiny_videos: Path, tmp_path: Path) -> None:

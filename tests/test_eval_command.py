@@ -1,32 +1,32 @@
-"""`fsar-eval`: comparisons, files of episodes, what training saw, others' checkpoints."""
+"""`fsar-eval`: comparisons, one set of episodes for all, what training saw, others' checkpoints."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shutil
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from fsar.candidates import Candidate
 from fsar.checkpoints import reference_names
 from fsar.cli.compare import distinct_names
 from fsar.cli.evaluate import cli
 from fsar.cli.train import resolve
-from fsar.data import open_episodes
+from fsar.data import evaluation_rules, open_episodes
 from fsar.evaluation import evaluate
 from fsar.methods import METHODS
 from fsar.run_state import load_seen, load_state, save_state
 from fsar.seen import UNKNOWN, find_overlap, seen_in
-from fsar.training import build_model
-from pipelines.given import read_episodes, write_episodes
-from pipelines.plan import EpisodeRules, EpisodeStream
-from shards_spec import ShardError, ShardSet
+from fsar.training import build_model, prototypes_of_trunk
+from fsar.trial import open_trial
+from pipelines.plan import EpisodeStream
+from shards_spec import ShardSet
 from shards_spec.console import run_command
 from tests.fake_shards import FakeShards
 
@@ -34,6 +34,7 @@ SMALL = {
     "test_way": 2, "test_episodes": 12, "resize": 64, "crop": 32, "threads": 1, "executor": "portable",
     "num_classes": 3,
 }  # fmt: skip
+SEMI = {"test_way": 4, "groups": "any", "small_classes": "drop", "unlabelled_per_class": 2, "crop": 32, "resize": 32}
 
 
 def call(*words: object) -> int:
@@ -67,6 +68,9 @@ def runs(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             "otam": make_run(top / "otam", shards, method="otam", seed=1, frames=4, crop=48, test_episodes=7),
             "reference": make_run(top / "reference", shards, recipe_style="reference"),
             "old": make_run(top / "old", shards, remembers=False),
+            "few": make_run(top / "few", shards, method="hyrsm++", groups="any"),
+            "semi": make_run(top / "semi", shards, method="hyrsm++", groups="any", unlabelled_per_class=2),
+            "more": make_run(top / "more", shards, method="hyrsm++", groups="any", unlabelled_per_class=1),
         }
 
 
@@ -131,6 +135,14 @@ def test_styles_are_mixed_on_purpose_alone_and_then_it_shows(
         (["--weights", "molo", "otam"], "stands alone"),
         (["--weights", "molo", "--baseline", "molo"], "go with --compare"),
         (["--weights", "molo", "--option", "frames=4"], "say what a file of weights holds"),
+        (["--weights", "molo", "--trunk-weights", "random"], "--trunk-weights are those of --method alone"),
+        (["--weights", "molo/config.toml", "--checkpoint", "last"], "--checkpoint chooses one of a run's"),
+        (["--method", "prototype", "--trunk", "tiny", "--checkpoint", "last"], "--checkpoint chooses one of a run's"),
+        (["--compare", "molo", "otam", "--unlabelled-per-class", "5"], "nothing that molo or otam reads"),
+        (["--weights", "semi", "--inference", "text"], "a method that does (clip-fsar)"),
+        (["--weights", "semi", "--class-text", "x"], "a method that does (clip-fsar)"),
+        (["--compare", "semi", "molo", "more"], "other unlabelled videos (semi: 2 a class; more: 1 a class)"),
+        (["--weights", "few", "--distractor-classes", "1"], "give distractors_per_class or unlabelled_per_class"),
     ],
 )
 def test_words_that_say_nothing_together(
@@ -180,73 +192,89 @@ def test_a_file_of_other_episodes_than_asked_for_is_refused(
         assert sentence in capsys.readouterr().err
 
 
-GOOD = {
-    "n": 0,
-    "classes": ["fox", "gnu"],
-    "support": [["fox/fox_g0_0.mp4"], ["gnu/gnu_g0_0.mp4"]],
-    "query": ["gnu/gnu_g1_2.mp4", "fox/fox_g1_2.mp4"],
-    "query_classes": ["gnu", "fox"],
-}
+def test_runs_with_unlabelled_videos_and_others_are_asked_the_same(
+    runs: dict[str, Path], tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class that is too small for unlabelled videos is left out for all; a run trained without gets none."""
+    out, shared = tmp_path / "out.json", ["--shards", tiny_path, "--split", "train", "--allow-overlap"]
+    alone = [result_of(out, "--weights", runs[name], *shared)["test"] for name in ("few", "semi")]
+    names = [runs[name] for name in ("otam", "few", "semi")]
+    table = result_of(out, "--compare", *names, *shared, "--groups", "any", "--episodes", 12, "--prototype-control")
+    assert [row["test"] for row in table["runs"][1:3]] == alone
+    assert [row["unlabelled_per_class"] for row in table["runs"]] == [0, 0, 2, 0]
+    assert "| 2 a class " in capsys.readouterr().out
+    all_of_them = ["--compare", *names[:2], *shared, "--groups", "any", "--unlabelled-per-class", 2]
+    table = result_of(out, *all_of_them, "--distractor-classes", 1, "--distractors-per-class", 3)
+    assert [row["distractors_per_class"] for row in table["runs"]] == [0, 3]
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"n": 2}, "n is 2 and not 1"),
-        ({"classes": ["fox", "ant"]}, 'split "test" has no class "ant"'),
-        ({"classes": ["fox", "fox"]}, "each once"),
-        ({"classes": 7}, '"classes" is no list'),
-        ({"support": [["fox/fox_g0_0.mp4"]]}, "one list of videos for each class"),
-        (
-            {"support": [["gnu/gnu_g0_0.mp4"], ["fox/fox_g0_0.mp4"]]},
-            'no stored video "gnu/gnu_g0_0.mp4" of class "fox"',
-        ),
-        ({"support": [["fox/fox_g0_0.mp4"], ["gnu/9.mp4"]]}, 'no stored video "gnu/9.mp4"'),
-        ({"support": [["fox/fox_g0_0.mp4", "fox/fox_g0_1.mp4"], ["gnu/gnu_g0_0.mp4"]]}, "unequal numbers"),
-        ({"query": ["gnu/gnu_g0_0.mp4", "fox/fox_g1_2.mp4"]}, "stands in two places"),
-        ({"query_classes": ["gnu"]}, "not equally long"),
-        ({"query": [None, {}]}, "no stored video null"),
-        ({"query": GOOD["query"][:1], "query_classes": ["gnu"]}, "1 queries, where the first episode has"),
-    ],
-)
-def test_a_broken_line_is_named(tiny_shards: ShardSet, tmp_path: Path, changes: dict, sentence: str) -> None:
-    path = tmp_path / "e.jsonl"
-    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"n": 1}) + "\n")
-    assert read_episodes(path, tiny_shards, "test").queries == 2
-    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"n": 1} | changes) + "\n")
-    with pytest.raises(ShardError) as refused:
-        read_episodes(path, tiny_shards, "test")
-    assert f"{path}, line 2: " in str(refused.value)
-    assert sentence in str(refused.value)
+def test_the_control_is_asked_the_same_where_unlabelled_videos_leave_classes_out() -> None:
+    shards, chosen = FakeShards([8, 2, 8, 8, 3, 8], size=(32, 32)), {}
+    semi = resolve("synthetic", "hyrsm++", "demo", None, SMALL | SEMI)
+    for config in (semi, prototypes_of_trunk(semi)):
+        trial = open_trial(shards, "all", [Candidate("semi", semi, lambda: None)], asked={})
+        rules = evaluation_rules(trial.configured(config))
+        stream = EpisodeStream(shards, "all", rules, seed=0, given=trial.videos_for(trial.configured(config)))
+        chosen[rules.unlabelled_per_class] = [replace(stream.choose(n), unlabelled=()) for n in range(12)]
+    assert trial.left_out == ["class1", "class4"]
+    assert chosen[0] == chosen[2]
 
 
-def test_no_json_a_wrong_header_and_a_cut_file_are_refused(tiny_shards: ShardSet, tmp_path: Path) -> None:
-    path, good = tmp_path / "e.jsonl", json.dumps(GOOD).encode()
-    for data, sentence in (
-        (b"\xff\xfe", "line 1: no JSON"),
-        (b"[1]", "line 1: no JSON object"),
-        (b'{"episodes": "two"}\n' + good, 'line 1: "episodes" of the header is "two"'),
-        (b'{"clips": 3}', "neither an episode"),
-        (b'{"episodes": 2}\n' + good, "holds 1 of 2 episodes: it was cut short"),
-        (b"", "holds 0 of its episodes"),
+def test_a_file_decides_the_unlabelled_videos_and_the_result_says_so(
+    runs: dict[str, Path], tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "e.jsonl", tmp_path / "out.json"
+    shared = ["--shards", tiny_path, "--episodes-file", path]
+    first = result_of(out, "--weights", runs["semi"], *shared)
+    again = result_of(out, "--weights", runs["few"], *shared)
+    assert [table["unlabelled_per_class"] for table in (first, again)] == [2, 2]
+    assert result_of(out, "--weights", runs["molo"], *shared)["unlabelled_per_class"] == 0
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(header) | {"labelled_fraction": 0.8}), *lines]))
+    assert result_of(out, "--weights", runs["few"], *shared)["labelled_fraction"] == 0.8
+    path.write_text("\n".join(lines))  # others' files may have no header
+    assert result_of(out, "--weights", runs["few"], *shared)["unlabelled_per_class"] == 2
+    for extra, sentence in (
+        (["--unlabelled-per-class", 5], "unlabelled_per_class = 2, asked for 5"),
+        (["--distractor-classes", 2], "distractor_classes = 0, asked for 2"),
     ):
-        path.write_bytes(data)
-        with pytest.raises(ShardError) as refused:
-            read_episodes(path, tiny_shards, "test")
-        assert sentence in str(refused.value)
+        capsys.readouterr()
+        assert call("--weights", runs["few"], *shared, *extra) == 2
+        assert sentence in capsys.readouterr().err
+    for changes, sentence in (
+        ({"unlabelled_per_class": 1}, "the header says unlabelled_per_class = 1, and its episodes have 2"),
+        ({"split_sha256": "0" * 64}, 'of another split "test" (SHA-256 000000000000'),
+    ):
+        path.write_text("\n".join([json.dumps(json.loads(header) | changes), *lines]))
+        assert call("--weights", runs["few"], *shared) == 2
+        assert sentence in capsys.readouterr().err
 
 
-def test_many_episodes_are_written_and_read_in_seconds(tmp_path: Path) -> None:
-    shards, path = FakeShards(100, classes=24), tmp_path / "e.jsonl"
-    stream = EpisodeStream(shards, "all", EpisodeRules(shot=5, resize=64, crop=64), seed=0)
-    began = time.perf_counter()
-    write_episodes(path, shards, stream, 2000)
-    given = read_episodes(path, shards, "all")
-    assert time.perf_counter() - began < 10
-    assert given.chosen[::999] == tuple(stream.choose(n) for n in range(0, 2000, 999))
-    again = EpisodeStream(shards, "all", stream.rules, seed=0, given=given.chosen)
-    assert np.array_equal(again.plan(77).support_rows, stream.plan(77).support_rows)
-    assert np.array_equal(again.plan(77).query_labels, stream.plan(77).query_labels)
+def test_a_checkpoint_chosen_on_the_split_of_the_test_says_so(
+    tiny_path: Path, tiny_shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = make_run(tmp_path / "run", tiny_shards, select_on="test"), tmp_path / "out.json"
+    shutil.copy(run / "checkpoints" / "last.safetensors", run / "checkpoints" / "best.safetensors")
+    words = ["--weights", run, "--shards", tiny_path, "--episodes", 1]
+    table = result_of(out, *words)
+    assert (table["checkpoint"], table["selected_on"], table["queries"]) == ("best", "test", 1)
+    assert 'run: its checkpoint was chosen on this split, "test"' in capsys.readouterr().out
+    assert table["test"]["interval_episodes"] is None  # of one episode
+    assert result_of(out, *words, "--checkpoint", "last")["selected_on"] == "last"
+    assert "was chosen on" not in capsys.readouterr().out
+    table = result_of(out, "--compare", run, "--prototype-control", *words[2:])
+    assert [row.get("selected_on") for row in table["runs"]] == ["test", None]
+    assert "| best on test |" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_found_before_anything_is_computed(
+    runs: dict[str, Path], tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--compare", runs["molo"], runs["otam"], "--shards", tiny_path, "--prototype-control"]
+    assert call(*words, "--trunk-weights", "nowhere.pth") == 2
+    done = capsys.readouterr()
+    assert "nowhere.pth: there is no such file" in done.err
+    assert "episode" not in done.out + done.err.split("error: ")[0]
 
 
 def test_a_test_on_what_training_saw_is_refused_or_stamped(
@@ -322,7 +350,8 @@ def test_files_of_weights_that_are_refused(
         (tmp_path / "other.pyth", [], "give --method and --trunk, or --recipe"),
         (tmp_path / "other.pyth", [*model, "--option", "framse=4"], 'did you mean "frames"'),
         (runs["molo"] / "checkpoints" / "last.safetensors", model, "is a checkpoint of the run"),
-        (tmp_path / "none.pyth", [], "no run folder"),
+        (tmp_path / "none.pyth", model, "there is no such file or folder"),
+        (tmp_path, [], "no run folder"),
     ):
         assert call("--weights", file, "--shards", tiny_path, *words) == 2
         errors = capsys.readouterr().err

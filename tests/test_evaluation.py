@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fsar import EpisodeLoader, EpisodeRules, create_method
+from fsar.comparison import compare
 from fsar.episode import Episode
 from fsar.evaluation import (
     Answers,
@@ -17,6 +21,8 @@ from fsar.evaluation import (
     summarise,
     video_interval,
 )
+from pipelines.plan import EpisodeStream
+from shards_spec.errors import ConfigError
 
 
 def answers_of(rng: np.random.Generator, episodes: int, ease: np.ndarray, *, way: int = 5, shot: int = 1) -> Answers:
@@ -44,7 +50,7 @@ def test_figures_of_a_small_case_by_hand() -> None:
         truth=np.array([[0, 1], [1, 0]]),
         said=np.array([[0, 0], [1, 0]]),
     )
-    result = summarise(answers, ["a", "b"], way=2)
+    result = summarise(answers, ["a", "b"])
     assert result.accuracy == 0.75
     assert result.chance == 0.5
     assert result.interval_episodes == pytest.approx(1.96 * np.std([0.5, 1.0], ddof=1) / np.sqrt(2))
@@ -56,7 +62,7 @@ def test_figures_of_a_small_case_by_hand() -> None:
 def test_more_episodes_narrow_one_interval_and_not_the_other() -> None:
     rng = np.random.default_rng(0)
     ease = rng.choice([0.1, 0.95], 100)  # some videos are hard, whatever the support
-    few, many = (summarise(answers_of(rng, n, ease), [str(c) for c in range(5)], way=5) for n in (200, 5000))
+    few, many = (summarise(answers_of(rng, n, ease), [str(c) for c in range(5)]) for n in (200, 5000))
     assert many.interval_episodes < few.interval_episodes / 4
     assert many.interval_videos > 2 * many.interval_episodes  # 5,000 episodes say nothing beyond 100 videos
 
@@ -91,7 +97,7 @@ def test_it_covers_the_truth_where_an_episode_takes_many_of_few_videos(shot: int
 
 def test_where_videos_do_not_matter_both_intervals_agree() -> None:
     answers = answers_of(np.random.default_rng(3), 400, np.full(100, 0.7))
-    result = summarise(answers, [str(c) for c in range(5)], way=5)
+    result = summarise(answers, [str(c) for c in range(5)])
     assert result.interval_videos < 2 * result.interval_episodes
 
 
@@ -117,6 +123,33 @@ def test_shuffled_frames_are_the_same_frames_of_the_same_clips() -> None:
     assert torch.equal(*order)  # one video, one order, wherever it stands
 
 
+def test_given_episodes_decide_way_and_number(tiny_shards) -> None:
+    model = create_method("prototype", trunk="tiny")
+    drawn = EpisodeRules(way=3, shot=2, frames=4, resize=72, crop=56, groups="any")
+    chosen = [EpisodeStream(tiny_shards, "train", drawn, seed=3).choose(n) for n in range(6)]
+    for random_frames in (False, True):
+        rules = replace(drawn, way=5, shot=1, random_frames=random_frames)
+        with EpisodeLoader(tiny_shards, "train", rules, given=chosen) as loader:
+            result = evaluate(model, loader)
+            with pytest.raises(ConfigError, match="episode 6 is asked for and 6 were given"):
+                evaluate(model, loader, 7)
+            with pytest.raises(ConfigError, match="ask for fewer"):
+                list(loader)
+        assert (result.chance, result.episodes, result.queries) == (1 / 3, 6, 18)
+        assert result.interval_videos is not None
+
+
+def test_one_episode_has_no_interval() -> None:
+    answers = Answers(*(np.array([row]) for row in ([0, 1], [10, 20], [12, 22], [0, 1], [0, 0])))
+    result = summarise(answers, ["a", "b"])
+    assert result.interval_episodes is None
+    assert "95 % intervals: unknown over 1 episode, over 4 videos unknown" in str(result)
+    comparison = compare({"a": answers, "b": answers}, ["a", "b"], baseline="a")
+    assert not comparison.differences["b"].excludes_zero
+    assert "unknown" in comparison.to_markdown({"a": {}, "b": {}})
+    json.dumps(comparison.to_json(), allow_nan=False)
+
+
 @pytest.mark.parametrize("method", ["molo", "prototype"])
 @pytest.mark.parametrize(("shot", "shuffled"), [(1, False), (2, False), (1, True)])
 def test_embedding_each_video_once_gives_the_answers_of_the_direct_way(
@@ -140,8 +173,8 @@ def test_embedding_each_video_once_gives_the_answers_of_the_direct_way(
 def test_no_interval_over_videos_is_claimed_where_none_can_be_drawn() -> None:
     classes = np.array([[0, 1], [1, 0], [0, 1]])
     support, query = np.array([[0, 2], [3, 1], [1, 2]]), np.array([[1, 3], [2, 0], [0, 3]])
-    two_videos = summarise(Answers(classes, support, query, classes, classes), ("a", "b"), way=2)
+    two_videos = summarise(Answers(classes, support, query, classes, classes), ("a", "b"))
     assert two_videos.interval_videos is None
     assert "over 4 videos unknown" in str(two_videos)
     more = np.array([[1, 3], [2, 0], [4, 5]])
-    assert summarise(Answers(classes, support, more, classes, classes), ("a", "b"), way=2).interval_videos is not None
+    assert summarise(Answers(classes, support, more, classes, classes), ("a", "b")).interval_videos is not None

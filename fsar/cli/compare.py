@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,14 +12,15 @@ import torch
 
 from fsar.candidates import prototype_candidate
 from fsar.comparison import compare
-from fsar.results import coverage
+from fsar.data import class_text_sha256
+from fsar.results import coverage, inference
 from fsar.run_state import weights_sha256
+from fsar.trial import UNLABELLED, unlabelled_text
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import json_bytes, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from fsar.candidates import Candidate
     from fsar.comparison import Comparison
@@ -89,19 +91,20 @@ def compare_runs(found: Sequence[Candidate], trial: Trial, options: CompareOptio
         raise ConfigError(f"--baseline {baseline} is none of the runs; {suggest(baseline, names)}")
     overlaps = {one.name: trial.overlap(one, allowed=options.allow_overlap) for one in found}
     answers: dict[str, Answers] = {}
-    described: dict[str, dict[str, Any]] = {}
+    described = {one.name: _describe(one, trial) for one in found}
     for one in found:
         model, answers[one.name], device = trial.run(one)
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        described[one.name] = _describe(one) | {"weights_sha256": weights_sha256(model), "device": where}
+        described[one.name] |= {"weights_sha256": weights_sha256(model), "device": where}
     comparison = compare(answers, trial.shards.dataset.classes, baseline=baseline)
     _write(comparison, found, trial, overlaps, described, options)
 
 
-def _describe(candidate: Candidate) -> dict[str, Any]:
-    config = candidate.config
+def _describe(candidate: Candidate, trial: Trial) -> dict[str, Any]:
+    config = trial.configured(candidate.config)
     keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "resize", "crop", "precision")
-    return {key: getattr(config, key) for key in keys}
+    described = {key: getattr(config, key) for key in (*keys, *UNLABELLED, "class_text", "labels", "tasks")}
+    return described | inference(config) | {"class_text_sha256": class_text_sha256(config)} | candidate.stamp
 
 
 def _write(
@@ -112,7 +115,7 @@ def _write(
     described: dict[str, dict[str, Any]],
     options: CompareOptions,
 ) -> None:
-    details = {one.name: _details(one, overlaps[one.name]) for one in found}
+    details = {one.name: _details(one, trial, overlaps[one.name]) for one in found}
     styles = sorted({one.config.recipe_style for one in found})
     text = _heading(trial, styles) + comparison.to_markdown(details)
     click.echo(text, nl=False)
@@ -129,14 +132,21 @@ def _write(
         write_whole(options.out, json_bytes(table))
 
 
-def _details(candidate: Candidate, overlap: Overlap) -> dict[str, str]:
+def _details(candidate: Candidate, trial: Trial, overlap: Overlap) -> dict[str, str]:
     """The columns that say what a run is."""
-    config = candidate.config
+    config, stamp = trial.configured(candidate.config), candidate.stamp
+    chosen_on = stamp.get("selected_on", "last")
     return {
         "method": config.method,
         "trunk": config.trunk,
         "frames": f"{config.frames} {config.test_frames}",
         "style": config.recipe_style,
+        "checkpoint": stamp.get("checkpoint", "none") + (f" on {chosen_on}" if chosen_on != "last" else ""),
+        "unlabelled": unlabelled_text(config),
+        "texts": Path(config.class_text).name or "none",
+        "inference": inference(config).get("inference", "none"),
+        "labels": Path(config.labels).name or "none",
+        "tasks": config.tasks,
         "seen in training": overlap.short,
     }
 
@@ -157,7 +167,6 @@ def _provenance(trial: Trial) -> dict[str, Any]:
         "dataset": shards.dataset.name,
         "way": config.test_way,
         "shot": config.test_shot,
-        "queries": config.test_queries,
         "groups": config.groups,
         "fsar": version("fsar"),
         "torch": torch.__version__,

@@ -12,11 +12,14 @@ import click
 from fsar.candidates import file_candidate, file_config, prototype_candidate, run_candidate, trunk_candidate
 from fsar.cli.compare import CompareOptions, check_runs, compare_runs
 from fsar.cli.options import parse_pairs
+from fsar.comparison import check_same
 from fsar.config import build_config
+from fsar.data import class_text_sha256
 from fsar.evaluation import summarise
+from fsar.methods import METHODS, find_method, method_options
 from fsar.results import coverage_text, describe
 from fsar.training import TRUNK_ALONE
-from fsar.trial import open_trial
+from fsar.trial import UNLABELLED, open_trial
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
@@ -42,6 +45,7 @@ KEYS = {
     "small_classes": "small_classes",
     "unlabelled_per_class": "unlabelled_per_class",
     "distractor_classes": "distractor_classes",
+    "distractors_per_class": "distractors_per_class",
     "device": "device",
     "precision": "precision",
     "executor": "executor",
@@ -83,6 +87,7 @@ class Source:
 @click.option("--small-classes", type=click.Choice(["refuse", "drop"]), help="Classes with too few videos.")
 @click.option("--unlabelled-per-class", type=click.IntRange(0), help="[default: the run's]")
 @click.option("--distractor-classes", type=click.IntRange(0), help="[default: the run's]")
+@click.option("--distractors-per-class", type=click.IntRange(0), help="0: as of the others.  [default: the run's]")
 @click.option("--seed", type=int, help="[default: the run's eval_seed]")
 @click.option("--device", help="[default: the run's]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the run's]")
@@ -122,27 +127,56 @@ def cli(
     _check(source, options, first, more)
     _check_folders(options, episodes_file)
     asked = {KEYS[name]: value for name, value in given.items() if value is not None}
+    changes = asked | {"inference": inference, "trunk_weights": source.trunk_weights}
     with ShardSet.open(folder) as shards:
         found = [run_candidate(run, source.checkpoint) for run in first + more] or [_candidate(source, shards)]
-        changes = asked | ({"trunk_weights": source.trunk_weights} if source.trunk_weights else {})
-        of_method = {"inference": inference} if inference else {}
-        found = [replace(one, config=_changed(one.config, changes, of_method)) for one in found]
+        found = _changed(found, {key: value for key, value in changes.items() if value is not None})
         if first:
             found = check_runs(found, first + more, options)
-        config = found[0].config
-        trial = open_trial(shards, split, config, asked=asked, episodes_file=episodes_file, shuffled=shuffled)
-        for line in (coverage_text(shards), _left_out(trial)):
+        elif options.control:
+            found.append(prototype_candidate(found[0].config))
+        trial = open_trial(shards, split, found, asked=asked, episodes_file=episodes_file, shuffled=shuffled)
+        for line in (coverage_text(shards), _left_out(trial), *map(trial.chosen_on, found)):
             if line:
                 click.echo(line)
+        for one in found:
+            trial.check(one)
         if first:
             compare_runs(found, trial, options)
         else:
-            _evaluate(found[0], trial, options)
+            _evaluate(found, trial, options)
 
 
-def _changed(config: RunConfig, changes: dict[str, Any], options: dict[str, Any]) -> RunConfig:
-    """A configuration with other values, and other options of its method."""
-    return replace(config, **changes, options=config.options | options)
+def _changed(found: list[Candidate], changes: dict[str, Any]) -> list[Candidate]:
+    """The models with other values of their configurations; what some methods alone read reaches these alone.
+
+    Raises:
+        ConfigError: no model reads what was given.
+    """
+    methods = sorted({one.config.method for one in found})
+    for key, value in changes.items():
+        if value and not any(_reads(method, key) for method in methods):
+            readers = ", ".join(method for method in METHODS if _reads(method, key))
+            raise ConfigError(
+                f"--{key.replace('_', '-')} is nothing that {' or '.join(methods)} reads: leave it out, or choose a "
+                f"method that does ({readers})"
+            )
+    return [replace(one, config=_with(one.config, changes)) for one in found]
+
+
+def _with(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    own = {key: value for key, value in changes.items() if _reads(config.method, key)}
+    options = {"inference": own.pop("inference")} if "inference" in own else {}
+    return replace(config, **own, options=config.options | options)
+
+
+def _reads(method: str, key: str) -> bool:
+    """Whether a method reads a key: not all read unlabelled videos, texts of classes or --inference."""
+    if key in UNLABELLED:
+        return find_method(method).reads_unlabelled
+    if key == "class_text":
+        return find_method(method).reads_class_text
+    return key != "inference" or key in method_options(method)
 
 
 def _take(kind: type[T], given: dict[str, Any]) -> T:
@@ -152,6 +186,8 @@ def _take(kind: type[T], given: dict[str, Any]) -> T:
 
 def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], more: tuple[Path, ...]) -> None:
     """Refuse options that say nothing together."""
+    if source.trunk_weights and (first or source.weights) and not options.control:
+        raise ConfigError("--trunk-weights are those of --method alone, or of --prototype-control: leave them out")
     if first:
         if source.weights or source.method or source.trunk or source.recipe or source.pairs:
             raise ConfigError("--compare takes run folders: leave out --weights, --method, --trunk, --recipe, --option")
@@ -160,7 +196,11 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
         raise ConfigError(f"{more[0]} stands alone; fsar-eval --weights RUN tests one run, --compare RUN RUN several")
     if options.baseline or options.allow_styles or options.markdown or options.csv:
         raise ConfigError("--baseline, --allow-styles, --markdown and --csv go with --compare RUN RUN")
+    if source.weights and not source.weights.exists():
+        raise ConfigError(f"--weights {source.weights}: there is no such file or folder")
     one_file = source.weights is not None and source.weights.is_file()
+    if source.checkpoint and (one_file or not source.weights):
+        raise ConfigError("--checkpoint chooses one of a run's: give the run folder as --weights, or leave it out")
     if not one_file and (source.recipe or source.pairs):
         raise ConfigError("--recipe and --option say what a file of weights holds; give the file as --weights")
     if source.weights and not one_file and (source.method or source.trunk):
@@ -200,18 +240,22 @@ def _left_out(trial: Trial) -> str | None:
     return f"left out, having too few videos: {', '.join(trial.left_out)}" if trial.left_out else None
 
 
-def _evaluate(candidate: Candidate, trial: Trial, options: CompareOptions) -> None:
-    """Test one model, print and write its result."""
+def _evaluate(found: list[Candidate], trial: Trial, options: CompareOptions) -> None:
+    """Test one model, and the control that may stand behind it; print and write its result."""
+    candidate, *controls = found
     overlap = trial.overlap(candidate, allowed=options.allow_overlap)
+    class_text = class_text_sha256(candidate.config)
     model, answers, device = trial.run(candidate)
     config, classes = trial.configured(candidate.config), trial.shards.dataset.classes
-    result = summarise(answers, classes, way=config.test_way)
-    table = describe(config, trial.shards, model, result, device=device) | candidate.stamp | trial.stamp()
+    result = summarise(answers, classes)
+    table = describe(config, trial.shards, model, result, device=device, class_text=class_text)
+    table |= candidate.stamp | trial.stamp()
     table["overlap"] = overlap.to_json()
     _print(f"{config.method}, {config.test_way}-way {config.test_shot}-shot on {trial.split} ({overlap})", result)
-    if options.control:
-        _, answers, _ = trial.run(prototype_candidate(candidate.config))
-        result = summarise(answers, classes, way=config.test_way)
+    for control in controls:
+        _, others, _ = trial.run(control)
+        check_same(others, answers, f"{control.name} and {candidate.name}")
+        result = summarise(others, classes)
         table["frozen_prototypes"] = result.to_json()
         _print("the same episodes, prototypes of the untrained trunk", result)
     if options.out:

@@ -11,7 +11,7 @@ import click
 
 from fsar.cli.options import config_options, overrides
 from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
-from fsar.data import choose_device, training_labels
+from fsar.data import choose_device, class_text_sha256, training_labels
 from fsar.evaluation import evaluate
 from fsar.label_file import labels_sha256
 from fsar.methods import METHODS, find_method, method_options
@@ -148,12 +148,16 @@ def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool)
     saved, seen = run / "config.toml", describe_data(shards)
     if config.labels:
         seen["labels"] = labels_sha256(Path(config.labels))
+    if config.class_text:
+        seen["class_text"] = class_text_sha256(config)
     if resume:
         if not saved.exists():
             raise ConfigError(f"--resume: {run} holds no run; start it without --resume")
         check_resumable(run, config, build_config(read_recipe(str(saved))))
         if read_json(run / "data.json") != seen:
-            raise ConfigError(f"--resume: {run} was trained on other shards, splits or labels than {shards.path}")
+            raise ConfigError(
+                f"--resume: {run} was trained on other shards, splits or labels than {shards.path}, or other texts"
+            )
         return
     if (run / "checkpoints" / "last.safetensors").exists():
         raise ConfigError(f"{run} holds a run already; go on with --resume, or choose another folder with --run")
@@ -180,11 +184,12 @@ def train_and_test(
     with Trainer(config, shards, run, device=device, resume=resume) as trainer:
         test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
         baseline = frozen_prototypes(config).to(device) if controls.prototypes else None  # so are missing weights
+        class_text = class_text_sha256(config)
         _announce(trainer, config, shards, run, device)
         trainer.train()
         selected = trainer.load_selected()
         result = trainer.evaluate(test, config.test_episodes, label="test")
-        table = describe(config, shards, trainer.model, result, device=device)
+        table = describe(config, shards, trainer.model, result, device=device, class_text=class_text)
         table["left_out"] = list(test.stream.dropped)
         overlap = find_overlap(trainer.seen, shards, test.stream.videos())
         table["overlap"] = overlap.to_json()
