@@ -1,0 +1,77 @@
+"""Raw sets: the windows are copied out of the shard files, which are mapped into memory; nothing is decoded."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipelines.buffers import ClipBuffers
+from pipelines.portable import clips_of, frame_name
+from shards_spec.errors import ShardError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pipelines.reads import Reads
+    from shards_spec import ShardSet
+
+    Pixels = npt.NDArray[np.uint8]
+
+LEAST_SHARE = 4 << 20  # bytes: to hand over less costs more than to copy it
+
+
+class RawExecutor:
+    """Copies the windows of raw frames with `threads` threads (default: one a core), the calling one among them."""
+
+    def __init__(self, shards: ShardSet, *, threads: int | None = None, pin_memory: bool = False) -> None:
+        self._shards, self._pin_memory = shards, pin_memory
+        self._threads = threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="fsar-raw")
+        self._buffers = ClipBuffers(np.uint8)
+
+    def decode(self, reads: Reads) -> torch.Tensor:
+        """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one is not there."""
+        self._check_windows(reads)
+        shape = (len(reads), *reads.size, 3)
+        if self._pin_memory:  # torch keeps pinned memory itself
+            frames = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            frames = self._buffers.take(*shape)
+        out, clips = frames.numpy(), clips_of(reads)
+        shares = max(1, min(self._threads, out.nbytes // LEAST_SHARE))
+        tasks = [self._pool.submit(self._copy, reads, clips[share::shares], out) for share in range(1, shares)]
+        try:
+            self._copy(reads, clips[::shares], out)
+        finally:
+            for task in tasks:  # all of them: none may write into memory that is given again
+                task.exception()
+        for task in tasks:
+            task.result()
+        return frames
+
+    def _copy(self, reads: Reads, clips: list[tuple[int, int]], out: Pixels) -> None:
+        series, (height, width) = self._shards.series(reads.modality), reads.size
+        for start, stop in clips:
+            stored = series.pixels(int(reads.rows[start]))  # [n, H, W, 3]
+            wanted = (column[start:stop].tolist() for column in (reads.frames, reads.tops, reads.lefts))
+            for i, (frame, top, left) in enumerate(zip(*wanted, strict=True), start):
+                if not 0 <= frame < len(stored):
+                    raise ShardError(f"{frame_name(self._shards, reads, i)}: it has {len(stored)} frames, not {frame}")
+                out[i] = stored[frame, top : top + height, left : left + width]
+
+    def _check_windows(self, reads: Reads) -> None:
+        """Refuse a window that is not all inside its frame: a slice would be cut short in silence."""
+        room = self._shards.series(reads.modality).sizes[reads.rows] - np.array(reads.size)  # [R, 2]
+        corners = np.stack([reads.tops, reads.lefts], axis=1)  # [R, 2]
+        outside = np.flatnonzero(((corners < 0) | (corners > room)).any(1))
+        if len(outside):
+            where = frame_name(self._shards, reads, int(outside[0]))
+            raise ShardError(f"{where} does not hold the window {reads.size} at {tuple(corners[outside[0]].tolist())}")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
