@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.buffers import ClipBuffers
+    from pipelines.lookup import Windows
     from pipelines.plan import Jitter, View
 
     Factor = float | torch.Tensor
@@ -62,7 +63,22 @@ def render(
             batch = normalise(batch, mean, std, white=255.0)
         clips.index_copy_(0, torch.tensor(numbers, device=device), batch)
     if plain:
-        fill_clips(clips, plain, views, frames, _table(mean, std))
+        pixels: list[Windows] = [list(each.numpy()) for each in frames]
+        fill_clips(clips, plain, views, pixels, table=_table(mean, std), threads=torch.get_num_threads())
+    return clips
+
+
+def render_windows(
+    windows: Sequence[Windows],
+    views: Sequence[View],
+    *,
+    mean: Three,
+    std: Three,
+    buffers: ClipBuffers,
+) -> torch.Tensor:
+    """The same on the CPU for views without box and jitter, from windows [h, w, 3] wherever in memory they lie."""
+    clips = buffers.take(len(views), len(views[0].indices), 3, *windows[0][0].shape[:2])
+    fill_clips(clips, range(len(views)), views, windows, table=_table(mean, std), threads=torch.get_num_threads())
     return clips
 
 

@@ -7,37 +7,43 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import torch
 
     from pipelines.plan import View
 
     Pixels = npt.NDArray[np.uint8]
+    Windows = Sequence[Pixels]  # uint8 [h, w, 3] each
     Values = npt.NDArray[np.float32]
 
 LEAST_SHARE = 1 << 21  # values: a thread costs as much as to write some hundred thousand
 
 
 def fill_clips(
-    clips: torch.Tensor, numbers: Sequence[int], views: Sequence[View], frames: Sequence[torch.Tensor], table: Values
+    clips: torch.Tensor,
+    numbers: Sequence[int],
+    views: Sequence[View],
+    frames: Sequence[Windows],
+    *,
+    table: Values,
+    threads: int,
 ) -> None:
     """Write the clips `numbers` of [V, T, 3, h, w], whose windows are read as they are, flip apart.
 
-    table: float32 [3, 256], what each value of each channel becomes. Of the frames that the views name, uint8
-    [R, h, w, 3], the channels are parted in a buffer that fits the cache; looking up is the one pass over float32.
-    Works on as many threads as torch's own operations do.
+    frames: R windows uint8 [h, w, 3] for each of the plan's reads. Their channels are parted in a buffer that fits
+    the cache; to look up what each value becomes, in table float32 [3, 256], is the one pass over the clips.
     """
-    out, pixels = clips.numpy(), [each.numpy() for each in frames]
-    shares = max(1, min(torch.get_num_threads(), len(numbers), len(numbers) * out[0].size // LEAST_SHARE))
+    out = clips.numpy()
+    shares = max(1, min(threads, len(numbers) * out[0].size // LEAST_SHARE))
 
     def work(share: int) -> None:
         planes = np.empty((3, *out.shape[-2:]), np.uint8)
         for number in numbers[share::shares]:
-            _fill(out[number], pixels[views[number].reads], views[number], table, planes)
+            _fill(out[number], frames[views[number].reads], views[number], table, planes)
 
     if shares == 1:
         work(0)
@@ -49,7 +55,7 @@ def fill_clips(
             task.result()
 
 
-def _fill(clip: Values, frames: Pixels, view: View, table: Values, planes: Pixels) -> None:
+def _fill(clip: Values, frames: Windows, view: View, table: Values, planes: Pixels) -> None:
     for image, place in zip(clip, view.indices, strict=True):  # [3, h, w]
         window = frames[place]  # [h, w, 3]
         cv2.split(cv2.flip(window, 1) if view.flip else window, list(planes))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipelines.buffers import ClipBuffers
-from pipelines.portable import clips_of, frame_name
+from pipelines.portable import frame_name
 from shards_spec.errors import ShardError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     from pipelines.reads import Reads
@@ -24,12 +27,20 @@ if TYPE_CHECKING:
 LEAST_SHARE = 4 << 20  # bytes: to hand over less costs more than to copy it
 
 
+def _windows_of(reads: Reads) -> list[tuple[int, int]]:
+    """Bounds [start, stop) of the runs of reads of one video and one window."""
+    same = np.stack([reads.rows, reads.tops, reads.lefts])  # [3, R]
+    edges = np.flatnonzero((same[:, 1:] != same[:, :-1]).any(0)) + 1
+    return list(pairwise([0, *edges.tolist(), len(reads)]))
+
+
 class RawExecutor:
-    """Copies the windows of raw frames with `threads` threads (default: one a core), the calling one among them."""
+    """Copies the windows of raw frames on `threads` threads (default: one a core), the calling ones among them."""
 
     def __init__(self, shards: ShardSet, *, threads: int | None = None, pin_memory: bool = False) -> None:
         self._shards, self._pin_memory = shards, pin_memory
-        self._threads = threads or os.cpu_count() or 1
+        # half of them for a call: the loader prepares two episodes at a time
+        self._threads = max(1, (threads or os.cpu_count() or 1) // 2)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="fsar-raw")
         self._buffers = ClipBuffers(np.uint8)
 
@@ -41,7 +52,7 @@ class RawExecutor:
             frames = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:
             frames = self._buffers.take(*shape)
-        out, clips = frames.numpy(), clips_of(reads)
+        out, clips = frames.numpy(), _windows_of(reads)
         shares = max(1, min(self._threads, out.nbytes // LEAST_SHARE))
         tasks = [self._pool.submit(self._copy, reads, clips[share::shares], out) for share in range(1, shares)]
         try:
@@ -53,15 +64,28 @@ class RawExecutor:
             task.result()
         return frames
 
+    def windows(self, reads: Reads) -> list[Pixels]:
+        """The R windows [h, w, 3] where they lie in the files, read-only; ShardError as `decode`."""
+        self._check_windows(reads)
+        found = [window for clip in _windows_of(reads) for window in self._views(reads, *clip)]
+        for window in found:  # touched, so that what is not in memory is read here, not where it is waited for
+            window.item(0), window.item(-1)
+        return found
+
     def _copy(self, reads: Reads, clips: list[tuple[int, int]], out: Pixels) -> None:
-        series, (height, width) = self._shards.series(reads.modality), reads.size
         for start, stop in clips:
-            stored = series.pixels(int(reads.rows[start]))  # [n, H, W, 3]
-            wanted = (column[start:stop].tolist() for column in (reads.frames, reads.tops, reads.lefts))
-            for i, (frame, top, left) in enumerate(zip(*wanted, strict=True), start):
-                if not 0 <= frame < len(stored):
-                    raise ShardError(f"{frame_name(self._shards, reads, i)}: it has {len(stored)} frames, not {frame}")
-                out[i] = stored[frame, top : top + height, left : left + width]
+            for i, window in enumerate(self._views(reads, start, stop), start):
+                out[i] = window
+
+    def _views(self, reads: Reads, start: int, stop: int) -> Iterator[Pixels]:
+        """Windows of reads [start, stop), which are all of one place in one video."""
+        top, left, (height, width) = int(reads.tops[start]), int(reads.lefts[start]), reads.size
+        video = self._shards.series(reads.modality).pixels(int(reads.rows[start]))
+        stored = video[:, top : top + height, left : left + width]  # [n, h, w, 3]
+        for i, frame in enumerate(reads.frames[start:stop].tolist(), start):
+            if not 0 <= frame < len(stored):
+                raise ShardError(f"{frame_name(self._shards, reads, i)}: it has {len(stored)} frames, not {frame}")
+            yield stored[frame]
 
     def _check_windows(self, reads: Reads) -> None:
         """Refuse a window that is not all inside its frame: a slice would be cut short in silence."""

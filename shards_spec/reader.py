@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
+
 OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
 
 
@@ -85,7 +87,7 @@ class Series:
         self._first, self._size = columns["first"], columns["size"]
         self.codec = columns.codec
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._maps: OrderedDict[int, Mapped] = OrderedDict()
         self._lock = threading.Lock()
         self._check_shards()
 
@@ -143,18 +145,13 @@ class Series:
         Raises:
             ShardError: the series is not raw, its frames are not of the size that the index has, or the shard was cut.
         """
-        first, last = int(self._first[row]), int(self._first[row + 1])
-        height, width = self.sizes[row].tolist()
-        size = height * width * 3
-        if self.codec != "raw" or (self._size[first:last] != size).any():
-            raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
-        shard = self._map(int(self._shard[row]), row)
-        start, stride = int(self._offset[row]) + BLOCK, BLOCK + padded(size)
-        if shard.size() != len(shard) or start + (last - first) * stride > len(shard):
+        mapped, views = self._map(int(self._shard[row]), row)
+        if mapped.size() != len(mapped):  # to look beyond the end of the file would kill the process
             path = shard_path(self._folder, self.name, int(self._shard[row]))
-            raise ShardError(f"{path}: cut short: it ends before the last frame of video {row}")
-        shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)
-        return np.ndarray(shape, np.uint8, shard, start, strides)  # the view keeps the map alive
+            raise ShardError(f"{path}: cut short or replaced while it was open; copy it again")
+        if row not in views:
+            views[row] = self._view(mapped, row)
+        return views[row]
 
     def close(self) -> None:
         """Close its files; what `pixels` gave stays valid."""
@@ -163,12 +160,24 @@ class Series:
             while self._files:
                 self._files.popitem()[1].close()
 
-    def _map(self, number: int, row: int) -> mmap.mmap:
+    def _view(self, mapped: mmap.mmap, row: int) -> NDArray[np.uint8]:
+        first, last = int(self._first[row]), int(self._first[row + 1])
+        height, width = self.sizes[row].tolist()
+        size = height * width * 3
+        start, stride = int(self._offset[row]) + BLOCK, BLOCK + padded(size)
+        fits = start + (last - first) * stride <= len(mapped)
+        if self.codec != "raw" or not fits or (self._size[first:last] != size).any():
+            raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
+        shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)
+        return np.ndarray(shape, np.uint8, mapped, start, strides)  # keeps the map alive
+
+    def _map(self, number: int, row: int) -> Mapped:
+        """A shard in memory, and the views that were made of it so far."""
         found = self._maps.get(number)
         if found is None:
-            found = mmap.mmap(self._open(number, row).fileno(), 0, access=mmap.ACCESS_READ)
+            found = mmap.mmap(self._open(number, row).fileno(), 0, access=mmap.ACCESS_READ), {}
         with self._lock:
-            found = self._maps.setdefault(number, found)
+            found = self._maps.setdefault(number, found)  # another thread may have been faster
             self._maps.move_to_end(number)
             if len(self._maps) > OPEN_FILES:
                 self._maps.popitem(last=False)
