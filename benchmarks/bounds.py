@@ -1,8 +1,9 @@
-"""What nobody can beat: the decoder alone on payloads in memory, and the writing of the float32 output alone."""
+"""What nobody can beat: decoding or copying alone what lies in memory, and writing the float32 output alone."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +14,8 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
     from pipelines.plan import EpisodePlan
     from pipelines.reads import Reads
@@ -114,6 +117,50 @@ def _batch(plan: EpisodePlan, shards: ShardSet) -> tuple[list[Any], Any, Any]:
     shapes = np.concatenate([np.tile(np.array(reads.size), (len(reads), 1)) for reads in plan.reads])
     encoded = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads_of(plan, shards)]
     return encoded, corners.astype(np.int32), shapes.astype(np.int32)
+
+
+class CopyBound:
+    """Copies windows of raw frames from memory of this process to memory that is warm, on `threads` threads."""
+
+    def __init__(self, plans: Sequence[EpisodePlan], shards: ShardSet, *, threads: int) -> None:
+        self._held: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
+        self._windows = [self._episode(reads, shards) for plan in plans for reads in plan.reads]
+        most = max(sum(window.size for window in windows) for windows in self._windows)
+        self._out = [np.zeros(most, np.uint8) for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads)
+
+    def _episode(self, reads: Reads, shards: ShardSet) -> list[npt.NDArray[np.uint8]]:
+        """Views [h, w, 3] of copies of the stored frames, each frame held once."""
+        height, width = reads.size
+        columns = (column.tolist() for column in (reads.rows, reads.frames, reads.tops, reads.lefts))
+        windows = []
+        for row, frame, top, left in zip(*columns, strict=True):
+            if (row, frame) not in self._held:
+                self._held[row, frame] = shards.series(reads.modality).pixels(row)[frame].copy()
+            windows.append(self._held[row, frame][top : top + height, left : left + width])
+        return windows
+
+    def run(self, count: int) -> None:
+        """Copy `count` episodes, going round in those held; each thread takes whole ones."""
+        list(self._pool.map(lambda thread: self._copy(thread, count), range(len(self._out))))
+
+    def _copy(self, thread: int, count: int) -> None:
+        for number in range(thread, count, len(self._out)):
+            windows = self._windows[number % len(self._windows)]
+            shape = (len(windows), *windows[0].shape)
+            out = self._out[thread][: math.prod(shape)].reshape(shape)
+            for place, window in enumerate(windows):
+                out[place] = window
+
+    def close(self) -> None:
+        """End its threads."""
+        self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class WriteBound:

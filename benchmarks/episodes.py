@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.bounds import DaliBound, PortableBound, WriteBound, frames_of, synchronise
+from benchmarks.bounds import CopyBound, DaliBound, PortableBound, WriteBound, frames_of, synchronise
 from benchmarks.clips import make_clips
 from benchmarks.environment import load_average, write_result
 from benchmarks.preprocess import store
@@ -37,6 +37,7 @@ CORES = len(os.sched_getaffinity(0))
 HELD = 8  # episodes whose payloads the bounds keep in memory
 PLANNED = 32  # episodes that the usual way goes round in
 JITTER = "float32, jitter"
+COPYING, WRITING = "bound, raw, copying windows alone", "bound, writing float32 alone"
 KINDS = ("uint8", "float32", JITTER)
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
 
@@ -51,6 +52,7 @@ class Setting:
     rules: EpisodeRules
     workers: int
     device: torch.device
+    raw: ShardSet | None = None  # the same videos, their frames not coded
 
     def with_jitter(self) -> Setting:
         """The same episodes with the queries' colours jittered."""
@@ -66,6 +68,8 @@ class Setting:
     "--videos", type=click.Path(path_type=Path), help="CLASS/video files.  [default: clips made for this run]"
 )
 @click.option("--shards", "shards_path", type=click.Path(path_type=Path), help="Their shards.  [default: made first]")
+@click.option("--raw-shards", "raw_path", type=click.Path(path_type=Path),
+              help="The same with --codec raw.  [default: made first, unless --shards is given]")  # fmt: skip
 @click.option("--split", default="train", show_default=True, help="Split of --shards to draw from.")
 @click.option("--way", type=click.IntRange(1), default=5, show_default=True, help="Fewer where the split has fewer.")
 @click.option("--shot", type=click.IntRange(1), default=1, show_default=True)
@@ -77,7 +81,13 @@ class Setting:
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
               help="About so long is one measurement of one contestant, or three episodes a worker.")  # fmt: skip
 @click.option("--name", default="episodes", show_default=True, help="Name of the file below benchmarks/results.")
-def main(videos: Path | None, shards_path: Path | None, name: str, **options: Any) -> None:  # noqa: ANN401
+def main(
+    videos: Path | None,
+    shards_path: Path | None,
+    raw_path: Path | None,
+    name: str,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Measure how many few-shot episodes a second arrive on the device.
 
     Three ways of making the same episodes, the same frames of the same videos, are timed in turn, round by round.
@@ -88,6 +98,9 @@ def main(videos: Path | None, shards_path: Path | None, name: str, **options: An
 
     "bound": the same JPEGs decoded from memory by the same decoder on as many threads, and nothing else; for
     float32, the time of writing that much float32 to memory that is warm is added.
+
+    "ours, raw": the same frames from shards of --codec raw. Its bounds are to copy the same windows from memory of
+    the process on as many threads, and, for float32, to write that output alone.
 
     Two outputs: "uint8" is cropped frames on the device; "float32" is resized, cropped, normalised clips, ready for
     the model. Colour jitter is off in these rows and on, on both sides, in the rows "float32, jitter". "ratio" is to
@@ -107,10 +120,14 @@ def main(videos: Path | None, shards_path: Path | None, name: str, **options: An
             videos = make_clips(scratch / "videos")
         if shards_path is None:
             click.echo("making their shards ...")
-            shards_path = make_shards(videos, scratch / "shards", options["shot"] + options["queries"])
+            least = options["shot"] + options["queries"]
+            shards_path = make_shards(videos, scratch / "shards", least)
+            raw_path = raw_path or make_shards(videos, scratch / "raw", least, codec="raw")
         shards = stack.enter_context(ShardSet.open(shards_path))
         rounds, seconds = options.pop("rounds"), options.pop("seconds")
         setting = make_setting(shards, videos, **options)
+        if raw_path is not None:
+            setting = replace(setting, raw=open_raw(raw_path, shards, stack))
         context = describe(setting, shards_path) | {"load_average_before": before, "rounds": rounds}
         click.echo(f"{context['episode']}; load average {before[0]} before")
         rows = measure(setting, rounds=rounds, seconds=seconds)
@@ -118,15 +135,25 @@ def main(videos: Path | None, shards_path: Path | None, name: str, **options: An
         click.echo(f"load average {load_average()[0]} after; written: {write_result(name, rows, context=context)}")
 
 
-def make_shards(videos: Path, out: Path, per_class: int) -> Path:
+def make_shards(videos: Path, out: Path, per_class: int, *, codec: str = "jpeg") -> Path:
     """Store 256x256 frames; the split "train" is every class with enough videos for an episode."""
     every = folder_catalogue(videos)
     labels = [video.label for video in every.videos]
     enough = [label for label in every.dataset.classes if labels.count(label) >= per_class]
     if not enough:
         raise ConfigError(f"no class of {videos} has {per_class} videos: use fewer --queries")
-    store(folder_catalogue(videos, classes={"train": enough}), out)
+    store(folder_catalogue(videos, classes={"train": enough}), out, codec=codec)
     return out
+
+
+def open_raw(path: Path, shards: ShardSet, stack: ExitStack) -> ShardSet:
+    """The raw set of the same videos, its files read once, so that they lie in the page cache."""
+    raw = stack.enter_context(ShardSet.open(path))
+    same = raw.num_videos == shards.num_videos and (raw.frames == shards.frames).all()
+    if raw.series("rgb").codec != "raw" or not same:
+        raise ConfigError(f"{path} is no raw shard set of the videos of {shards.path}")
+    read_whole(path.glob("rgb-*.tar"))
+    return raw
 
 
 def make_setting(
@@ -183,7 +210,7 @@ def contestants(setting: Setting, stack: ExitStack) -> list[tuple[str, str, Cont
     entries = []
     executors = ["dali", "portable"] if dali_is_installed() else ["portable"]
     jittered = setting.with_jitter()
-    for executor in executors:
+    for executor in [*executors, *(["raw"] if setting.raw else [])]:
         plain = stack.enter_context(_ours(setting, executor))
         coloured = stack.enter_context(_ours(jittered, executor))
         runs = {"uint8": _run_frames(plain), "float32": _run_episodes(plain), JITTER: _run_episodes(coloured)}
@@ -202,12 +229,13 @@ def contestants(setting: Setting, stack: ExitStack) -> list[tuple[str, str, Cont
 
 
 def _ours(setting: Setting, executor: str) -> EpisodeLoader:
+    raw = setting.raw if executor == "raw" else None
     return EpisodeLoader(
-        setting.shards,
+        raw or setting.shards,
         setting.split,
         setting.rules,
         device=setting.device,
-        executor=executor,
+        executor="auto" if raw else executor,
         threads=setting.workers,
         mean=MEAN,
         std=STD,
@@ -265,11 +293,14 @@ def _bounds(setting: Setting, executors: Sequence[str], stack: ExitStack) -> lis
     if "dali" in executors:
         decoders["dali"] = DaliBound(plans, setting.shards, threads=threads, device=setting.device).run
     shape = (frames_of(plans[0].reads), 3, rules.crop, rules.crop)
-    write = Contestant("bound, writing float32 alone", WriteBound(shape, device=setting.device).run)
+    write = Contestant(WRITING, WriteBound(shape, device=setting.device).run)
     found = [
         ("uint8", "bound", Contestant(f"bound, {executor}, decoding alone", decoders[executor]))
         for executor in executors
     ]
+    if setting.raw:
+        copy = stack.enter_context(CopyBound([stream.plan(n) for n in range(PLANNED)], setting.raw, threads=threads))
+        found.append(("uint8", "bound", Contestant(COPYING, copy.run)))
     return [*found, ("float32", "part", write)]
 
 
@@ -290,8 +321,10 @@ def _row(kind: str, side: str, timing: Timing, name: str) -> dict[str, Any]:
 def _with_bounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add the float32 bounds, each row's ratio to the fastest usual way of its output, and its part of its bound."""
     rates = {row["name"]: row["episodes_per_second"] for row in rows}
-    write = rates["bound, writing float32 alone"]
+    write = rates[WRITING]
     bounds: dict[tuple[str, str], float] = {}
+    if COPYING in rates:
+        bounds["uint8", "raw"], bounds["float32", "raw"] = rates[COPYING], write
     for executor in ("dali", "portable"):
         decode = rates.get(f"bound, {executor}, decoding alone")
         if decode:
@@ -311,7 +344,7 @@ def _with_bounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "episodes_per_second": rate,
         }
         for (kind, executor), rate in bounds.items()
-        if kind == "float32"
+        if kind == "float32" and executor != "raw"
     ]
     return sorted(rows + made, key=lambda row: KINDS.index(row["output"]))
 

@@ -105,14 +105,16 @@ def main(videos: Path | None, workers: tuple[int, ...], rounds: int, scratch: Pa
         click.echo(f"load average {load_average()[0]} after; written: {write_result(name, rows, context=context)}")
 
 
-def store(catalogue: Catalogue, out: Path, *, motion: tuple[str, ...] = (), workers: int = CORES) -> None:
+def store(
+    catalogue: Catalogue, out: Path, *, motion: tuple[str, ...] = (), workers: int = CORES, codec: str = "jpeg"
+) -> None:
     """Run the whole stage into `out`, without its progress bar.
 
     Raises:
         FsarError: a video could not be stored: the others would be compared with more.
     """
     per_shard = max(1, len(catalogue.videos) // (4 * workers))
-    settings = Settings(Geometry(SIZE, SIZE), motion=motion, rows_per_shard=per_shard, workers=workers)
+    settings = Settings(Geometry(SIZE, SIZE), motion=motion, rows_per_shard=per_shard, workers=workers, codec=codec)
     with redirect_stderr(io.StringIO()):
         failures = preprocess(catalogue, out, settings)
     if failures:

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from einops import rearrange
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fsar.embeddings import embed_videos
 from fsar.episode import Episode
-from pipelines.augment import render
+from pipelines.augment import render, render_windows
 from pipelines.buffers import ClipBuffers
 from pipelines.executors import executor_for
 from pipelines.loader import Prefetcher
 from pipelines.plan import EpisodeRules, EpisodeStream
+from pipelines.raw import RawExecutor
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
@@ -23,11 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
     from fsar.class_text import ClassText
     from fsar.methods import Embedding, FewShotMethod
-    from pipelines.loader import Decoded
+    from pipelines.lookup import Windows
     from pipelines.plan import Chosen, EpisodePlan
     from pipelines.pools import Labels
 
@@ -86,6 +86,9 @@ class EpisodeLoader:
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
         self._executor = executor_for(shards, self.device, name=executor, threads=threads)
+        # On the CPU clips are made straight from the files' memory, without a copy of the pixels in between.
+        on_cpu = self.device.type == "cpu"
+        self._raw = self._executor if on_cpu and isinstance(self._executor, RawExecutor) else None
         self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
         self._buffers = ClipBuffers()
         self._base_rows = None if labels else base_rows(shards).to(self.device)
@@ -103,20 +106,27 @@ class EpisodeLoader:
         self, start: int = 0, stop: int | None = None, *, step: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
         """The same with each episode's plan (which videos, which frames) and the seconds waited for it."""
-        for decoded in self.prefetcher.frames(start, stop, step=step):
-            yield decoded.plan, self._render(decoded), decoded.wait
+        for plan, pixels, wait in self.prefetcher.prepared(self._pixels, start, stop, step=step):
+            yield plan, self._episode(plan, self._render(plan, pixels)), wait
 
-    def _render(self, decoded: Decoded) -> Episode:
-        plan, rules = decoded.plan, self.rules
-        clips = render(
-            decoded.frames,
-            plan.views,
-            mean=self._mean,
-            std=self._std,
-            crop=rules.crop,
-            resize=rules.resized,
-            buffers=self._buffers,
-        )  # [V, T, 3, H, W], support first: all parts are views of it
+    def _pixels(self, plan: EpisodePlan) -> Sequence[Tensor] | Sequence[Windows]:
+        """In the background: decoded frames, or the places of raw ones where they are only to be normalised."""
+        if self._raw is None or any(view.box or view.jitter for view in plan.views):
+            return self.prefetcher.decode(plan)
+        return [self._raw.windows(reads) for reads in plan.reads]
+
+    def _render(self, plan: EpisodePlan, pixels: Sequence[Tensor] | Sequence[Windows]) -> Tensor:
+        """Clips [V, T, 3, H, W] on the device."""
+        look: dict[str, Any] = {"mean": self._mean, "std": self._std, "buffers": self._buffers}
+        frames = [each for each in pixels if isinstance(each, Tensor)]
+        windows = [each for each in pixels if not isinstance(each, Tensor)]
+        if windows:
+            return render_windows(windows, plan.views, **look)
+        frames = self.prefetcher.to_device(frames)
+        return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
+
+    def _episode(self, plan: EpisodePlan, clips: Tensor) -> Episode:
+        """Parts of the clips [V, T, 3, H, W], support first: all are views of them."""
         support, query, unlabelled = torch.split(clips, [len(plan.support), len(plan.query), len(plan.unlabelled)])
         class_ids = torch.from_numpy(plan.class_ids).to(self.device)
         return Episode(

@@ -12,10 +12,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
+from pipelines.lookup import fill_clips
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from pipelines.buffers import ClipBuffers
+    from pipelines.lookup import Windows
     from pipelines.plan import Jitter, View
 
     Factor = float | torch.Tensor
@@ -43,10 +49,11 @@ def render(
     device, shape = frames[0].device, (len(views), len(views[0].indices), 3, crop, crop)
     on_cpu = device.type == "cpu"
     clips = buffers.take(*shape) if buffers and on_cpu else torch.empty(shape, device=device)
+    plain: list[int] = []  # clips that are read as they are, where no other work is done together with them
     for numbers in _batches(views, device):
         chosen = [views[number] for number in numbers]
-        if len(chosen) == 1 and chosen[0].box is None and chosen[0].jitter is None:
-            _fill(clips[numbers[0]], frames[chosen[0].reads], chosen[0], mean, std)
+        if on_cpu and len(chosen) == 1 and chosen[0].box is None and chosen[0].jitter is None:
+            plain += numbers
             continue
         batch = _windows(frames[chosen[0].reads], chosen, crop=crop, size=size)  # in [0, 255]
         jitters = [view.jitter for view in chosen if view.jitter is not None]
@@ -55,20 +62,31 @@ def render(
         else:
             batch = normalise(batch, mean, std, white=255.0)
         clips.index_copy_(0, torch.tensor(numbers, device=device), batch)
+    if plain:
+        pixels: list[Windows] = [list(each.numpy()) for each in frames]
+        fill_clips(clips, plain, views, pixels, table=_table(mean, std), threads=torch.get_num_threads())
     return clips
 
 
-def _fill(clip: torch.Tensor, frames: torch.Tensor, view: View, mean: Three, std: Three) -> None:
-    """Write a clip [T, 3, h, w] that is read as it is, flip apart: no memory in between, which costs most here."""
-    first = view.indices[0]
-    if view.indices == tuple(range(first, first + len(view.indices))):
-        window = frames[first : first + len(view.indices)]
-    else:
-        window = frames[list(view.indices)]
-    source = rearrange(window, "t h w c -> t c h w")
-    clip.copy_(source.flip(-1) if view.flip else source)
-    scale, shift = _scale_and_shift(mean, std, 255.0, clip)
-    clip.mul_(scale).add_(shift)
+def render_windows(
+    windows: Sequence[Windows],
+    views: Sequence[View],
+    *,
+    mean: Three,
+    std: Three,
+    buffers: ClipBuffers,
+) -> torch.Tensor:
+    """The same on the CPU for views without box and jitter, from windows [h, w, 3] wherever in memory they lie."""
+    clips = buffers.take(len(views), len(views[0].indices), 3, *windows[0][0].shape[:2])
+    fill_clips(clips, range(len(views)), views, windows, table=_table(mean, std), threads=torch.get_num_threads())
+    return clips
+
+
+def _table(mean: Three, std: Three) -> npt.NDArray[np.float32]:
+    """[3, 256] what the values 0 to 255 of each channel become."""
+    levels = torch.arange(256.0).expand(3, 1, 256)
+    scale, shift = _scale_and_shift(mean, std, 255.0, levels)
+    return (levels * scale + shift)[:, 0].numpy()
 
 
 def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]:

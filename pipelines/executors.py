@@ -1,4 +1,4 @@
-"""What decodes an episode's reads: the common interface, and the choice between the two executors."""
+"""What decodes an episode's reads: the common interface, and the choice between the executors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipelines.dali import DaliExecutor, dali_is_installed
 from pipelines.portable import PortableExecutor
+from pipelines.raw import RawExecutor
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
@@ -40,12 +41,15 @@ def create_executor(
 
     threads: decoding threads (default: one a core). device: where JPEG is decoded, "cpu" or "gpu" (DALI
     only; its hardware decoder differs by a few levels). pin_memory: put frames where a GPU copies them fast.
+    In a raw set nothing is to be decoded: it has one executor, whatever name and device are asked for.
     Raises ConfigError for a name or device that does not exist, or for DALI where it is not installed.
     """
     if name not in EXECUTORS:
         raise ConfigError(f'there is no executor "{name}": {suggest(name, EXECUTORS)}')
     if device not in DEVICES:
         raise ConfigError(f'there is no decoding device "{device}": {suggest(device, DEVICES)}')
+    if shards.series("rgb").codec == "raw":
+        return RawExecutor(shards, threads=threads, pin_memory=pin_memory)
     if _takes_dali(name):
         return DaliExecutor(shards, threads=threads, device=device, pin_memory=pin_memory)
     if device == "gpu":

@@ -7,20 +7,21 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from pipelines.executors import Executor
     from pipelines.plan import EpisodePlan, EpisodeStream
 
-    Pending = deque[Future[tuple[EpisodePlan, list[torch.Tensor]]]]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,39 @@ class Prefetcher:
 
     def frames(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Decoded]:
         """Yield episodes start, start + step, ... below stop (without end when None), in order."""
+        for plan, frames, wait in self.prepared(self.decode, start, stop, step=step):
+            yield Decoded(plan, self.to_device(frames), wait)
+
+    def prepared(
+        self, work: Callable[[EpisodePlan], Made], start: int = 0, stop: int | None = None, *, step: int = 1
+    ) -> Iterator[tuple[EpisodePlan, Made, float]]:
+        """Yield the same episodes' plans, what `work` made of each in the background, and the seconds waited."""
         numbers = count(start, step) if stop is None else iter(range(start, stop, step))
-        pending: Pending = deque(self._pool.submit(self._prepare, n) for n in islice(numbers, self._prefetch))
+        pending: deque[Future[tuple[EpisodePlan, Made]]]
+        pending = deque(self._pool.submit(self._prepare, n, work) for n in islice(numbers, self._prefetch))
         try:
             while pending:
                 began = time.perf_counter()
-                plan, frames = pending.popleft().result()
+                plan, made = pending.popleft().result()
                 wait = time.perf_counter() - began
                 self.total_wait += wait
-                pending.extend(self._pool.submit(self._prepare, n) for n in islice(numbers, 1))
-                yield Decoded(plan, [self._to_device(each) for each in frames], wait)
+                pending.extend(self._pool.submit(self._prepare, n, work) for n in islice(numbers, 1))
+                yield plan, made, wait
         finally:
             for task in pending:
                 task.cancel()
 
-    def _prepare(self, n: int) -> tuple[EpisodePlan, list[torch.Tensor]]:
+    def _prepare(self, n: int, work: Callable[[EpisodePlan], Made]) -> tuple[EpisodePlan, Made]:
         plan = self._stream.plan(n)
-        return plan, [self._executor.decode(reads) for reads in plan.reads]
+        return plan, work(plan)
+
+    def decode(self, plan: EpisodePlan) -> list[torch.Tensor]:
+        """The pixels of an episode where the executor leaves them."""
+        return [self._executor.decode(reads) for reads in plan.reads]
+
+    def to_device(self, frames: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The same on the device; to be called by the consumer."""
+        return [self._to_device(each) for each in frames]
 
     def _to_device(self, frames: torch.Tensor) -> torch.Tensor:
         if frames.is_cuda:  # decoded there, by a background thread on its own current stream

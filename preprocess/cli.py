@@ -30,6 +30,7 @@ from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, Split
 from shards_spec.console import WITH_FAILURES, SuggestingGroup, run_command
 from shards_spec.errors import ConfigError, suggest
+from shards_spec.schema import CODECS
 from shards_spec.splits import NAMES
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--profile", type=click.Choice(["square256", "short256"]), default="square256", show_default=True,
                      help="square256: squashed to a square, what MoLo and HyRSM train on; short256: aspect kept."),
         click.option("--size", help="Other size: N (side of the square, or short side), or HxW."),
+        click.option("--codec", type=click.Choice(list(CODECS)), default="jpeg", show_default=True,
+                     help="Of the frames; raw: ten times the bytes and nothing to decode, for sets that fit memory."),
         click.option("--motion", default="diff,flow", show_default=True,
                      help="Stored motion, comma-separated; none for frames alone."),
         click.option("--workers", type=click.IntRange(1), default=cores, show_default=True, help="Processes."),

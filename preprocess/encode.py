@@ -1,4 +1,4 @@
-"""Frames -> the members of each series: JPEG frames, frame differences, optical flow."""
+"""Frames -> the members of each series: frames (JPEG or raw), frame differences, optical flow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 
 from preprocess.decode import Geometry, Planes, ffmpeg_version
+from shards_spec.schema import picture_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,11 +20,13 @@ FLOW_CODES = 127
 MOTION = {"diff": "diff1", "flow": "flow1"}  # option of the command -> name of the series
 
 
-def series_plans(geometry: Geometry, motion: list[str]) -> dict[str, dict[str, Any]]:
-    """Settings and tool versions of each series: all that decides its bytes."""
+def series_plans(geometry: Geometry, motion: list[str], *, codec: str = "jpeg") -> dict[str, dict[str, Any]]:
+    """Settings and tool versions of each series: all that decides its bytes; `codec` is that of the frames."""
     source = {"geometry": str(geometry), "decoder": ffmpeg_version()}
     coding = {"codec": "jpeg", "quality": QUALITY, "encoder": f"simplejpeg {simplejpeg.__version__}"}
-    plans: dict[str, dict[str, Any]] = {"rgb": source | coding | {"chroma": "4:2:0", "frames": "all"}}
+    raw = {"codec": "raw", "opencv": cv2.__version__}
+    frames = raw if codec == "raw" else coding | {"chroma": "4:2:0"}
+    plans: dict[str, dict[str, Any]] = {"rgb": source | frames | {"frames": "all"}}
     if "diff" in motion:
         plans["diff1"] = source | coding | {"displacement": 1, "opencv": cv2.__version__}
     if "flow" in motion:
@@ -45,15 +48,16 @@ class Encoder(Protocol):
         """What the sample's JSON says of this series."""
 
 
-def create_encoder(series: str) -> Encoder:
-    """The encoder of a series, for one video."""
-    encoders: dict[str, type[Encoder]] = {"rgb": FrameEncoder, "diff1": DifferenceEncoder, "flow1": FlowEncoder}
+def create_encoder(series: str, *, codec: str = "jpeg") -> Encoder:
+    """The encoder of a series, for one video; `codec` is that of the frames."""
+    frames = RawEncoder if codec == "raw" else FrameEncoder
+    encoders: dict[str, type[Encoder]] = {"rgb": frames, "diff1": DifferenceEncoder, "flow1": FlowEncoder}
     return encoders[series]()
 
 
 def member(number: int) -> str:
-    """Extension of the field whose first frame is source frame `number`."""
-    return f"{number:05d}.jpg"
+    """Extension of the JPEG whose first frame is source frame `number`."""
+    return picture_name(number, "jpeg")
 
 
 class FrameEncoder:
@@ -75,6 +79,27 @@ class FrameEncoder:
     def info(self) -> dict[str, Any]:
         """Stored size and which source frames are kept."""
         return {"size": list(self._size), "kept": list(range(len(self._members)))}
+
+
+class RawEncoder:
+    """The RGB bytes of each frame: ten times a JPEG's, and nothing to decode."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, bytes] = {}
+        self._size = (0, 0)
+
+    def add(self, frame: Planes) -> None:
+        """Take the next frame."""
+        self._size = frame.y.shape
+        self._members[picture_name(len(self._members), "raw")] = to_rgb(frame).tobytes()
+
+    def members(self) -> dict[str, bytes]:
+        """One member a frame."""
+        return self._members
+
+    def info(self) -> dict[str, Any]:
+        """Stored size, which source frames are kept, and that they are raw."""
+        return {"size": list(self._size), "kept": list(range(len(self._members))), "codec": "raw"}
 
 
 class DifferenceEncoder:
@@ -149,6 +174,18 @@ def encode_planes(planes: Planes) -> bytes:
     """Baseline JPEG (JFIF) of full-range YUV planes."""
     encoded: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=QUALITY, fastdct=False)
     return encoded
+
+
+def to_rgb(planes: Planes) -> NDArray[np.uint8]:
+    """[h, w, 3] of full-range BT.601 planes; chroma is scaled up as libjpeg does (3/4 the nearer, 1/4 the farther)."""
+    height, width = planes.y.shape
+    chroma = [
+        cv2.resize(plane, (2 * plane.shape[1], 2 * plane.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
+        for plane in (planes.v, planes.u)
+    ]
+    ycrcb = cv2.merge([planes.y, *(plane[:height, :width] for plane in chroma)])
+    rgb: NDArray[np.uint8] = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB).astype(np.uint8, copy=False)
+    return rgb
 
 
 def encode_grey(image: NDArray[np.uint8]) -> bytes:

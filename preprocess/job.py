@@ -32,6 +32,7 @@ class Job:
     out: Path
     geometry: Geometry
     time_limit: float
+    codec: str = "jpeg"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run(job: Job, report: Callable[[int], None]) -> Finished:
 
 def _store(row: int, video: Video, job: Job, writers: Mapping[str, TarSeriesWriter]) -> dict[str, dict[str, Any]]:
     """Decode one video once, and append it to every series; nothing is written before all of it is known good."""
-    encoders = {name: create_encoder(name) for name in writers}
+    encoders = {name: create_encoder(name, codec=job.codec) for name in writers}
     count = 0
     with VideoReader(video.path, job.geometry, time_limit=job.time_limit) as reader:
         for frame in reader:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos are stored (the first four) and how the work is done (the others: no byte depends on them)."""
+    """How videos are stored (the first three, and `codec`) and how the work is done: no byte depends on the others."""
 
     geometry: Geometry
     motion: tuple[str, ...] = ("diff", "flow")
@@ -34,6 +34,7 @@ class Settings:
     time_limit: float = 300.0
     workers: int = 1
     retry_failed: bool = False
+    codec: str = "jpeg"
 
 
 def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Failure]:
@@ -70,7 +71,7 @@ def _complete(state: _State) -> list[Failure]:
 def wanted_plan(catalogue: Catalogue, settings: Settings) -> Plan:
     """The plan that a catalogue and settings ask for."""
     rows = len(catalogue.videos)
-    series = series_plans(settings.geometry, list(settings.motion))
+    series = series_plans(settings.geometry, list(settings.motion), codec=settings.codec)
     return Plan(catalogue.dataset.name, settings.rows_per_shard, rows, catalogue.sha256(rows), series)
 
 
@@ -161,6 +162,7 @@ class _State:
             out=self.out,
             geometry=self.settings.geometry,
             time_limit=self.settings.time_limit,
+            codec=self.settings.codec,
         )
 
     def held(self, series: str, number: int) -> set[int]:

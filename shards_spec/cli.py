@@ -47,6 +47,7 @@ def info(folder: Path) -> None:
             size = sum(path.stat().st_size for path in paths) / 1e6
             shapes = {"x".join(map(str, s)) for s in shards.series(name).sizes[stored].tolist()}
             shape = shapes.pop() if len(shapes) == 1 else f"{len(shapes)} sizes"
+            shape += " raw" if shards.columns(name).codec == "raw" else ""
             click.echo(f"  {name:8} {len(paths):5} shards  {size:10.1f} MB  {shape}")
         for name, split in shards.dataset.splits.items():
             rows = shards.split_rows(name)

@@ -133,6 +133,11 @@ def _series_columns(count: int, shards: Mapping[int, Summary]) -> Columns:
         "shard_bytes": np.array([shards[n].size for n in sorted(shards)], np.int64),
         "shard_sha256": np.array([list(bytes.fromhex(shards[n].sha256)) for n in sorted(shards)], np.uint8),
     }
+    codecs = {s.codec for _, s in samples}
+    if len(codecs) > 1:
+        raise ShardError(f"a series holds pictures of several codecs ({', '.join(sorted(codecs))}); make it again")
+    if codecs == {"raw"}:
+        columns |= text_columns("codec", ["raw"])
     for score in ("scale", "magnitude"):
         if samples and all(score in s.info for _, s in samples):
             columns[score] = _flat((s.info[score] for _, s in samples), np.float32)

@@ -180,9 +180,9 @@ def _row(series: Series, row: int, shown: list[int], *, size: tuple[int, int]) -
     kind, step = series_kind(series.name)
     places = {number: place for place, number in enumerate(series.kept(row).tolist())}
     found = [number for number in shown if number in places]
-    members = [
-        decode_picture(data, series.name, row) for data in series.read(row, [places[number] for number in found])
-    ]
+    raw = size if series.codec == "raw" else None
+    payloads = series.read(row, [places[number] for number in found])
+    members = [decode_picture(data, series.name, row, raw=raw) for data in payloads]
     label: tuple[str, ...] = (series.name,)
     if kind == "diff":
         members = [amplify_difference(member) for member in members]

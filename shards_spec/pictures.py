@@ -26,12 +26,14 @@ def series_kind(series: str) -> tuple[str, int]:
     return (match[1], int(match[2])) if match else ("frames", 0)
 
 
-def decode_picture(data: bytes, series: str, row: int) -> NDArray[np.uint8]:
-    """[h, w, 3] of a stored picture; of a flow field [2h, w].
+def decode_picture(data: bytes, series: str, row: int, *, raw: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """[h, w, 3] of a stored picture; of a flow field [2h, w]. `raw`: height and width of one that is no JPEG.
 
     Raises:
         ShardError: it is damaged.
     """
+    if raw:
+        return np.frombuffer(data, np.uint8).reshape(*raw, 3)
     grey = series_kind(series)[0] == "flow"
     try:
         picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -17,13 +18,15 @@ from shards_spec.errors import ShardError, suggest
 from shards_spec.files import read_json
 from shards_spec.index import INDEX, attributes_sha256, column_sha256, list_shards, pinned_hashes, shard_path
 from shards_spec.schema import FORMAT, Dataset, row_of_key
-from shards_spec.tar import BLOCK, parse_header
+from shards_spec.tar import BLOCK, padded, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
     from numpy.typing import NDArray
+
+    Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
 
 OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
 
@@ -62,6 +65,11 @@ class Columns:
                 except ShardError as error:
                     yield str(error)
 
+    @property
+    def codec(self) -> str:
+        """How the pictures of a series are stored: "jpeg" or "raw"."""
+        return self.text("codec", 0) if "codec_ends" in self else "jpeg"
+
     def text(self, name: str, position: int) -> str:
         """One string of a text column."""
         ends = self[f"{name}_ends"]
@@ -77,7 +85,9 @@ class Series:
         self.name, self._folder, self.columns = name, folder, columns
         self._shard, self._offset = columns["shard"], columns["offset"]
         self._first, self._size = columns["first"], columns["size"]
+        self.codec = columns.codec
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._maps: OrderedDict[int, Mapped] = OrderedDict()
         self._lock = threading.Lock()
         self._check_shards()
 
@@ -127,11 +137,51 @@ class Series:
             payloads.append(data)
         return payloads
 
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """[n, h, w, 3] frames of a video of a raw series where they lie in the shard file: nothing is copied.
+
+        The file is mapped into memory, so that only what is looked at is read; read-only; safe in threads.
+
+        Raises:
+            ShardError: the series is not raw, its frames are not of the size that the index has, or the shard was cut.
+        """
+        mapped, views = self._map(int(self._shard[row]), row)
+        if mapped.size() != len(mapped):  # to look beyond the end of the file would kill the process
+            path = shard_path(self._folder, self.name, int(self._shard[row]))
+            raise ShardError(f"{path}: cut short or replaced while it was open; copy it again")
+        if row not in views:
+            views[row] = self._view(mapped, row)
+        return views[row]
+
     def close(self) -> None:
-        """Close its files."""
+        """Close its files; what `pixels` gave stays valid."""
         with self._lock:
+            self._maps.clear()  # unmapped when the last view of them is gone
             while self._files:
                 self._files.popitem()[1].close()
+
+    def _view(self, mapped: mmap.mmap, row: int) -> NDArray[np.uint8]:
+        first, last = int(self._first[row]), int(self._first[row + 1])
+        height, width = self.sizes[row].tolist()
+        size = height * width * 3
+        start, stride = int(self._offset[row]) + BLOCK, BLOCK + padded(size)
+        fits = start + (last - first) * stride <= len(mapped)
+        if self.codec != "raw" or not fits or (self._size[first:last] != size).any():
+            raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
+        shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)
+        return np.ndarray(shape, np.uint8, mapped, start, strides)  # keeps the map alive
+
+    def _map(self, number: int, row: int) -> Mapped:
+        """A shard in memory, and the views that were made of it so far."""
+        found = self._maps.get(number)
+        if found is None:
+            found = mmap.mmap(self._open(number, row).fileno(), 0, access=mmap.ACCESS_READ), {}
+        with self._lock:
+            found = self._maps.setdefault(number, found)  # another thread may have been faster
+            self._maps.move_to_end(number)
+            if len(self._maps) > OPEN_FILES:
+                self._maps.popitem(last=False)
+        return found
 
     def _open(self, number: int, row: int) -> BinaryIO:
         if number < 0:

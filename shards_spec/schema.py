@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KEY_DIGITS = 8
+CODECS = {"jpeg": "jpg", "raw": "raw"}  # how pictures are stored -> the end of their members' names
 
 Reason = Literal[
     "unreadable",  # missing, no permission, a folder
@@ -47,6 +48,11 @@ def row_of_key(key: str) -> int:
     if len(key) != KEY_DIGITS + 1 or key[0] != "c" or not (key[1:].isascii() and key[1:].isdigit()):
         raise ShardError(f'"{key}" is no sample key: expected c and {KEY_DIGITS} digits')
     return int(key[1:])
+
+
+def picture_name(number: int, codec: str) -> str:
+    """Extension of the picture whose first frame is source frame `number`."""
+    return f"{number:05d}.{CODECS[codec]}"
 
 
 @dataclass(frozen=True)

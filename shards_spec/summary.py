@@ -6,13 +6,14 @@ Both are made from the tar or while it is written, and can be made again from th
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import disk_errors, json_line, read_json, sync_folder, write_whole
-from shards_spec.schema import row_of_key
+from shards_spec.schema import CODECS, picture_name, row_of_key
 from shards_spec.tar import BLOCK, Member, file_sha256, padded, scan
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class Sample:
     sizes: list[int]
     crc32: list[int]
     info: dict[str, Any]
+
+    @property
+    def codec(self) -> str:
+        """How its pictures are stored."""
+        return str(self.info.get("codec", "jpeg"))
 
     @property
     def end(self) -> int:
@@ -99,7 +105,21 @@ def _sample(row: int, members: list[Member], infos: dict[int, dict[str, Any]], p
     except ValueError:
         raise ShardError(f"{path}: the sample {members[0].key} has a member that is no frame") from None
     sizes, crcs = [m.size for m in members], [m.crc32 for m in members]
-    return Sample(row, members[0].offset - BLOCK, frames, sizes, crcs, infos[row])
+    sample = Sample(row, members[0].offset - BLOCK, frames, sizes, crcs, infos[row])
+    _check_pictures(sample, members[:-2], path)
+    return sample
+
+
+def _check_pictures(sample: Sample, pictures: Iterable[Member], path: Path) -> None:
+    """Refuse pictures that are not what the sample's JSON says of them, which is all that tells how to read them."""
+    if sample.codec not in CODECS:
+        raise ShardError(f'{path}: the sample of row {sample.row} has pictures of an unknown codec "{sample.codec}"')
+    size = 3 * math.prod(sample.info["size"]) if sample.codec == "raw" else None
+    for picture, frame in zip(pictures, sample.frames, strict=True):
+        if picture.extension != picture_name(frame, sample.codec):
+            raise ShardError(f"{path}: {picture.name} is no {sample.codec} picture, as its sample's JSON has it")
+        if size is not None and picture.size != size:
+            raise ShardError(f"{path}: {picture.name} has {picture.size} bytes where its size needs {size}")
 
 
 def from_tar(tar: Path) -> Summary:
@@ -125,7 +145,7 @@ def dali_index(samples: Iterable[Sample]) -> bytes:
     lines = []
     for sample in samples:
         key = f"c{sample.row:08d}"
-        extensions = [f"{frame:05d}.jpg" for frame in sample.frames] + list(TAIL)
+        extensions = [picture_name(frame, sample.codec) for frame in sample.frames] + list(TAIL)
         offset, parts = sample.offset, []
         for extension, size in zip(extensions, sample.sizes, strict=True):
             parts.append(f"{extension} {offset + BLOCK} {size} {key}.{extension}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shards_spec.errors import ShardError
 from shards_spec.index import shard_path
 from shards_spec.reader import ShardSet
-from shards_spec.schema import sample_key
+from shards_spec.schema import picture_name, sample_key
 from shards_spec.summary import dali_index, from_tar, sidecars
 from shards_spec.tar import BLOCK, archive_size, file_sha256, header, padded
 
@@ -85,7 +85,8 @@ def _members(number: int, columns: Columns) -> Iterator[tuple[str, int, int]]:
     for row in (columns["shard"] == number).nonzero()[0].tolist():
         start, stop = int(first[row]), int(first[row + 1])
         before = 2 * int((columns["shard"][:row] >= 0).sum())  # cls and json of the videos before it
-        names = [f"{frame:05d}.jpg" for frame in columns["frame"][start:stop].tolist()] + ["cls", "json"]
+        frames = columns["frame"][start:stop].tolist()
+        names = [*(picture_name(frame, columns.codec) for frame in frames), "cls", "json"]
         sizes = columns["size"][start:stop].tolist() + columns["tail"][row].tolist()
         crcs = columns["crc32"][start + before : stop + before + 2].tolist()
         for name, size, crc in zip(names, sizes, crcs, strict=True):

@@ -5,18 +5,24 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from conftest import SPLITS
 
 from benchmarks import episodes, methods, preprocess
-from benchmarks.bounds import DaliBound, PortableBound, payloads_of
+from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
 from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
 from pipelines.dali import dali_is_installed
 from pipelines.plan import EpisodeRules
+from preprocess.decode import Geometry
+from preprocess.folder import folder_catalogue
+from preprocess.stage import Settings
+from preprocess.stage import preprocess as preprocess_videos
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,6 +126,26 @@ def test_dali_bound_delivers_what_is_asked(setting: episodes.Setting) -> None:
     assert np.asarray(runs[0][0].at(0)).shape == (56, 56, 3)
 
 
+def test_raw_rows_run_and_copy_the_windows_that_the_loader_gives(
+    setting: episodes.Setting, tiny_videos: Path, tmp_path: Path
+) -> None:
+    catalogue = folder_catalogue(tiny_videos, name="tiny", classes=SPLITS, group=r"_g(\d+)_")
+    preprocess_videos(catalogue, tmp_path / "raw", Settings(Geometry(64, 64), motion=(), codec="raw"))
+    with ExitStack() as stack:
+        raw = episodes.open_raw(tmp_path / "raw", setting.shards, stack)
+        with_raw = replace(setting, raw=raw)
+        loader = stack.enter_context(episodes._ours(with_raw, "raw"))
+        (decoded,) = loader.prefetcher.frames(1, 2)
+        episodes._run_episodes(loader)(2)
+        bound = stack.enter_context(CopyBound([with_raw.stream().plan(1)], raw, threads=2))
+        bound.run(2)
+    expected = decoded.frames[0].numpy().ravel()
+    for copied in bound._out:
+        assert np.array_equal(copied[: len(expected)], expected)
+    with ExitStack() as stack, pytest.raises(ConfigError, match="no raw shard set of the videos"):
+        episodes.open_raw(setting.shards.path, setting.shards, stack)
+
+
 def test_ratios_and_bounds() -> None:
     def row(name: str, output: str, side: str, rate: float) -> dict[str, object]:
         return {"name": name, "output": output, "side": side, "episodes_per_second": rate}
@@ -133,11 +159,16 @@ def test_ratios_and_bounds() -> None:
             row("usual, c", "uint8", "usual", 4.0),
             row("bound, portable, decoding alone", "uint8", "bound", 40.0),
             row("bound, writing float32 alone", "float32", "part", 40.0),
+            row("ours, raw, uint8", "uint8", "ours", 60.0),
+            row("ours, raw, float32", "float32", "ours", 30.0),
+            row("bound, raw, copying windows alone", "uint8", "bound", 80.0),
         ]
     )
     found = {row["name"]: (row.get("ratio_to_usual"), row.get("part_of_bound")) for row in rows}
     assert found["ours, portable, uint8"] == (5.0, 0.5)
     assert found["ours, portable, float32"] == (5.0, 0.5)  # the fastest usual way; half of 1 / (1/40 + 1/40)
+    assert found["ours, raw, uint8"] == (15.0, 0.75)
+    assert found["ours, raw, float32"] == (15.0, 0.75)
 
 
 def test_contestants_run_in_turn() -> None:
