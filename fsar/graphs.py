@@ -49,9 +49,7 @@ class Graphed:
         device: A CUDA device.
     """
 
-    def __init__(
-        self, run: Callable[[Episode], None], state: Callable[[], list[Tensor]], device: torch.device
-    ) -> None:
+    def __init__(self, run: Callable[[Episode], None], state: Callable[[], list[Tensor]], device: torch.device) -> None:
         self._run, self._state, self._device = run, state, device
         self._started = self._said = False
         self._shapes: Shapes | None = None
@@ -86,7 +84,8 @@ class Graphed:
         tqdm.write(f"episodes whose {why} run without the graph, which is slower")
 
     def _capture(self, episode: Episode) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._held = self._state()
         before = [tensor.clone() for tensor in self._held]
         try:

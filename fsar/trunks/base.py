@@ -66,11 +66,15 @@ class Trunk(nn.Module):
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
 
     def part(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """function(x), where `function` is a part of the trunk without dropout, kept or recomputed as `recomputes` says."""
+        """What a part of the trunk, one without dropout, makes of x; its inner values are kept unless `recomputes`."""
         if not (self.recomputes and self.training and torch.is_grad_enabled()):
             return function(x)
         out: Tensor = checkpoint(
-            function, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), untracked(self))
+            function,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), untracked(self)),
         )
         return out
 
