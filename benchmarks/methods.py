@@ -204,9 +204,11 @@ def gflop(function: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def matmul_rate(device: torch.device, *, size: int = 2048, times: int = 10) -> float:
-    """GFLOP a second of this machine: the best of several products of square float32 matrices."""
-    a, b = torch.randn(2, size, size, device=device)
+def matmul_rate(
+    device: torch.device, *, size: int = 2048, times: int = 10, dtype: torch.dtype = torch.float32
+) -> float:
+    """GFLOP a second of this machine: the best of several products of square matrices."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
 
     def multiply(count: int) -> None:
         for _ in range(count):

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kinetics_window": ("reference", "whole"),
     "select_on": ("val", "test", "last"),
     "precision": ("fp32", "bf16"),
+    "memory_format": ("auto", "contiguous", "channels-last"),
     "groups": ("disjoint", "any"),
     "small_classes": ("refuse", "drop"),
     "tasks": ("labels", "augment"),
@@ -34,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
 FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "test_episodes"})
+FREE |= {"graph", "checkpoint_activations"}
 # Smallest sensible values.
 LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
 LEAST |= {"resize_width": 0}
@@ -106,7 +108,12 @@ class RunConfig:
     seed: int = 0
     eval_seed: int = 0
     # Execution
-    precision: str = "fp32"
+    precision: str = "fp32"  # or "bf16": autocast; matching, losses, parameters and optimiser stay float32
+    # Order in memory of a trunk's maps. "auto": channels last in bf16, where it is faster, else the trunk's own, since
+    # sums of BatchNorm differ by it and published results are compared with the usual order.
+    memory_format: str = "auto"
+    checkpoint_activations: bool = False  # compute the trunk's inner values twice, to keep a fraction of them
+    graph: bool = True  # replay the training step as a CUDA graph; a CPU has none
     device: str = "auto"
     executor: str = "auto"
     threads: int = 0  # 0: one a core

@@ -50,9 +50,26 @@ def create_optimizer(
     weight_decay: float = 1e-3,
     decay_norms: DecayNorms = "reference",
 ) -> torch.optim.Adam:
-    """Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8)."""
+    """Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8).
+
+    It is the fused one, which keeps rates and counts of steps on the device; see `guarded_step`.
+    """
     groups = parameter_groups(model, weight_decay=weight_decay, decay_norms=decay_norms)
-    return torch.optim.Adam(groups, lr=lr)
+    device = next(model.parameters()).device
+    for group in groups:
+        group["lr"] = torch.tensor(lr, dtype=torch.float32, device=device)
+    return torch.optim.Adam(groups, lr=lr, fused=True, capturable=device.type == "cuda")
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, rate: float, good: Tensor) -> None:
+    """One step at a learning rate, or none where `good` [] is False, without waiting for the device to say so.
+
+    Fused optimisers take that from `found_inf`, which is how torch.amp.GradScaler leaves steps out.
+    """
+    for group in optimizer.param_groups:
+        group["lr"].fill_(rate)
+    optimizer.found_inf = good.logical_not().float()  # type: ignore[attr-defined]  # read by fused steps alone
+    optimizer.step()
 
 
 def learning_rate(

@@ -17,9 +17,9 @@ from fsar.evaluation import evaluate
 from fsar.log import RunLog
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
-from fsar.precision import autocast
 from fsar.run_state import load_state, save_state
 from fsar.seen import seen_in
+from fsar.step import EpisodeStep
 from fsar.trunk_weights import load_trunk_weights
 from fsar.trunks import create_trunk
 from pipelines.draw import PhiloxDraw
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fsar.evaluation import Result
     from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
+    from fsar.step import Reading
     from shards_spec import ShardSet
 
 TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
@@ -71,12 +72,20 @@ def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
     """
     torch.manual_seed(config.seed)
     trunk = create_trunk(config.trunk)
+    trunk.memory_format = memory_format(config, trunk.memory_format)
+    trunk.recomputes = config.checkpoint_activations
     if weights:
         load_trunk_weights(trunk, config.trunk, config.trunk_weights)
     derived = {"trunk": trunk, "frames": config.frames, "num_classes": config.num_classes}
     known = method_options(config.method)
     derived = {key: value for key, value in derived.items() if key in known}  # not all have a classifier
     return create_method(config.method, **derived, **config.options)
+
+
+def memory_format(config: RunConfig, own: torch.memory_format) -> torch.memory_format:
+    """Order in memory of a trunk's maps: what the configuration says, else the trunk's own or what suits bfloat16."""
+    formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+    return formats.get(config.memory_format, torch.channels_last if config.precision == "bf16" else own)
 
 
 def prototypes_of_trunk(config: RunConfig) -> RunConfig:
@@ -116,6 +125,12 @@ class Trainer:
             lr=config.lr,
             weight_decay=config.weight_decay,
             decay_norms=config.decay_norms,  # type: ignore[arg-type]  # checked by the configuration
+        )
+        self.step = EpisodeStep(
+            self.model,
+            precision=config.precision,
+            episodes_per_step=config.episodes_per_step,
+            graph=config.graph,
         )
         self.progress = Progress()
         self._stack = ExitStack()
@@ -163,50 +178,31 @@ class Trainer:
             tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
         ):
             self.model.train()
-            skipped_in_row = 0
             for plan, episode, wait in self.train_episodes.planned(start, config.episodes):
-                record = self._episode(plan.n, episode)
-                skipped_in_row = 0 if record else skipped_in_row + 1
-                if skipped_in_row > MOST_SKIPPED:
-                    raise FsarError(f"the loss of {skipped_in_row} episodes in a row is not finite; lower --lr")
-                meter.add(record, wait)
+                self.train_episode(plan.n, episode)
+                meter.wait(wait)
                 self.progress.seconds = round(time.monotonic() - began, 3)
                 self._after(plan.n + 1, meter, log, bar)
 
-    def _episode(self, n: int, episode: Episode) -> dict[str, float]:
-        """Forward and backward of episode n, and the optimiser step that ends a group of episodes.
-
-        Returns the terms of the loss; empty where it was not finite: that episode alone is skipped.
-        """
-        config = self.config
+    def train_episode(self, n: int, episode: Episode) -> None:
+        """Forward and backward of episode n, and the optimiser step that ends a group of episodes."""
         # Dropout of episode n is a function of (seed, n), so that no random state needs saving.
-        torch.manual_seed(PhiloxDraw(config.seed, n).randint(0, 2**62))
-        statistics = [buffer.clone() for buffer in self.model.buffers()]  # BatchNorm's: a NaN there is for good
-        with autocast(self.device, config.precision):
-            output = self.model(episode)
-        record: dict[str, float] = {}
-        if math.isfinite(output.loss.item()):
-            (output.loss / config.episodes_per_step).backward()
-            correct = (output.logits.argmax(1) == episode.query_labels).float().mean()
-            record = {name: term.item() for name, term in output.losses.items()}
-            record |= {"loss": output.loss.item(), "accuracy": correct.item()}
-        else:
-            self.progress.skipped += 1
-            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
-                buffer.copy_(before)
-        if (n + 1) % config.episodes_per_step == 0:
-            self._step(n)
-        return record
+        self.step(episode, seed=PhiloxDraw(self.config.seed, n).randint(0, 2**62))
+        if (n + 1) % self.config.episodes_per_step == 0:
+            self.step.update(self.optimizer, self.rate(n))
 
-    def _step(self, n: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(n)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if gradients and math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
-            self.optimizer.step()
-        else:
-            self.progress.skipped_steps += 1
-        self.optimizer.zero_grad()
+    def read(self) -> Reading:
+        """What the step has counted since the last reading; waits for the device.
+
+        Raises:
+            FsarError: the loss stays not finite.
+        """
+        reading = self.step.read()
+        self.progress.skipped += reading.skipped
+        self.progress.skipped_steps += reading.skipped_steps
+        if reading.longest > MOST_SKIPPED:
+            raise FsarError(f"the loss of {reading.longest} episodes in a row is not finite; lower --lr")
+        return reading
 
     def rate(self, n: int) -> float:
         """Learning rate at episode n."""
@@ -224,15 +220,19 @@ class Trainer:
     def _after(self, n: int, meter: _Meter, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
         """What follows n finished episodes: log, validate, save."""
         config, last = self.config, n == self.config.episodes
+        logs, validates = (last or n % every == 0 for every in (config.log_every, config.val_every))
+        saves = validates or n % config.checkpoint_every == 0
         self.progress.n = n
         bar.update()
-        if n % config.log_every == 0 or last:
+        if logs or saves:
+            meter.add(self.read())
+        if logs:
             record = meter.record() | {"lr": self.rate(n - 1), "skipped": self.progress.skipped}
             log.write("train", n, **record)
             bar.set_postfix_str(f"loss {record.get('loss', math.nan):.2f}, accuracy {record.get('accuracy', 0):.0%}")
-        if n % config.val_every == 0 or last:
+        if validates:
             self._validate(n, log)
-        if n % config.checkpoint_every == 0 or n % config.val_every == 0 or last:
+        if saves:
             save_state(self.last, self.model, self.optimizer, vars(self.progress), seen=self.seen)
 
     def _validate(self, n: int, log: RunLog) -> None:
@@ -281,18 +281,21 @@ class _Meter:
         self._counted = self._episodes = 0
         self._wait, self._start = 0.0, time.perf_counter()
 
-    def add(self, record: dict[str, float], wait: float) -> None:
-        """Count one episode."""
+    def wait(self, seconds: float) -> None:
+        """Count one episode and the wait for it."""
         self._episodes += 1
-        self._wait += wait
-        self._counted += bool(record)
-        for name, value in record.items():
+        self._wait += seconds
+
+    def add(self, reading: Reading) -> None:
+        """Add what the step has counted."""
+        self._counted += reading.counted
+        for name, value in reading.sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def record(self) -> dict[str, float]:
         """The means, and start anew."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        means = {name: value / self._counted for name, value in self._sums.items()}
+        means = {name: value / self._counted for name, value in self._sums.items() if self._counted}
         means |= {"episodes_per_s": self._episodes / seconds, "data_wait": self._wait / seconds}
         means["memory_mb"] = (
             torch.cuda.max_memory_allocated() / 1e6

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import SPLITS
 
-from benchmarks import episodes, methods, preprocess
+from benchmarks import episodes, methods, preprocess, step
 from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
 from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
@@ -216,3 +216,11 @@ def test_methods_benchmark_runs() -> None:
     assert [row["name"] for row in rows] == ["trx, head, forward", "trx, head, forward+backward"]
     assert all(0 < row["ours_gflop"] < row["reference_gflop"] for row in rows)
     assert all(row["ours_kept_mib"] > 0 for row in rows)
+
+
+def test_steps_are_counted_without_values():
+    small = step.Sizes(way=2, queries=2, frames=2, size=64)
+    usual, ours = (step.without_values(lambda s=side: step.counted_peak_gib(s, small)) for side in step.SIDES[::3])
+    assert 0 < ours < usual
+    forward, whole = step.without_values(lambda: step.counted_gflop(step.USUAL, small))
+    assert 2 * forward < whole < 3.1 * forward

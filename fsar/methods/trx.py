@@ -40,10 +40,11 @@ class TupleAttention(nn.Module):
     """Attention of a query's tuples of `size` frames, in time order, over those of a class."""
 
     positions: Tensor
+    tuples: Tensor
 
     def __init__(self, channels: int, *, size: int, frames: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.size, self.width = size, width
+        self.size, self.width, self.frames = size, width, frames
         self.k_linear = nn.Linear(size * channels, width)
         self.v_linear = nn.Linear(size * channels, width)
         self.norm_k = nn.LayerNorm(width)
@@ -51,6 +52,7 @@ class TupleAttention(nn.Module):
         self.norm_v = nn.LayerNorm(width).requires_grad_(requires_grad=False)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("positions", POSITION_WEIGHT * sine_table(frames, channels), persistent=False)
+        self.register_buffer("tuples", incidence(frames, size).float(), persistent=False)
 
     @property
     def projected(self) -> int:
@@ -91,7 +93,7 @@ class TupleAttention(nn.Module):
         """
         keys, values = self.maps_of(support)  # [way, shot, r, width], r = size * T
         query_keys, query_values = self.maps_of(query)  # [Q, p, width], p = size * T
-        own, theirs = (incidence(each.shape[-2], self.size).to(keys) for each in (support, query))  # [m, r], [n, p]
+        own, theirs = (self.incidence(each.shape[-2]).to(keys) for each in (support, query))  # [m, r], [n, p]
         with torch.autocast(keys.device.type, enabled=False):
             scores = self.scores(query_keys, keys, theirs, own)  # [Q, way, n, shot, m]
             if mask is not None:
@@ -101,6 +103,10 @@ class TupleAttention(nn.Module):
             weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
             shares = (weights @ own).flatten(-2)  # [Q, way, n, shot * r]
             return -self.distances(query_values, values, theirs, shares).mean(dim=-1)
+
+    def incidence(self, steps: int) -> Tensor:
+        """[n, size * T]: the table of tuples of that many frames; of the usual number it is on the device already."""
+        return self.tuples if steps == self.frames else incidence(steps, self.size)
 
     def scores(self, query: Tensor, keys: Tensor, theirs: Tensor, own: Tensor) -> Tensor:
         """Keys [Q, p, width] and [way, shot, r, width] of frames -> scores [Q, way, n, shot, m] of tuples.

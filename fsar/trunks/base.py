@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from einops import rearrange
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -28,6 +31,23 @@ def mean_pool(maps: Tensor) -> Tensor:
     return maps.mean(dim=(-2, -1))
 
 
+@contextmanager
+def untracked(module: nn.Module) -> Iterator[None]:
+    """Leave running statistics of BatchNorm as they are, though it normalises with those of the batch.
+
+    They are updated with a momentum of 0: without them autograd would keep fewer tensors than the first time.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
 class Trunk(nn.Module):
     """Frames in, features out; a trunk defines `frame_maps` and may define its own `pool`.
 
@@ -41,8 +61,22 @@ class Trunk(nn.Module):
     # Order in memory of maps; channels last is faster on a CPU, but its BatchNorm sums are less exact in training
     # (about 1e-4 at 224 x 224), which trunks that are compared with published results cannot afford.
     memory_format: torch.memory_format = torch.contiguous_format
+    recomputes: bool = False  # compute inner values of each part again for the backward pass, instead of keeping them
     # Our name prefix -> its name below "backbone." in published state dicts; empty where none was published.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
+
+    def part(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What a part of the trunk, one without dropout, makes of x; its inner values are kept unless `recomputes`."""
+        if not (self.recomputes and self.training and torch.is_grad_enabled()):
+            return function(x)
+        out: Tensor = checkpoint(
+            function,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), untracked(self)),
+        )
+        return out
 
     def frame_maps(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, C, h, w]."""

@@ -135,14 +135,17 @@ class ClipResNet(ClipTower):
 
     def encode(self, frames: Tensor) -> Tensor:
         """[N, 3, size, size] -> [N, C]."""
-        x = frames
-        for convolution, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            x = F.relu(norm(convolution(x)))
-        x = F.avg_pool2d(x, 2)  # [N, width, size/4, size/4]
+        x = self.part(self.stem, frames.contiguous(memory_format=self.memory_format))
         for stage in (1, 2, 3, 4):
-            x = self.get_submodule(f"layer{stage}")(x)
+            x = self.part(self.get_submodule(f"layer{stage}"), x)
         pooled: Tensor = self.attnpool(x)
         return pooled
+
+    def stem(self, x: Tensor) -> Tensor:
+        """[N, 3, size, size] -> [N, width, size/4, size/4]."""
+        for convolution, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = F.relu(norm(convolution(x)))
+        return F.avg_pool2d(x, 2)
 
 
 class QuickGELU(nn.Module):
@@ -224,5 +227,8 @@ class ClipViT(ClipTower):
         patches = rearrange(self.conv1(frames), "n c h w -> n (h w) c")
         first = repeat(self.class_embedding, "c -> n 1 c", n=len(frames))
         tokens = torch.cat([first.to(patches), patches], dim=1) + self.positional_embedding
-        pooled: Tensor = self.ln_post(self.transformer(self.ln_pre(tokens))[:, 0]) @ self.proj
+        tokens = self.ln_pre(tokens)
+        for block in self.transformer.resblocks:
+            tokens = self.part(block, tokens)
+        pooled: Tensor = self.ln_post(tokens[:, 0]) @ self.proj
         return pooled

@@ -106,10 +106,14 @@ class ResNet(Trunk):
 
     def frame_maps(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, C, H/32, W/32]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(frames))))  # [N, 64, H/4, W/4]
+        x = self.part(self.stem, frames)
         for stage in (1, 2, 3, 4):
-            x = self.get_submodule(f"layer{stage}")(x)
-        out: Tensor = x
+            x = self.part(self.get_submodule(f"layer{stage}"), x)
+        return x
+
+    def stem(self, frames: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, 64, H/4, W/4]."""
+        out: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(frames))))
         return out
 
 

@@ -1,0 +1,147 @@
+"""The training step: episodes in, gradients and figures out, and nothing of it waits for the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fsar.evaluation import autocast
+from fsar.graphs import Graphed
+from fsar.optim import guarded_step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsar.episode import Episode
+    from fsar.methods import FewShotMethod, Output
+
+# Places in the counters: episodes with a finite loss since the last update; skipped episodes; those in a row now, and
+# at most; updates left out.
+GROUP, SKIPPED, IN_ROW, LONGEST, SKIPPED_STEPS = range(5)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What happened since the last reading.
+
+    Attributes:
+        sums: Terms of the loss, the loss and the accuracy by name, summed over the episodes that counted.
+        counted: Episodes with a finite loss.
+        skipped: Episodes without: they changed nothing.
+        longest: The longest row of skipped episodes, those before the last reading included.
+        skipped_steps: Updates left out, since a gradient was not finite or no episode counted.
+    """
+
+    sums: dict[str, float]
+    counted: int
+    skipped: int
+    longest: int
+    skipped_steps: int
+
+
+class EpisodeStep:
+    """Forward and backward of one episode at a time into the gradients of a model.
+
+    An episode whose loss is not finite leaves gradients, sums and the statistics of BatchNorm as they were; that
+    is decided on the device.  Parameters, their gradients and the optimiser are float32 with either precision.
+
+    Dropout is a function of the seed given with an episode: bit for bit on a CPU, and on a GPU too, where a replayed
+    graph reads seed and offset of the device's generator anew.  Sums of kernels with atomic additions may
+    differ in their last bits between runs on a GPU, with a graph or without.
+
+    Args:
+        model: In training mode, on the device.
+        precision: "fp32", or "bf16" for autocast.
+        episodes_per_step: What a loss is divided by.
+        graph: Replay the step as a CUDA graph; on a CPU there is none, and this changes nothing.
+    """
+
+    def __init__(
+        self, model: FewShotMethod, *, precision: str = "fp32", episodes_per_step: int = 1, graph: bool = False
+    ) -> None:
+        self.model, self.precision, self.episodes_per_step = model, precision, episodes_per_step
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.device = next(model.parameters()).device
+        self.names: list[str] = []  # of the sums; known after the first episode
+        self._sums = torch.zeros(0, dtype=torch.float64, device=self.device)  # the last one counts
+        self._counters = torch.zeros(5, dtype=torch.int64, device=self.device)
+        self._run = Graphed(self.run, self.state, self.device) if graph and self.device.type == "cuda" else self.run
+
+    def __call__(self, episode: Episode, *, seed: int) -> None:
+        """Add the gradients of one episode; `seed` decides its dropout."""
+        torch.manual_seed(seed)
+        self._run(episode)
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that an episode changes; complete after the first one."""
+        return [*self.model.buffers(), *self.gradients(), self._sums, self._counters]
+
+    def gradients(self) -> list[Tensor]:
+        """The accumulated gradients, in the order of the parameters that have one."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def run(self, episode: Episode) -> None:
+        """The step itself, as it is captured: a fixed list of kernels for episodes of one shape."""
+        before = [buffer.clone() for buffer in self.model.buffers()]  # a NaN in BatchNorm's would be for good
+        with autocast(self.device, self.precision):
+            output = self.model(episode)
+        gradients = torch.autograd.grad(output.loss / self.episodes_per_step, self.parameters, allow_unused=True)
+        with torch.no_grad():
+            finite = output.loss.isfinite()  # []
+            for buffer, old in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(torch.where(finite, buffer, old))
+            self._accumulate(gradients, finite)
+            self._count(output, episode, finite)
+
+    def _accumulate(self, gradients: tuple[Tensor | None, ...], finite: Tensor) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(torch.where(finite, gradient, 0))
+
+    def _count(self, output: Output, episode: Episode, finite: Tensor) -> None:
+        correct = (output.logits.argmax(1) == episode.query_labels).double().mean()
+        terms = {**output.losses, "loss": output.loss, "accuracy": correct}
+        if not self.names:
+            self.names = list(terms)
+            self._sums = self._sums.new_zeros(len(terms) + 1)
+        figures = torch.stack([*(term.double() for term in terms.values()), torch.ones_like(correct)])
+        self._sums.add_(torch.where(finite, figures, 0))
+        counters = self._counters
+        counters[GROUP].add_(finite)
+        counters[SKIPPED].add_(finite.logical_not())
+        counters[IN_ROW].add_(1).mul_(finite.logical_not())
+        counters[LONGEST].copy_(torch.maximum(counters[LONGEST], counters[IN_ROW]))
+
+    def update(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """The optimiser's step with the gradients so far, which are then zero.
+
+        It is left out, on the device, where a gradient is not finite or no episode counted.
+        """
+        gradients = self.gradients()
+        norm = torch.nn.utils.get_total_norm(gradients).to(self.device)
+        good = norm.isfinite() & (self._counters[GROUP] > 0)
+        guarded_step(optimizer, rate, good)
+        for gradient in gradients:  # in place: a graph adds to these very tensors
+            gradient.zero_()
+        self._counters[GROUP].zero_()
+        self._counters[SKIPPED_STEPS].add_(good.logical_not())
+
+    def read(self) -> Reading:
+        """What happened since the last reading; waits for the device."""
+        figures = torch.cat([self._sums, self._counters.double()]).tolist()
+        sums, counters = figures[: -len(self._counters)], [int(x) for x in figures[-len(self._counters) :]]
+        self._sums.zero_()
+        for place in (SKIPPED, LONGEST, SKIPPED_STEPS):
+            self._counters[place].zero_()
+        return Reading(
+            sums=dict(zip(self.names, sums, strict=False)),
+            counted=int(sums[-1]) if sums else 0,
+            skipped=counters[SKIPPED],
+            longest=counters[LONGEST],
+            skipped_steps=counters[SKIPPED_STEPS],
+        )
