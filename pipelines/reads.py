@@ -42,13 +42,15 @@ class ReadList:
 
     def add(self, row: int, frames: list[int], top: int, left: int) -> tuple[int, ...]:
         """Add the frames of one clip, each once; return the places [T] of its frames."""
-        unique = list(dict.fromkeys(frames))
-        first = len(self._frames)
+        first, count = len(self._frames), len(frames)
         self._clips.append((row, top, left))
+        if len(set(frames)) == count:
+            self._counts.append(count)
+            self._frames += frames
+            return tuple(range(first, first + count))
+        unique = list(dict.fromkeys(frames))
         self._counts.append(len(unique))
         self._frames += unique
-        if len(unique) == len(frames):
-            return tuple(range(first, first + len(frames)))
         return tuple([first + unique.index(frame) for frame in frames])
 
     def reads(self, modality: str, size: tuple[int, int]) -> Reads:
@@ -64,9 +66,9 @@ class ReadLists:
     def __init__(self) -> None:
         self._lists: dict[tuple[int, int], tuple[int, ReadList]] = {}
 
-    def of_size(self, height: int, width: int) -> tuple[int, ReadList]:
-        """The list of windows of a size, and its number."""
-        return self._lists.setdefault((height, width), (len(self._lists), ReadList()))
+    def of_size(self, size: tuple[int, int]) -> tuple[int, ReadList]:
+        """The list of windows of a height and width, and its number."""
+        return self._lists.get(size) or self._lists.setdefault(size, (len(self._lists), ReadList()))
 
     def reads(self, modality: str) -> tuple[Reads, ...]:
         """All lists as arrays."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from pipelines.draw import Draw
 
+    Ints = npt.NDArray[np.int64]
+
 _SHORTEST_WINDOW = 64  # source frames; the reference's Kinetics window can run backwards below it
 _KINETICS_RATE = 35.0  # DATA.SAMPLING_RATE of the reference's Kinetics recipe, in source frames
 _KINETICS_FPS = 12.0  # its TARGET_FPS
@@ -131,6 +133,12 @@ def distinct(draw: Draw, population: int) -> Iterator[int]:
         moved[j] = moved.get(i, i)
 
 
+def group_keys(videos: int, groups: npt.NDArray[np.int32] | None) -> Ints:
+    """[n] a number for each video that equals that of its group's others; groups as in the index, None: unknown."""
+    alone = -1 - np.arange(videos, dtype=np.int64)  # [n], unlike any group number
+    return alone if groups is None else np.where(groups < 0, alone, groups)
+
+
 @dataclass(frozen=True)
 class ClassPool:
     """The videos of one class, and the groups that support and queries may not share.
@@ -141,18 +149,18 @@ class ClassPool:
     """
 
     label: int
-    rows: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
+    rows: Ints
+    groups: Ints
+    sizes: Ints
     biggest: int
-    spare: npt.NDArray[np.int64]
-    spare_groups: npt.NDArray[np.int64]
+    spare: Ints
+    spare_groups: Ints
 
     @classmethod
     def build(
         cls,
         label: int,
-        rows: npt.NDArray[np.int64],
+        rows: Ints,
         groups: npt.NDArray[np.int32] | None,
         labelled: npt.NDArray[np.bool_] | None = None,
     ) -> ClassPool:
@@ -160,18 +168,17 @@ class ClassPool:
 
         labelled [n] tells which rows serve as support and queries, the others being spare; None: all serve both.
         """
-        alone = -1 - np.arange(len(rows), dtype=np.int64)  # [n], unlike any group number
-        keys = alone if groups is None else np.where(groups < 0, alone, groups)
-        names, numbers = np.unique(keys, return_inverse=True)
-        own, spare = (slice(None), slice(None)) if labelled is None else (labelled, ~labelled)
-        sizes = np.bincount(numbers[own], minlength=len(names))
-        biggest = int(sizes.max(initial=0))
-        return cls(label, rows[own], numbers[own], sizes, biggest, rows[spare], numbers[spare])
+        names, numbers = np.unique(group_keys(len(rows), groups), return_inverse=True)
+        sizes = np.bincount(numbers, minlength=len(names))
+        pool = cls(label, rows, numbers, sizes, int(sizes.max(initial=0)), rows, numbers)
+        return pool if labelled is None else pool.with_labelled(labelled)
 
-    @property
-    def videos(self) -> npt.NDArray[np.int64]:
-        """Rows of all videos that an episode may take, also as unlabelled ones."""
-        return np.union1d(self.rows, self.spare)
+    def with_labelled(self, labelled: npt.NDArray[np.bool_]) -> ClassPool:
+        """The pool in which only the `labelled` [n] of its videos serve as support and queries, the others as spare."""
+        groups, spare = self.groups[labelled], ~labelled
+        sizes = np.bincount(groups, minlength=len(self.sizes))
+        biggest = int(sizes.max(initial=0))
+        return ClassPool(self.label, self.rows[labelled], groups, sizes, biggest, self.rows[spare], self.groups[spare])
 
     def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
         """Tell whether `shot` support and `queries` query videos of different groups exist, and others besides.
@@ -199,8 +206,8 @@ class ClassPool:
         support, held = self._support(draw, shot, queries)
         query: list[int] = []
         for place in distinct(draw, len(self.rows)):
-            if int(self.groups[place]) not in held:
-                query.append(int(self.rows[place]))
+            if self.groups.item(place) not in held:
+                query.append(self.rows.item(place))
             if len(query) == queries:
                 break
         return support, query
@@ -209,14 +216,16 @@ class ClassPool:
         """Rows of the support videos, and the groups they hold with their sizes."""
         support: list[int] = []
         held: dict[int, int] = {}
+        videos = 0
         for place in distinct(draw, len(self.rows)):
-            group = int(self.groups[place])
+            group = self.groups.item(place)
             if group not in held:
-                wider = {**held, group: int(self.sizes[group])}
-                if not self._completes(wider, sum(wider.values()), shot, queries):
+                held[group] = size = self.sizes.item(group)
+                if not self._completes(held, videos + size, shot, queries):
+                    del held[group]
                     continue  # and never again: a wider choice cannot make room for this group
-                held = wider
-            support.append(int(self.rows[place]))
+                videos += size
+            support.append(self.rows.item(place))
             if len(support) == shot:
                 break
         return support, held
