@@ -74,7 +74,7 @@ class PhiloxDraw:
 
     def uniform(self, a: float, b: float, /) -> float:
         """Return a number between a and b."""
-        return a + (b - a) * self.random()
+        return a + (b - a) * (((self._words or self._fetch()).pop() >> 11) * 2.0**-53)  # of `random`
 
     def randint(self, a: int, b: int, /) -> int:
         """Return a whole number from a to b, both included; ValueError when there is none."""

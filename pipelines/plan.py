@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -47,8 +47,7 @@ class Jitter:
     grey: bool
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """One clip: frames `indices` [T] of the plan's reads number `reads`, flipped, cropped, jittered.
 
     box is the crop's (top, left) after flip and resize; None where the window read is the crop already.
@@ -297,13 +296,14 @@ class EpisodeStream:
     def _views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
         """Draw a clip of each video: frames, then flip, crop x, crop y, jitter."""
         rules, views = self.rules, []
-        whole, crop, centre = rules.resized, (rules.crop, rules.crop), _centre(rules)
+        whole, crop = rules.resized, (rules.crop, rules.crop)
+        down, right = whole[0] - rules.crop, whole[1] - rules.crop
         rates = [0.0] * len(rows) if self._fps is None else self._fps[rows].tolist()
         clips = zip(rows.tolist(), self._frames[rows].tolist(), self._sizes[rows].tolist(), rates, strict=True)
         for row, length, (height, width), fps in clips:
             frames = self._rule(draw, length, steps=rules.frames, random_frames=rules.random_frames, fps=fps)
             flip = query and rules.query_flip and draw.random() < 0.5
-            top, left = box = _crop_corner(draw, rules) if rules.random_crop else centre
+            top, left = box = _crop_corner(draw, down, right) if rules.random_crop else (down // 2, right // 2)
             jitter = _draw_jitter(draw) if query and rules.query_jitter else None
             if (height, width) == whole:
                 # the crop box lies on the flipped frame, the window on the stored one
@@ -355,15 +355,8 @@ def _rows_of(given: Sequence[Chosen]) -> Ints:
     return np.array(sorted(rows), dtype=np.int64)
 
 
-def _centre(rules: EpisodeRules) -> tuple[int, int]:
-    """Top and left of the centre crop on the resized frame."""
-    height, width = rules.resized
-    return (height - rules.crop) // 2, (width - rules.crop) // 2
-
-
-def _crop_corner(draw: Draw, rules: EpisodeRules) -> tuple[int, int]:
-    """Top and left of a random crop on the resized frame; x is drawn first."""
-    down, right = (side - rules.crop for side in rules.resized)
+def _crop_corner(draw: Draw, down: int, right: int) -> tuple[int, int]:
+    """Top and left of a random crop, given the room below and beside it; x is drawn first."""
     left = int(draw.uniform(0, right))
     return int(draw.uniform(0, down)), left
 

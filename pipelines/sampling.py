@@ -40,7 +40,7 @@ def _centres(num_frames: int, steps: int) -> list[int]:
     if num_frames < steps:
         return _repeated(num_frames, steps)
     length = num_frames // steps
-    return [step * length + length // 2 for step in range(steps)]
+    return list(range(length // 2, steps * length, length))
 
 
 def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
@@ -54,7 +54,7 @@ def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps
     length = num_frames // steps
     if not random_frames or length < 1:
         return _centres(num_frames, steps)
-    return [draw.randint(step * length, step * length + length - 1) for step in range(steps)]
+    return [draw.randint(first, first + length - 1) for first in range(0, steps * length, length)]
 
 
 def kinetics(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
@@ -127,8 +127,9 @@ def distinct(draw: Draw, population: int) -> Iterator[int]:
     A Fisher-Yates shuffle whose array is a dictionary of the places that differ from the identity.
     """
     moved: dict[int, int] = {}
+    last = population - 1
     for i in range(population):
-        j = draw.randint(i, population - 1)
+        j = draw.randint(i, last)
         yield moved.get(j, j)
         moved[j] = moved.get(i, i)
 
