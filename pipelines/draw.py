@@ -60,7 +60,8 @@ class PhiloxDraw:
         for name, value in (("seed", seed), ("episode number", n)):
             if not 0 <= value < _WORD:
                 raise ConfigError(f"the {name} {value} is out of range: use one from 0 to 2**64 - 1")
-        self._bits = np.random.Philox(_Key(seed, n))  # type: ignore[arg-type] -- its documented interface; the stub has SeedSequence alone
+        # NumPy documents this interface, its stubs know SeedSequence alone
+        self._bits = np.random.Philox(_Key(seed, n))  # type: ignore[arg-type]
         self._words: list[int] = []
 
     def _fetch(self) -> list[int]:
