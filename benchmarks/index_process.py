@@ -7,6 +7,7 @@ python -m benchmarks.index_process plan FOLDER
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -14,16 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
 
+from benchmarks.timing import read_whole
 from pipelines.draw import PhiloxDraw
 from pipelines.plan import EpisodeRules, EpisodeStream
 from shards_spec import ShardSet
-from shards_spec.index import build_index
+from shards_spec.index import INDEX, build_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 EPISODES = 2_000
+NEEDED = {"videos": ("label", "group", "frames", "fps"), "series/rgb": ("shard", "offset", "first", "size")}
 TEST = EpisodeRules(way=5, shot=5, queries=5)
 RULES = {
     "disjoint": TEST,
@@ -46,10 +50,30 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def build(folder: Path) -> dict[str, float]:
-    """Seconds and MB of writing the index from summaries."""
+    """Seconds and MB of writing the index from summaries; beside them what bounds both."""
     before = resident("VmRSS")
     _, seconds = timed(lambda: build_index(folder))
-    return {"build_s": seconds, "build_mb": resident("VmHWM") - before}
+    most = resident("VmHWM") - before
+    summaries = sorted(folder.glob("rgb-*.json"))
+    _, parsed = timed(lambda: [json.loads(path.read_bytes()) is None for path in summaries])
+    columns = _columns(folder, "series/rgb")
+    size = sum(array.nbytes for array in columns.values()) / 1e6
+    return {"build_s": seconds, "build_mb": most, "build_bound_s": parsed, "build_bound_mb": size}
+
+
+def _columns(folder: Path, group: str) -> dict[str, zarr.Array[Any]]:
+    return dict(zarr.open_group(folder / INDEX / group, mode="r").arrays())
+
+
+def _open_bound(folder: Path) -> dict[str, float]:
+    """Seconds of reading the files of the columns that `open` needs and of hashing their content; MB of that."""
+    columns = [(group, name) for group, names in NEEDED.items() for name in names]
+    paths = [path for group, name in columns for path in (folder / INDEX / group / name).rglob("*") if path.is_file()]
+    size = sum(_columns(folder, group)[name].nbytes for group, name in columns)
+    _, read = timed(lambda: read_whole(paths))
+    content = bytes(size)
+    _, hashed = timed(lambda: hashlib.sha256(content).digest())
+    return {"open_bound_s": read + hashed, "open_bound_mb": size / 1e6}
 
 
 def plan(folder: Path) -> dict[str, float]:
@@ -64,7 +88,7 @@ def plan(folder: Path) -> dict[str, float]:
         median, most = np.percentile(taken, [50, 99]) * 1e6
         found |= {f"{name}_stream_s": seconds, f"{name}_plan_us": median, f"{name}_plan_99_us": most}
         found[f"{name}_draws_us"] = _draws(rules) * 1e6
-    return found | {"all_mb": resident("VmHWM") - before}
+    return found | {"all_mb": resident("VmHWM") - before} | _open_bound(folder)
 
 
 def _draws(rules: EpisodeRules) -> float:

@@ -10,7 +10,7 @@ from shards_spec.files import json_bytes
 from shards_spec.index import shard_path
 from shards_spec.schema import Dataset, Split, sample_key
 from shards_spec.summary import Sample, Summary, sidecars
-from shards_spec.tar import BLOCK, archive_size, header
+from shards_spec.tar import archive_size, header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,9 +63,3 @@ def _info(row: int) -> dict[str, Any]:
         "size": [256, 256],
         "kept": list(range(FRAMES)),
     }
-
-
-def least_bytes(videos: int) -> int:
-    """Bytes of the columns that reading any frame and drawing any episode need."""
-    of_a_video = 4 * 4 + 4 + 8 + 8  # label, group, frames, fps; shard, offset, first
-    return videos * (of_a_video + 4 * FRAMES) + -(-videos // ROWS_PER_SHARD) * BLOCK  # sizes; the tars' first headers
