@@ -85,6 +85,7 @@ class PhiloxDraw:
 
     def shuffle(self, x: MutableSequence[Any], /) -> None:
         """Put x in a random order, in place (Fisher-Yates)."""
+        randint = self.randint
         for i in range(len(x) - 1, 0, -1):
-            j = self.randint(0, i)
+            j = randint(0, i)
             x[i], x[j] = x[j], x[i]

@@ -295,24 +295,26 @@ class EpisodeStream:
 
     def _views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
         """Draw a clip of each video: frames, then flip, crop x, crop y, jitter."""
-        rules, views = self.rules, []
+        rules, rule, views = self.rules, self._rule, []
+        steps, random_frames, size = rules.frames, rules.random_frames, None
         whole, crop = rules.resized, (rules.crop, rules.crop)
         down, right = whole[0] - rules.crop, whole[1] - rules.crop
         rates = [0.0] * len(rows) if self._fps is None else self._fps[rows].tolist()
         clips = zip(rows.tolist(), self._frames[rows].tolist(), self._sizes[rows].tolist(), rates, strict=True)
         for row, length, (height, width), fps in clips:
-            frames = self._rule(draw, length, steps=rules.frames, random_frames=rules.random_frames, fps=fps)
+            frames = rule(draw, length, steps=steps, random_frames=random_frames, fps=fps)
             flip = query and rules.query_flip and draw.random() < 0.5
-            top, left = box = _crop_corner(draw, down, right) if rules.random_crop else (down // 2, right // 2)
+            top, left = _crop_corner(draw, down, right) if rules.random_crop else (down // 2, right // 2)
             jitter = _draw_jitter(draw) if query and rules.query_jitter else None
-            if (height, width) == whole:
+            exact = (height, width) == whole
+            if size != (read := crop if exact else (height, width)):
+                number, windows = reads.of_size(size := read)
+            if exact:
                 # the crop box lies on the flipped frame, the window on the stored one
                 start = width - rules.crop - left if flip else left
-                number, windows = reads.of_size(crop)
                 views.append(View(number, windows.add(row, frames, top, start), flip, None, jitter))
             else:
-                number, windows = reads.of_size((height, width))
-                views.append(View(number, windows.add(row, frames, 0, 0), flip, box, jitter))
+                views.append(View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter))
         return tuple(views)
 
     def _checked(self, pools: Pools) -> Pools:

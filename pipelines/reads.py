@@ -36,25 +36,25 @@ class ReadList:
     """Collects the windows of one size, clip by clip."""
 
     def __init__(self) -> None:
-        self._clips: list[tuple[int, int, int, int]] = []  # (row, top, left, frames)
+        self._clips: list[int] = []  # row, top, left, frames of each, end to end
         self._frames: list[int] = []
 
     def add(self, row: int, frames: list[int], top: int, left: int) -> tuple[int, ...]:
         """Add the frames of one clip, each once; return the places [T] of its frames."""
         first, count = len(self._frames), len(frames)
         if len(set(frames)) == count:
-            self._clips.append((row, top, left, count))
+            self._clips += (row, top, left, count)
             self._frames += frames
             return tuple(range(first, first + count))
         unique = list(dict.fromkeys(frames))
-        self._clips.append((row, top, left, len(unique)))
+        self._clips += (row, top, left, len(unique))
         self._frames += unique
         return tuple([first + unique.index(frame) for frame in frames])
 
     def reads(self, modality: str, size: tuple[int, int]) -> Reads:
         """The list as arrays."""
-        clips = np.array(self._clips, dtype=np.int64).T  # [4, clips]
-        rows, tops, lefts = np.repeat(clips[:3], clips[3], axis=1)  # [3, R]
+        clips = np.array(self._clips, dtype=np.int64).reshape(-1, 4).T  # [4, clips]
+        rows, tops, lefts = clips[:3].repeat(clips[3], axis=1)  # [3, R]
         return Reads(modality, rows, np.array(self._frames, dtype=np.int64), tops, lefts, size)
 
 

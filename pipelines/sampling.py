@@ -127,11 +127,11 @@ def distinct(draw: Draw, population: int) -> Iterator[int]:
     A Fisher-Yates shuffle whose array is a dictionary of the places that differ from the identity.
     """
     moved: dict[int, int] = {}
-    last = population - 1
+    last, randint, at = population - 1, draw.randint, moved.get
     for i in range(population):
-        j = draw.randint(i, last)
-        yield moved.get(j, j)
-        moved[j] = moved.get(i, i)
+        j = randint(i, last)
+        yield at(j, j)
+        moved[j] = at(i, i)
 
 
 def group_keys(videos: int, groups: npt.NDArray[np.int32] | None) -> Ints:
