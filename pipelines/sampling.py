@@ -144,7 +144,7 @@ def group_keys(videos: int, groups: npt.NDArray[np.int32] | None) -> Ints:
 class ClassPool:
     """The videos of one class, and the groups that support and queries may not share.
 
-    rows: [n] catalogue rows. groups: [n] in [0, G). sizes: [G] videos of each group; biggest: the
+    rows: [n] catalogue rows, ascending. groups: [n] in [0, G). sizes: [G] videos of each group; biggest: the
     largest of them. A video without a known group is a group of its own. spare: [m] rows that serve as
     unlabelled videos, of groups spare_groups [m]: the same rows, or those that are no labelled ones.
     """
@@ -194,8 +194,11 @@ class ClassPool:
 
     def choose_unlabelled(self, draw: Draw, taken: Collection[int], count: int) -> list[int]:
         """Draw `count` spare rows of groups in which none of the rows `taken` is."""
-        held = self.groups[np.isin(self.rows, list(taken))]
-        left = self.spare[~np.isin(self.spare_groups, held)]
+        rows = np.fromiter(taken, np.int64, len(taken))
+        low, high = (np.searchsorted(self.rows, rows, side) for side in ("left", "right"))  # equal: not of this class
+        free = np.ones(len(self.sizes), dtype=np.bool_)  # [G]
+        free[self.groups[low[low < high]]] = False
+        left = self.spare[free[self.spare_groups]]
         return [int(left[place]) for place in islice(distinct(draw, len(left)), count)]
 
     def choose(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], list[int]]:
