@@ -32,6 +32,7 @@ FIGURES = (
     ("build_s", "index built from summaries, s", None, "build_bound_s"),
     ("build_mb", "memory for it, MB", 1_000.0, "build_bound_mb"),
     ("open_s", "set opened, s", 1.0, "open_bound_s"),
+    ("open_cpu_s", "CPU time of that, s", None, None),
     ("open_mb", "memory for it, MB", 300.0, "open_bound_mb"),
     ("all_mb", "memory with three streams, MB", None, None),
     ("disjoint_stream_s", "stream made, s", None, None),
