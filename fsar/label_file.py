@@ -43,7 +43,8 @@ def read_labels(path: Path, shards: ShardSet, split: str) -> Labels:
         ShardError: there is no such split.
     """
     named = _named(path)
-    rows = {shards.name(row): row for row in shards.split_rows(split).tolist()}
+    stored = shards.split_rows(split)
+    rows = dict(zip(shards.names(stored), stored.tolist(), strict=True))
     foreign = [video for video in named if video not in rows]
     if foreign:
         raise ConfigError(

@@ -148,7 +148,8 @@ class EpisodeLoader:
         dataset = self.shards.dataset
         names = dataset.splits[self.split].classes
         table = torch.zeros(len(dataset.classes), class_text.text.shape[1])
-        table[[dataset.classes.index(name) for name in names]] = class_text.rows(names)
+        place = {name: number for number, name in enumerate(dataset.classes)}
+        table[[place[name] for name in names]] = class_text.rows(names)
         return table.to(self.device)
 
     def embed(self, model: FewShotMethod, rows: Sequence[int], **options: Any) -> Embedding:  # noqa: ANN401

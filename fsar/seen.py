@@ -109,7 +109,7 @@ def class_names(shards: ShardSet, rows: NDArray[np.int64]) -> list[str]:
 
 
 def _video_hashes(shards: ShardSet, rows: NDArray[np.int64]) -> Hashes:
-    return _hashes(shards.name(row) for row in rows.tolist())
+    return _hashes(shards.names(rows))
 
 
 def _hashes(names: Iterable[str]) -> Hashes:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fsar.evaluation import autocast
 from fsar.graphs import Graphed
 from fsar.optim import guarded_step
+from fsar.precision import autocast
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
 
-_BLOCK = 256  # words fetched at once: one call for a test episode, three for a training episode
+    import numpy.typing as npt
+
+_BLOCK = 128  # words fetched at once: one call for a test episode, a few for a training episode
 _WORD = 1 << 64
 
 
@@ -31,6 +34,18 @@ class Draw(Protocol):
         """Put x in a random order, in place."""
 
 
+class _Key(ISeedSequence):
+    """Hands Philox its two key words as they are; given as `key`, NumPy would also ask the system for entropy."""
+
+    def __init__(self, seed: int, n: int) -> None:
+        self._words = seed, n
+
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[np.uint64]:
+        """Return the key [2]."""
+        del n_words, dtype
+        return np.array(self._words, dtype=np.uint64)
+
+
 class PhiloxDraw:
     """Draws of episode n: a pure function of (seed, n), with nothing carried over from other episodes.
 
@@ -45,31 +60,32 @@ class PhiloxDraw:
         for name, value in (("seed", seed), ("episode number", n)):
             if not 0 <= value < _WORD:
                 raise ConfigError(f"the {name} {value} is out of range: use one from 0 to 2**64 - 1")
-        self._bits = np.random.Philox(key=seed + (n << 64))
+        # NumPy documents this interface, its stubs know SeedSequence alone
+        self._bits = np.random.Philox(_Key(seed, n))  # type: ignore[arg-type]
         self._words: list[int] = []
 
-    def _word(self) -> int:
-        if not self._words:
-            self._words = self._bits.random_raw(_BLOCK).tolist()
-            self._words.reverse()  # taken from the end, which is cheap, yet in the order of the generator
-        return self._words.pop()
+    def _fetch(self) -> list[int]:
+        self._words = self._bits.random_raw(_BLOCK).tolist()
+        self._words.reverse()  # taken from the end, which is cheap, yet in the order of the generator
+        return self._words
 
     def random(self) -> float:
         """Return a number in [0, 1) of 53 random bits."""
-        return (self._word() >> 11) * 2.0**-53
+        return ((self._words or self._fetch()).pop() >> 11) * 2.0**-53
 
     def uniform(self, a: float, b: float, /) -> float:
         """Return a number between a and b."""
-        return a + (b - a) * self.random()
+        return a + (b - a) * (((self._words or self._fetch()).pop() >> 11) * 2.0**-53)  # of `random`
 
     def randint(self, a: int, b: int, /) -> int:
         """Return a whole number from a to b, both included; ValueError when there is none."""
         if b < a:
             raise ValueError(f"no whole number lies between {a} and {b}")
-        return a + ((self._word() * (b - a + 1)) >> 64)
+        return a + (((self._words or self._fetch()).pop() * (b - a + 1)) >> 64)
 
     def shuffle(self, x: MutableSequence[Any], /) -> None:
         """Put x in a random order, in place (Fisher-Yates)."""
+        randint = self.randint
         for i in range(len(x) - 1, 0, -1):
-            j = self.randint(0, i)
+            j = randint(0, i)
             x[i], x[j] = x[j], x[i]

@@ -104,7 +104,8 @@ def write_episodes(path: Path, shards: ShardSet, stream: EpisodeStream, episodes
         "seed": stream.seed,
         "left_out": list(stream.dropped),
     }
-    names = {row: shards.name(row) for row in stream.videos().tolist()}
+    rows = stream.videos()
+    names = dict(zip(rows.tolist(), shards.names(rows), strict=True))
     classes = {row: shards.dataset.classes[shards.labels[row]] for row in names}
     lines = [header] + [_line(n, stream.choose(n), names, classes) for n in range(episodes)]
     write_whole(path, b"".join(json_line(line) + b"\n" for line in lines))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.draw import Draw
-    from pipelines.pools import Pool
+    from pipelines.pools import Pools
     from pipelines.reads import Reads
     from shards_spec import ShardSet
 
@@ -47,8 +47,7 @@ class Jitter:
     grey: bool
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """One clip: frames `indices` [T] of the plan's reads number `reads`, flipped, cropped, jittered.
 
     box is the crop's (top, left) after flip and resize; None where the window read is the crop already.
@@ -220,12 +219,9 @@ class EpisodeStream:
         self._frames = shards.frames  # [V]
         self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
         self._rule = frame_rule(rules.frame_rule)
-        self._pools: list[Pool] = []
         self.dropped: tuple[str, ...] = ()
         if given is None:
-            self._pools = make_pools(labels, shards.groups, rules, seed=seed)
-            self.dropped = self._drop_small()
-            self._check_classes()
+            self._pools = self._checked(make_pools(labels, shards.groups, rules, seed=seed))
         self._check_fps(shards, rows)
         self.short_videos = int((self._frames[rows] < rules.frames).sum())
 
@@ -238,9 +234,11 @@ class EpisodeStream:
         chosen = self._chosen(draw, n)
         way, support, query = len(chosen.classes), chosen.support, chosen.query
         reads = ReadLists()
-        support_views = tuple([self._view(draw, row, reads, query=False) for row in support])
-        query_views = tuple([self._view(draw, row, reads, query=True) for row, _ in query])
-        unlabelled_views = tuple([self._view(draw, row, reads, query=False) for row in chosen.unlabelled])
+        query_rows = np.array([row for row, _ in query], dtype=np.int64)
+        support_rows, unlabelled_rows = (np.array(rows, dtype=np.int64) for rows in (support, chosen.unlabelled))
+        support_views = self._views(draw, support_rows, reads, query=False)
+        query_views = self._views(draw, query_rows, reads, query=True)
+        unlabelled_views = self._views(draw, unlabelled_rows, reads, query=False)
         return EpisodePlan(
             n=n,
             way=way,
@@ -250,10 +248,10 @@ class EpisodeStream:
             support=support_views,
             query=query_views,
             query_labels=np.array([label for _, label in query], dtype=np.int64),
-            support_rows=np.array(support, dtype=np.int64),
-            query_rows=np.array([row for row, _ in query], dtype=np.int64),
+            support_rows=support_rows,
+            query_rows=query_rows,
             unlabelled=unlabelled_views,
-            unlabelled_rows=np.array(chosen.unlabelled, dtype=np.int64),
+            unlabelled_rows=unlabelled_rows,
         )
 
     def choose(self, n: int) -> Chosen:
@@ -268,7 +266,7 @@ class EpisodeStream:
         """[n] catalogue rows that episodes may take, ascending."""
         if self.given is not None:
             return _rows_of(self.given)
-        return np.unique(np.concatenate([pool.videos for pool in self._pools]))
+        return self._pools.videos()
 
     def _chosen(self, draw: Draw, n: int) -> Chosen:
         if self.given is None:
@@ -283,7 +281,9 @@ class EpisodeStream:
         Unlabelled videos have draws of their own, so that the rest of the episode is the same without them, as long
         as no class is dropped that has too few for them.
         """
-        rules, pools = self.rules, self._choose_classes(draw)
+        rules = self.rules
+        places = list(islice(distinct(draw, len(self._pools)), rules.way))
+        pools = [self._pools[place] for place in places]
         support: list[int] = []
         query: list[tuple[int, int]] = []
         for label, pool in enumerate(pools):
@@ -294,72 +294,65 @@ class EpisodeStream:
         unlabelled: list[int] = []
         if rules.unlabelled:
             taken = {*support, *(row for row, _ in query)}
-            unlabelled = self._choose_unlabelled(PhiloxDraw(self.seed, n ^ _UNLABELLED), pools, taken)
+            unlabelled = self._choose_unlabelled(PhiloxDraw(self.seed, n ^ _UNLABELLED), places, taken)
         return Chosen(tuple([pool.label for pool in pools]), tuple(support), tuple(query), tuple(unlabelled))
 
-    def _choose_classes(self, draw: Draw) -> list[Pool]:
-        places = distinct(draw, len(self._pools))
-        return [self._pools[next(places)] for _ in range(self.rules.way)]
-
-    def _choose_unlabelled(self, draw: Draw, pools: list[Pool], taken: set[int]) -> list[int]:
-        """Rows of the unlabelled videos: of the episode's classes, then of others, shuffled."""
-        rules = self.rules
-        rows = [row for pool in pools for row in pool.choose_unlabelled(draw, taken, rules.unlabelled_per_class)]
-        ours = {pool.label for pool in pools}
-        others = [pool for pool in self._pools if pool.label not in ours]
-        for place in islice(distinct(draw, len(others)), rules.distractor_classes):
-            rows += others[place].choose_unlabelled(draw, taken, rules.distractors)
+    def _choose_unlabelled(self, draw: Draw, places: list[int], taken: set[int]) -> list[int]:
+        """Rows of the unlabelled videos: of the classes at these places, then of others, shuffled."""
+        rules, pools = self.rules, self._pools
+        rows = [row for own in places for row in pools[own].choose_unlabelled(draw, taken, rules.unlabelled_per_class)]
+        for other in islice(distinct(draw, len(pools) - len(places)), rules.distractor_classes):
+            for own in sorted(places):
+                other += own <= other  # its number among the others becomes its place among all
+            rows += pools[other].choose_unlabelled(draw, taken, rules.distractors)
         draw.shuffle(rows)  # the place of a video must say nothing about its class
         return rows
 
-    def _view(self, draw: Draw, row: int, reads: ReadLists, *, query: bool) -> View:
-        """Draw one clip: frames, then flip, crop x, crop y, jitter."""
-        rules = self.rules
-        frames = self._rule(
-            draw,
-            int(self._frames[row]),
-            steps=rules.frames,
-            random_frames=rules.random_frames,
-            fps=0.0 if self._fps is None else float(self._fps[row]),
-        )
-        flip = query and rules.query_flip and draw.random() < 0.5
-        top, left = _crop_corner(draw, rules)
-        jitter = _draw_jitter(draw) if query and rules.query_jitter else None
-        height, width = self._sizes[row].tolist()
-        if (height, width) == rules.resized:
-            # the crop box lies on the flipped frame, the window on the stored one
-            start = width - rules.crop - left if flip else left
-            number, windows = reads.of_size(rules.crop, rules.crop)
-            return View(number, windows.add(row, frames, top, start), flip, None, jitter)
-        number, windows = reads.of_size(height, width)
-        return View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter)
+    def _views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
+        """Draw a clip of each video: frames, then flip, crop x, crop y, jitter."""
+        rules, rule, views = self.rules, self._rule, []
+        steps, random_frames, size = rules.frames, rules.random_frames, None
+        whole, crop = rules.resized, (rules.crop, rules.crop)
+        down, right = whole[0] - rules.crop, whole[1] - rules.crop
+        rates = [0.0] * len(rows) if self._fps is None else self._fps[rows].tolist()
+        clips = zip(rows.tolist(), self._frames[rows].tolist(), self._sizes[rows].tolist(), rates, strict=True)
+        for row, length, (height, width), fps in clips:
+            frames = rule(draw, length, steps=steps, random_frames=random_frames, fps=fps)
+            flip = query and rules.query_flip and draw.random() < 0.5
+            top, left = _crop_corner(draw, down, right) if rules.random_crop else (down // 2, right // 2)
+            jitter = _draw_jitter(draw) if query and rules.query_jitter else None
+            exact = (height, width) == whole
+            if size != (read := crop if exact else (height, width)):
+                number, windows = reads.of_size(size := read)
+            if exact:
+                # the crop box lies on the flipped frame, the window on the stored one
+                start = width - rules.crop - left if flip else left
+                views.append(View(number, windows.add(row, frames, top, start), flip, None, jitter))
+            else:
+                views.append(View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter))
+        return tuple(views)
 
-    def _drop_small(self) -> tuple[str, ...]:
-        """Leave out the classes that cannot fill an episode, where the rules say so; their names."""
-        if self.rules.small_classes == "refuse":
-            return ()
-        serve = [self._serves(pool) for pool in self._pools]
-        small = [pool for pool, enough in zip(self._pools, serve, strict=True) if not enough]
-        self._pools = [pool for pool, enough in zip(self._pools, serve, strict=True) if enough]
-        return tuple(self._names[pool.label] for pool in small)
-
-    def _serves(self, pool: Pool) -> bool:
+    def _checked(self, pools: Pools) -> Pools:
+        """Leave out the classes that cannot fill an episode, where the rules say so, or refuse the first of them."""
         rules = self.rules
-        return pool.can_serve(rules.shot, rules.queries, rules.unlabelled_of_a_class)
-
-    def _check_classes(self) -> None:
-        rules = self.rules
+        able = pools.serve(rules.shot, rules.queries, rules.unlabelled_of_a_class)
+        small = [pools[place] for place in np.flatnonzero(~able).tolist()]
+        if rules.small_classes == "drop":
+            self.dropped = tuple(self._names[pool.label] for pool in small)
+            pools, small = pools.only(able), []
         needed = rules.way + rules.distractor_classes
-        if len(self._pools) < needed:
+        if len(pools) < needed:
             left_out = f" (left out, having too few videos: {', '.join(self.dropped)})" if self.dropped else ""
             distractors = f" with {rules.distractor_classes} distractor classes" if rules.distractor_classes else ""
             raise ConfigError(
-                f'split "{self.split}" has {len(self._pools)} classes{left_out} and a {rules.way}-way '
+                f'split "{self.split}" has {len(pools)} classes{left_out} and a {rules.way}-way '
                 f"episode{distractors} needs {needed}: use a smaller way or another split"
             )
-        for pool in self._pools:
-            if not self._serves(pool):
-                raise ConfigError(too_few(pool, f'class "{self._names[pool.label]}" of split "{self.split}"', rules))
+        if small:
+            raise ConfigError(
+                too_few(small[0], f'class "{self._names[small[0].label]}" of split "{self.split}"', rules)
+            )
+        return pools
 
     def _check_fps(self, shards: ShardSet, rows: Ints) -> None:
         if self._fps is None:
@@ -379,11 +372,8 @@ def _rows_of(given: Sequence[Chosen]) -> Ints:
     return np.array(sorted(rows), dtype=np.int64)
 
 
-def _crop_corner(draw: Draw, rules: EpisodeRules) -> tuple[int, int]:
-    """Top and left of the crop on the resized frame: random (x is drawn first) or the centre."""
-    down, right = (side - rules.crop for side in rules.resized)
-    if not rules.random_crop:
-        return down // 2, right // 2
+def _crop_corner(draw: Draw, down: int, right: int) -> tuple[int, int]:
+    """Top and left of a random crop, given the room below and beside it; x is drawn first."""
     left = int(draw.uniform(0, right))
     return int(draw.uniform(0, down)), left
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from pipelines.draw import PhiloxDraw
-from pipelines.sampling import ClassPool
+from pipelines.sampling import ClassPool, group_keys
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     import numpy.typing as npt
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shards_spec import ShardSet
 
     Ints = npt.NDArray[np.int64]
+    Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,6 @@ class Pool(Protocol):
     def rows(self) -> Ints:
         """Rows of the videos that serve as support and queries."""
 
-    @property
-    def videos(self) -> Ints:
-        """Rows of all videos that an episode may take, also as unlabelled ones."""
-
     def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
         """Tell whether an episode can be drawn."""
 
@@ -96,11 +93,6 @@ class VideoPool:
         """The one row."""
         return np.array([self.row])
 
-    @property
-    def videos(self) -> Ints:
-        """The one row."""
-        return self.rows
-
     def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
         """Tell whether no further video is asked for."""
         del shot, queries
@@ -117,7 +109,128 @@ class VideoPool:
         return []
 
 
-def make_pools(labels: Labels, groups: npt.NDArray[np.int32], rules: EpisodeRules, *, seed: int) -> list[Pool]:
+class Pools(Protocol):
+    """The pools of all classes in order. Many classes are columns, and a pool is made when it is asked for."""
+
+    def __len__(self) -> int:
+        """Number of classes."""
+
+    def __getitem__(self, place: int) -> Pool:
+        """The pool of the class at a place."""
+
+    def serve(self, shot: int, queries: int, unlabelled: int) -> Flags:
+        """[C] whether each `can_serve`."""
+
+    def only(self, kept: Flags) -> Pools:
+        """The pools of which `kept` [C] is true."""
+
+    def videos(self) -> Ints:
+        """[n] rows of all videos that an episode may take, also as unlabelled ones, ascending."""
+
+
+@dataclass(frozen=True)
+class VideoPools:
+    """Every video of `rows` [C] as a class of its own."""
+
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> VideoPool:
+        return VideoPool(self.rows.item(place))
+
+    def serve(self, shot: int, queries: int, unlabelled: int) -> Flags:
+        """[C] whether each can serve: all do, or none."""
+        return np.full(len(self), VideoPool(-1).can_serve(shot, queries, unlabelled))
+
+    def only(self, kept: Flags) -> VideoPools:
+        """The pools of which `kept` [C] is true."""
+        return VideoPools(self.rows[kept])
+
+    def videos(self) -> Ints:
+        """[C] all rows."""
+        return np.unique(self.rows)
+
+
+@dataclass(frozen=True)
+class ClassPools:
+    """Pools of classes as columns of all their videos, by class and then by row.
+
+    labels: [C] numbers of the classes. edges: [C, 2] where each begins and ends in rows [n] and groups [n], numbers of
+    the videos' groups. sizes: [G] videos of each group. group_edges: [C, 2] where the groups of each class begin and
+    end. biggest: [C] the largest of them. labelled: tells which videos of a class serve as support and queries;
+    None: all.
+    """
+
+    labels: Ints
+    rows: Ints
+    groups: Ints
+    sizes: Ints
+    edges: Ints
+    group_edges: Ints
+    biggest: Ints
+    labelled: Callable[[int, int], Flags] | None = None
+    _made: dict[int, ClassPool] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls, labels: Labels, groups: npt.NDArray[np.int32] | None, labelled: Callable[[int, int], Flags] | None = None
+    ) -> ClassPools:
+        """Sort the videos of `labels`; groups [V] by catalogue row, None: no video has one."""
+        order = np.argsort(labels.of_rows, kind="stable")
+        rows, of_rows = labels.rows[order], labels.of_rows[order]  # [n]
+        used = np.array(labels.used, dtype=np.int64)
+        edges = np.stack([np.searchsorted(of_rows, used, side) for side in ("left", "right")], axis=1)
+        keys = group_keys(len(rows), None if groups is None else groups[rows])
+        by_group = np.lexsort((keys, of_rows))  # [n] classes stay where they are
+        first = np.ones(len(rows), dtype=np.bool_)  # [n] whether a group begins
+        first[1:] = (np.diff(of_rows) != 0) | (np.diff(keys[by_group]) != 0)
+        starts = np.flatnonzero(first)  # [G]
+        sizes = np.diff(starts, append=len(rows))
+        numbers = np.empty_like(rows)
+        numbers[by_group] = np.cumsum(first) - 1
+        biggest = np.zeros(1 + max(of_rows.max(initial=-1), used.max(initial=-1)), dtype=np.int64)
+        np.maximum.at(biggest, of_rows[starts], sizes)
+        group_edges = np.searchsorted(starts, edges)
+        return cls(used, rows, numbers, sizes, edges, group_edges, biggest[used], labelled)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> ClassPool:
+        return self._made.get(place) or self._made.setdefault(place, self._make(place))
+
+    def _make(self, place: int) -> ClassPool:
+        label, biggest = self.labels.item(place), self.biggest.item(place)
+        (start, stop), (low, high) = self.edges[place].tolist(), self.group_edges[place].tolist()
+        rows, groups = self.rows[start:stop], self.groups[start:stop] - low
+        pool = ClassPool(label, rows, groups, self.sizes[low:high], biggest, rows, groups)
+        return pool if self.labelled is None else pool.with_labelled(self.labelled(label, len(rows)))
+
+    def serve(self, shot: int, queries: int, unlabelled: int) -> Flags:
+        """[C] whether each can serve: where its groups are small beside it, no pool is made to know that."""
+        if unlabelled or self.labelled is not None:
+            return np.array([self[place].can_serve(shot, queries, unlabelled) for place in range(len(self))], np.bool_)
+        left = self.edges[:, 1] - self.edges[:, 0] - shot - queries  # [C]
+        able = (left >= 0) & (left >= self.biggest - 1)
+        for place in np.flatnonzero((left >= 0) & ~able).tolist():
+            able[place] = self[place].can_serve(shot, queries)
+        return able
+
+    def only(self, kept: Flags) -> ClassPools:
+        """The pools of which `kept` [C] is true."""
+        parts = (self.labels, self.edges, self.group_edges, self.biggest)
+        labels, edges, group_edges, biggest = (part[kept] for part in parts)
+        return ClassPools(labels, self.rows, self.groups, self.sizes, edges, group_edges, biggest, self.labelled)
+
+    def videos(self) -> Ints:
+        """[n] rows of all videos of the classes, ascending."""
+        rows = np.sort(np.concatenate([self.rows[start:stop] for start, stop in self.edges.tolist()]))
+        return rows[np.diff(rows, prepend=-1) > 0]  # each once; NumPy's `unique` takes ten times as long
+
+
+def make_pools(labels: Labels, groups: npt.NDArray[np.int32], rules: EpisodeRules, *, seed: int) -> Pools:
     """One pool a label that is used, in that order, or one a video; groups [V] by catalogue row.
 
     With `labelled_fraction` < 1 a part of each class serves as unlabelled videos only: a function of the seed and
@@ -129,18 +242,13 @@ def make_pools(labels: Labels, groups: npt.NDArray[np.int32], rules: EpisodeRule
                 "a video that is a class of its own has no unlabelled ones: "
                 "set unlabelled_per_class and distractor_classes to 0, and labelled_fraction to 1"
             )
-        return [VideoPool(row) for row in labels.rows.tolist()]
-    order = np.argsort(labels.of_rows, kind="stable")
-    rows = labels.rows[order]
-    edges = np.searchsorted(labels.of_rows[order], [[label, label + 1] for label in labels.used])  # [C, 2]
-    pools: list[Pool] = []
-    for label, (start, stop) in zip(labels.used, edges.tolist(), strict=True):
-        own = rows[start:stop]
-        apart = groups[own] if rules.groups == "disjoint" else None
-        whole = rules.labelled_fraction == 1
-        labelled = None if whole else _labelled(labels.names[label], len(own), rules.labelled_fraction, seed)
-        pools.append(ClassPool.build(label, own, apart, labelled))
-    return pools
+        return VideoPools(labels.rows)
+
+    def labelled(label: int, videos: int) -> Flags:
+        return _labelled(labels.names[label], videos, rules.labelled_fraction, seed)
+
+    apart = groups if rules.groups == "disjoint" else None
+    return ClassPools.build(labels, apart, labelled if rules.labelled_fraction < 1 else None)
 
 
 def too_few(pool: Pool, what: str, rules: EpisodeRules) -> str:
@@ -167,7 +275,7 @@ def too_few(pool: Pool, what: str, rules: EpisodeRules) -> str:
     )
 
 
-def _labelled(name: str, videos: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def _labelled(name: str, videos: int, fraction: float, seed: int) -> Flags:
     """[videos] whether each is of the labelled part of its class."""
     number = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8])
     places = list(range(videos))

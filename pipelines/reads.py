@@ -36,26 +36,26 @@ class ReadList:
     """Collects the windows of one size, clip by clip."""
 
     def __init__(self) -> None:
-        self._clips: list[tuple[int, int, int]] = []  # (row, top, left)
-        self._counts: list[int] = []  # frames of each clip
+        self._clips: list[int] = []  # row, top, left, frames of each, end to end
         self._frames: list[int] = []
 
     def add(self, row: int, frames: list[int], top: int, left: int) -> tuple[int, ...]:
         """Add the frames of one clip, each once; return the places [T] of its frames."""
+        first, count = len(self._frames), len(frames)
+        if len(set(frames)) == count:
+            self._clips += (row, top, left, count)
+            self._frames += frames
+            return tuple(range(first, first + count))
         unique = list(dict.fromkeys(frames))
-        first = len(self._frames)
-        self._clips.append((row, top, left))
-        self._counts.append(len(unique))
+        self._clips += (row, top, left, len(unique))
         self._frames += unique
-        if len(unique) == len(frames):
-            return tuple(range(first, first + len(frames)))
         return tuple([first + unique.index(frame) for frame in frames])
 
     def reads(self, modality: str, size: tuple[int, int]) -> Reads:
         """The list as arrays."""
-        clips = np.repeat(np.array(self._clips, dtype=np.int64), self._counts, axis=0)  # [R, 3]
-        frames = np.array(self._frames, dtype=np.int64)
-        return Reads(modality, clips[:, 0], frames, clips[:, 1], clips[:, 2], size)
+        clips = np.array(self._clips, dtype=np.int64).reshape(-1, 4).T  # [4, clips]
+        rows, tops, lefts = clips[:3].repeat(clips[3], axis=1)  # [3, R]
+        return Reads(modality, rows, np.array(self._frames, dtype=np.int64), tops, lefts, size)
 
 
 class ReadLists:
@@ -64,9 +64,9 @@ class ReadLists:
     def __init__(self) -> None:
         self._lists: dict[tuple[int, int], tuple[int, ReadList]] = {}
 
-    def of_size(self, height: int, width: int) -> tuple[int, ReadList]:
-        """The list of windows of a size, and its number."""
-        return self._lists.setdefault((height, width), (len(self._lists), ReadList()))
+    def of_size(self, size: tuple[int, int]) -> tuple[int, ReadList]:
+        """The list of windows of a height and width, and its number."""
+        return self._lists.get(size) or self._lists.setdefault(size, (len(self._lists), ReadList()))
 
     def reads(self, modality: str) -> tuple[Reads, ...]:
         """All lists as arrays."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from pipelines.draw import Draw
 
+    Ints = npt.NDArray[np.int64]
+
 _SHORTEST_WINDOW = 64  # source frames; the reference's Kinetics window can run backwards below it
 _KINETICS_RATE = 35.0  # DATA.SAMPLING_RATE of the reference's Kinetics recipe, in source frames
 _KINETICS_FPS = 12.0  # its TARGET_FPS
@@ -38,7 +40,7 @@ def _centres(num_frames: int, steps: int) -> list[int]:
     if num_frames < steps:
         return _repeated(num_frames, steps)
     length = num_frames // steps
-    return [step * length + length // 2 for step in range(steps)]
+    return list(range(length // 2, steps * length, length))
 
 
 def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
@@ -52,7 +54,7 @@ def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps
     length = num_frames // steps
     if not random_frames or length < 1:
         return _centres(num_frames, steps)
-    return [draw.randint(step * length, step * length + length - 1) for step in range(steps)]
+    return [draw.randint(first, first + length - 1) for first in range(0, steps * length, length)]
 
 
 def kinetics(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
@@ -125,34 +127,41 @@ def distinct(draw: Draw, population: int) -> Iterator[int]:
     A Fisher-Yates shuffle whose array is a dictionary of the places that differ from the identity.
     """
     moved: dict[int, int] = {}
+    last, randint, at = population - 1, draw.randint, moved.get
     for i in range(population):
-        j = draw.randint(i, population - 1)
-        yield moved.get(j, j)
-        moved[j] = moved.get(i, i)
+        j = randint(i, last)
+        yield at(j, j)
+        moved[j] = at(i, i)
+
+
+def group_keys(videos: int, groups: npt.NDArray[np.int32] | None) -> Ints:
+    """[n] a number for each video that equals that of its group's others; groups as in the index, None: unknown."""
+    alone = -1 - np.arange(videos, dtype=np.int64)  # [n], unlike any group number
+    return alone if groups is None else np.where(groups < 0, alone, groups)
 
 
 @dataclass(frozen=True)
 class ClassPool:
     """The videos of one class, and the groups that support and queries may not share.
 
-    rows: [n] catalogue rows. groups: [n] in [0, G). sizes: [G] videos of each group; biggest: the
+    rows: [n] catalogue rows, ascending. groups: [n] in [0, G). sizes: [G] videos of each group; biggest: the
     largest of them. A video without a known group is a group of its own. spare: [m] rows that serve as
     unlabelled videos, of groups spare_groups [m]: the same rows, or those that are no labelled ones.
     """
 
     label: int
-    rows: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
+    rows: Ints
+    groups: Ints
+    sizes: Ints
     biggest: int
-    spare: npt.NDArray[np.int64]
-    spare_groups: npt.NDArray[np.int64]
+    spare: Ints
+    spare_groups: Ints
 
     @classmethod
     def build(
         cls,
         label: int,
-        rows: npt.NDArray[np.int64],
+        rows: Ints,
         groups: npt.NDArray[np.int32] | None,
         labelled: npt.NDArray[np.bool_] | None = None,
     ) -> ClassPool:
@@ -160,18 +169,17 @@ class ClassPool:
 
         labelled [n] tells which rows serve as support and queries, the others being spare; None: all serve both.
         """
-        alone = -1 - np.arange(len(rows), dtype=np.int64)  # [n], unlike any group number
-        keys = alone if groups is None else np.where(groups < 0, alone, groups)
-        names, numbers = np.unique(keys, return_inverse=True)
-        own, spare = (slice(None), slice(None)) if labelled is None else (labelled, ~labelled)
-        sizes = np.bincount(numbers[own], minlength=len(names))
-        biggest = int(sizes.max(initial=0))
-        return cls(label, rows[own], numbers[own], sizes, biggest, rows[spare], numbers[spare])
+        names, numbers = np.unique(group_keys(len(rows), groups), return_inverse=True)
+        sizes = np.bincount(numbers, minlength=len(names))
+        pool = cls(label, rows, numbers, sizes, int(sizes.max(initial=0)), rows, numbers)
+        return pool if labelled is None else pool.with_labelled(labelled)
 
-    @property
-    def videos(self) -> npt.NDArray[np.int64]:
-        """Rows of all videos that an episode may take, also as unlabelled ones."""
-        return np.union1d(self.rows, self.spare)
+    def with_labelled(self, labelled: npt.NDArray[np.bool_]) -> ClassPool:
+        """The pool in which only the `labelled` [n] of its videos serve as support and queries, the others as spare."""
+        groups, spare = self.groups[labelled], ~labelled
+        sizes = np.bincount(groups, minlength=len(self.sizes))
+        biggest = int(sizes.max(initial=0))
+        return ClassPool(self.label, self.rows[labelled], groups, sizes, biggest, self.rows[spare], self.groups[spare])
 
     def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
         """Tell whether `shot` support and `queries` query videos of different groups exist, and others besides.
@@ -186,8 +194,11 @@ class ClassPool:
 
     def choose_unlabelled(self, draw: Draw, taken: Collection[int], count: int) -> list[int]:
         """Draw `count` spare rows of groups in which none of the rows `taken` is."""
-        held = self.groups[np.isin(self.rows, list(taken))]
-        left = self.spare[~np.isin(self.spare_groups, held)]
+        rows = np.fromiter(taken, np.int64, len(taken))
+        low, high = (np.searchsorted(self.rows, rows, side) for side in ("left", "right"))  # equal: not of this class
+        free = np.ones(len(self.sizes), dtype=np.bool_)  # [G]
+        free[self.groups[low[low < high]]] = False
+        left = self.spare[free[self.spare_groups]]
         return [int(left[place]) for place in islice(distinct(draw, len(left)), count)]
 
     def choose(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], list[int]]:
@@ -199,8 +210,8 @@ class ClassPool:
         support, held = self._support(draw, shot, queries)
         query: list[int] = []
         for place in distinct(draw, len(self.rows)):
-            if int(self.groups[place]) not in held:
-                query.append(int(self.rows[place]))
+            if self.groups.item(place) not in held:
+                query.append(self.rows.item(place))
             if len(query) == queries:
                 break
         return support, query
@@ -209,14 +220,16 @@ class ClassPool:
         """Rows of the support videos, and the groups they hold with their sizes."""
         support: list[int] = []
         held: dict[int, int] = {}
+        videos = 0
         for place in distinct(draw, len(self.rows)):
-            group = int(self.groups[place])
+            group = self.groups.item(place)
             if group not in held:
-                wider = {**held, group: int(self.sizes[group])}
-                if not self._completes(wider, sum(wider.values()), shot, queries):
+                held[group] = size = self.sizes.item(group)
+                if not self._completes(held, videos + size, shot, queries):
+                    del held[group]
                     continue  # and never again: a wider choice cannot make room for this group
-                held = wider
-            support.append(int(self.rows[place]))
+                videos += size
+            support.append(self.rows.item(place))
             if len(support) == shot:
                 break
         return support, held

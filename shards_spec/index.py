@@ -12,16 +12,17 @@ import zarr
 
 from shards_spec.errors import ShardError
 from shards_spec.files import disk_errors, json_line, sync_file, sync_folder, temporary
+from shards_spec.index_columns import SeriesColumns, VideoColumns
 from shards_spec.schema import FORMAT, Dataset, Failure
-from shards_spec.summary import Summary, load_or_make
+from shards_spec.summary import load_or_make
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    Columns = dict[str, NDArray[Any]]
+    from shards_spec.index_columns import Columns
 
 INDEX = "index.zarr"
 CHUNK = 1 << 20  # columns are read whole: few, large chunks
@@ -54,105 +55,52 @@ def build_index(folder: Path) -> None:
     shards = list_shards(folder)
     if "rgb" not in shards:
         raise ShardError(f"{folder} holds no rgb-*.tar; make shards with fsar-preprocess")
-    loaded = {
-        series: {number: load_or_make(shard_path(folder, series, number)) for number in numbers}
-        for series, numbers in shards.items()
-    }
-    failures = Failure.load_all(folder / "failures.jsonl")
-    dataset = Dataset.load(folder / "dataset.json")
-    rows = _check_rows(folder, loaded)
-    count = 1 + max([*rows, *failures], default=-1)
-    columns = {"videos": _video_columns(count, loaded["rgb"].values(), failures, dataset)}
-    for series, summaries in loaded.items():
-        columns[f"series/{series}"] = _series_columns(count, summaries)
-    _write(folder, columns)
+    _write(folder, _column_groups(folder, shards))
 
 
-def _check_rows(folder: Path, loaded: Mapping[str, Mapping[int, Summary]]) -> set[int]:
-    """Refuse series that were not made from the same videos."""
-    frames = {
-        series: {s.row: s.info["frames"] for summary in shards.values() for s in summary.samples}
-        for series, shards in loaded.items()
-    }
-    for series, held in frames.items():
-        if held.keys() != frames["rgb"].keys():
-            raise ShardError(
-                f"{folder}: {series} and rgb do not hold the same videos; preprocessing is unfinished: "
-                "type the same fsar-preprocess command again"
-            )
-        changed = [row for row in held if held[row] != frames["rgb"][row]]
-        if changed:
-            raise ShardError(
-                f"{folder}: {series} and rgb hold {len(changed)} videos of which the file changed between them "
-                f"(the first: row {changed[0]}); delete {series}-*.tar and type the same fsar-preprocess command again"
-            )
-    return set(frames["rgb"])
+def _column_groups(folder: Path, shards: Mapping[str, list[int]]) -> Iterator[tuple[str, Columns]]:
+    """The groups of the index, one after the other: only one series at a time is held in memory."""
+    videos = VideoColumns(Dataset.load(folder / "dataset.json"), Failure.load_all(folder / "failures.jsonl"))
+    rgb = _read_series(folder, "rgb", shards["rgb"], videos)
+    columns = videos.columns()
+    count, rows, frames = len(columns["label"]), rgb.rows, rgb.frames
+    yield "videos", columns
+    del videos, columns
+    yield "series/rgb", rgb.columns(count)
+    del rgb
+    for name in [name for name in shards if name != "rgb"]:
+        series = _read_series(folder, name, shards[name])
+        _check_rows(folder, name, series, rows=rows, frames=frames)
+        yield f"series/{name}", series.columns(count)
 
 
-def _video_columns(count: int, rgb: Iterable[Summary], failures: dict[int, Failure], dataset: Dataset) -> Columns:
-    names, groups = [""] * count, [""] * count
-    labels = np.full(count, -1, np.int32)
-    frames = np.zeros(count, np.int32)
-    fps = np.zeros(count, np.float32)
-    source = np.zeros((count, 2), np.int32)
-    number = {label: i for i, label in enumerate(dataset.classes)}
-    for summary in rgb:
-        for sample in summary.samples:
-            info, row = sample.info, sample.row
-            names[row], groups[row] = info["name"], info["group"] or ""
-            labels[row] = number.get(info["label"], -1)
-            frames[row], fps[row], source[row] = info["frames"], info["fps"], info["source_size"]
-    for row, failure in failures.items():
-        names[row], groups[row] = failure.name, failure.group or ""
-        labels[row] = number.get(failure.label, -1)
-    group_names = sorted(set(groups) - {""})
-    group_number = {name: i for i, name in enumerate(group_names)} | {"": -1}
-    columns: Columns = {"label": labels, "frames": frames, "fps": fps, "source_size": source}
-    columns["group"] = np.array([group_number[g] for g in groups], np.int32)
-    return columns | text_columns("name", names) | text_columns("group_name", group_names)
+def _read_series(folder: Path, name: str, numbers: list[int], videos: VideoColumns | None = None) -> SeriesColumns:
+    """Read the summaries of a series' shards, for the columns of the videos too where these are given."""
+    series = SeriesColumns()
+    for number in numbers:
+        path = shard_path(folder, name, number)
+        summary = load_or_make(path)
+        series.add(summary, number, path=path)
+        if videos is not None:
+            videos.add(summary)
+    return series
 
 
-def _series_columns(count: int, shards: Mapping[int, Summary]) -> Columns:
-    samples = [(n, s) for n, summary in sorted(shards.items()) for s in summary.samples]
-    shard, offset = np.full(count, -1, np.int32), np.zeros(count, np.int64)
-    kept, tail = np.zeros(count, np.int64), np.zeros((count, 2), np.uint32)
-    size = np.zeros((count, 2), np.int32)
-    for number, s in samples:
-        shard[s.row], offset[s.row], kept[s.row] = number, s.offset, len(s.frames)
-        tail[s.row], size[s.row] = s.sizes[-2:], s.info["size"]
-    columns: Columns = {
-        "shard": shard,
-        "offset": offset,
-        "first": np.concatenate([[0], np.cumsum(kept)]),
-        "tail": tail,
-        "stored_size": size,
-        "size": _flat((s.sizes[:-2] for _, s in samples), np.uint32),
-        "frame": _flat((s.frames for _, s in samples), np.int32),
-        "crc32": _flat((s.crc32 for _, s in samples), np.uint32),
-        "shard_number": np.array(sorted(shards), np.int32),
-        "shard_bytes": np.array([shards[n].size for n in sorted(shards)], np.int64),
-        "shard_sha256": np.array([list(bytes.fromhex(shards[n].sha256)) for n in sorted(shards)], np.uint8),
-    }
-    codecs = {s.codec for _, s in samples}
-    if len(codecs) > 1:
-        raise ShardError(f"a series holds pictures of several codecs ({', '.join(sorted(codecs))}); make it again")
-    if codecs == {"raw"}:
-        columns |= text_columns("codec", ["raw"])
-    for score in ("scale", "magnitude"):
-        if samples and all(score in s.info for _, s in samples):
-            columns[score] = _flat((s.info[score] for _, s in samples), np.float32)
-    return columns
-
-
-def _flat(parts: Iterable[list[Any]], dtype: type) -> NDArray[Any]:
-    return np.array([value for part in parts for value in part], dtype)
-
-
-def text_columns(name: str, values: list[str]) -> Columns:
-    """A list of strings as two columns: UTF-8 bytes end to end, and where each ends."""
-    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
-    ends = np.cumsum([len(e) for e in encoded], dtype=np.int64) if encoded else np.zeros(0, np.int64)
-    return {f"{name}_bytes": np.frombuffer(b"".join(encoded), np.uint8), f"{name}_ends": ends}
+def _check_rows(
+    folder: Path, name: str, series: SeriesColumns, *, rows: NDArray[np.int64], frames: NDArray[np.int64]
+) -> None:
+    """Refuse a series that was not made from the same videos as rgb, whose rows [n] and frames [n] are given."""
+    if not np.array_equal(series.rows, rows):
+        raise ShardError(
+            f"{folder}: {name} and rgb do not hold the same videos; preprocessing is unfinished: "
+            "type the same fsar-preprocess command again"
+        )
+    changed = rows[series.frames != frames]
+    if len(changed):
+        raise ShardError(
+            f"{folder}: {name} and rgb hold {len(changed)} videos of which the file changed between them "
+            f"(the first: row {changed[0]}); delete {name}-*.tar and type the same fsar-preprocess command again"
+        )
 
 
 def column_sha256(column: NDArray[Any]) -> str:
@@ -185,28 +133,32 @@ def drop_index(folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(folder: Path, groups: Mapping[str, Columns]) -> None:
+def _write(folder: Path, groups: Iterable[tuple[str, Columns]]) -> None:
     final = folder / INDEX
     building = temporary(final)
+    hashes: dict[str, str] = {}
     with disk_errors(final):
         shutil.rmtree(building, ignore_errors=True)
-        hashes = {
-            f"{group}/{name}": column_sha256(values)
-            for group, columns in groups.items()
-            for name, values in columns.items()
-        }
-        attributes: dict[str, Any] = {"format": FORMAT, "columns": hashes, "files": pinned_hashes(folder)}
-        attributes["sha256"] = attributes_sha256(attributes)
-        root = zarr.open_group(building, mode="w", zarr_format=3, attributes=attributes)
-        for name, columns in groups.items():
-            group = root.create_group(name)
-            for column, values in columns.items():
-                chunks = (min(max(len(values), 1), CHUNK), *values.shape[1:])
-                group.create_array(column, data=values, chunks=chunks)
+        root = zarr.open_group(building, mode="w", zarr_format=3)
+    for name, columns in groups:
+        hashes |= {f"{name}/{column}": column_sha256(values) for column, values in columns.items()}
+        with disk_errors(final):
+            _write_group(root, name, columns)
+        del columns  # before the next ones are made
+    attributes: dict[str, Any] = {"format": FORMAT, "columns": hashes, "files": pinned_hashes(folder)}
+    with disk_errors(final):
+        root.update_attributes(attributes | {"sha256": attributes_sha256(attributes)})
         _sync_tree(building)
         drop_index(folder)
         building.replace(final)
         sync_folder(folder)
+
+
+def _write_group(root: zarr.Group, name: str, columns: Columns) -> None:
+    group = root.create_group(name)
+    for column, values in columns.items():
+        chunks = (min(max(len(values), 1), CHUNK), *values.shape[1:])
+        group.create_array(column, data=values, chunks=chunks)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -17,8 +17,9 @@ import zarr
 from shards_spec.errors import ShardError, suggest
 from shards_spec.files import read_json
 from shards_spec.index import INDEX, attributes_sha256, column_sha256, list_shards, pinned_hashes, shard_path
-from shards_spec.schema import FORMAT, Dataset, row_of_key
-from shards_spec.tar import BLOCK, padded, parse_header
+from shards_spec.schema import FORMAT, Dataset
+from shards_spec.shard_check import check_shards
+from shards_spec.tar import BLOCK, padded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
 
 OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
+_TEXTS = 1 << 16  # strings at once whose places are held as Python numbers
 
 
 class Columns:
@@ -77,6 +79,14 @@ class Columns:
         data: bytes = self[f"{name}_bytes"][start : int(ends[position])].tobytes()
         return data.decode("utf-8", "surrogateescape")
 
+    def texts(self, name: str, positions: NDArray[np.int64]) -> Iterator[str]:
+        """Strings of a text column at positions [n]."""
+        ends, data = self[f"{name}_ends"], self[f"{name}_bytes"].data
+        for part in np.array_split(positions, len(positions) // _TEXTS + 1):
+            starts = np.where(part > 0, ends[part - 1], 0)
+            for start, end in zip(starts.tolist(), ends[part].tolist(), strict=True):
+                yield str(data[start:end], "utf-8", "surrogateescape")
+
 
 class Series:
     """One modality of a shard set: `rgb`, `diff1`, `flow1`, ...; `columns` are those of the index."""
@@ -89,7 +99,8 @@ class Series:
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._maps: OrderedDict[int, Mapped] = OrderedDict()
         self._lock = threading.Lock()
-        self._check_shards()
+        numbers, sizes = columns["shard_number"], columns["shard_bytes"]
+        check_shards(folder, name, numbers=numbers, sizes=sizes, shard=self._shard)
 
     @cached_property
     def sizes(self) -> NDArray[np.int32]:
@@ -193,27 +204,6 @@ class Series:
                 self._files.popitem(last=False)  # closed when the last thread that reads it lets go
             return file
 
-    def _check_shards(self) -> None:
-        """Refuse a truncated or swapped shard before the first episode: by its size and its first member."""
-        numbers, sizes = self.columns["shard_number"], self.columns["shard_bytes"]
-        firsts = np.full(int(numbers.max(initial=-1)) + 1, -1)
-        present = np.flatnonzero(self._shard >= 0)[::-1]
-        firsts[self._shard[present]] = present
-        for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
-            path = shard_path(self._folder, self.name, number)
-            if not path.exists():
-                raise ShardError(f"{path} is missing; copy it again or type the fsar-preprocess command again")
-            found = path.stat().st_size
-            if found != size:
-                raise ShardError(
-                    f"{path} has {found} bytes where the index has {size}: it was cut short or replaced; "
-                    "copy it again, or run fsar-shards reindex if it was made again on purpose"
-                )
-            with path.open("rb") as file:
-                row = row_of_key(parse_header(file.read(BLOCK), 0, path).key)
-            if row != firsts[number]:
-                raise ShardError(f"{path} begins with video {row} where the index has {firsts[number]}: it was swapped")
-
 
 class ShardSet:
     """A folder of shards, opened for random access; a context manager.
@@ -304,6 +294,10 @@ class ShardSet:
         """Original name of a video."""
         return self._videos.text("name", row)
 
+    def names(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        """Original names of many videos, much faster than one by one."""
+        return self._videos.texts("name", rows)
+
     def group_name(self, row: int) -> str | None:
         """Name of a video's group; None where none is known."""
         group = int(self.groups[row])
@@ -321,12 +315,13 @@ class ShardSet:
                 f'{self.path} has no split "{split}" ({known}); see --splits, --holdout of fsar-preprocess'
             )
         wanted = self.dataset.splits[split]
-        numbers = [i for i, name in enumerate(self.dataset.classes) if name in set(wanted.classes)]
-        stored = np.isin(self.labels, numbers) & (self.frames > 0)
+        classes = set(wanted.classes)
+        numbers = [i for i, name in enumerate(self.dataset.classes) if name in classes]
+        rows = np.flatnonzero(np.isin(self.labels, numbers) & (self.frames > 0))
         if wanted.videos is not None:
             listed = set(wanted.videos)
-            stored &= np.array([self.name(row) in listed for row in range(self.num_videos)], bool)
-        return np.flatnonzero(stored)
+            rows = rows[np.fromiter((name in listed for name in self.names(rows)), np.bool_, len(rows))]
+        return rows
 
     def close(self) -> None:
         """Close its files."""

@@ -13,7 +13,7 @@ from shards_spec.errors import ShardError
 from shards_spec.schema import Dataset, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 def encode_frame(seed: int, height: int, width: int) -> bytes:
@@ -96,6 +96,9 @@ class FakeShards:
 
     def name(self, row: int) -> str:
         return f"videos/{row}.avi"
+
+    def names(self, rows: np.ndarray) -> Iterator[str]:
+        return (self.name(row) for row in rows.tolist())
 
     def series(self, name: str) -> FakeSeries:
         assert name == "rgb"

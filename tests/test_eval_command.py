@@ -301,7 +301,7 @@ def test_what_was_seen_is_told_by_names_across_shard_sets(tiny_shards: ShardSet,
     renamed = replace(tiny_shards.dataset, classes=tuple(f"{name[0].upper()}_{name[1:]}" for name in ("ant", "bee")))
 
     class Other:
-        dataset, labels, name = renamed, tiny_shards.labels, staticmethod(tiny_shards.name)
+        dataset, labels, names = renamed, tiny_shards.labels, staticmethod(tiny_shards.names)
 
     overlap = find_overlap(seen, Other, train[4:9])
     assert (overlap.classes, overlap.videos) == (("A_nt", "B_ee"), 3)

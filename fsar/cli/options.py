@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # What the help says of a key besides its choices.
 EXPLAINED = {
+    "checkpoint_activations": "Compute the trunk's stages again in backward: less memory, more time.",
     "checkpoint_every": "Episodes between checkpoints.",
     "class_text": "File of fsar-text, for clip-fsar.",
     "crop": "Side of the square that the model sees, in pixels.",
@@ -28,6 +29,7 @@ EXPLAINED = {
     "executor": "What decodes frames; auto is DALI where it is installed.",
     "frame_rule": "How frames are chosen; the recipe's is that of its data set.",
     "frames": "Frames of a clip.",
+    "graph": "On a GPU, replay forward and backward as one CUDA graph.",
     "groups": "Support and query of a class share no group, or any.",
     "kinetics_window": "With the frame rule of Kinetics: where a clip may lie.",
     "labelled_fraction": "Share of each class that may be labelled; the rest is unlabelled only.",
@@ -38,6 +40,7 @@ EXPLAINED = {
     "lr_epoch": "Episodes in an epoch of that clock.",
     "lr_factors": "Factor of --lr from each of --lr-steps on.",
     "lr_steps": "Epochs at which the rate changes.",
+    "memory_format": "Order of maps in memory; auto: channels-last in bf16, else the trunk's own.",
     "num_classes": "Rows of the auxiliary classifier; 0: one a training class.",
     "precision": "bf16: the model computes in bfloat16 where that is safe.",
     "prefetch": "Episodes prepared ahead.",
