@@ -87,9 +87,9 @@ def file_candidate(path: Path, config: RunConfig) -> Candidate:
 
 
 def _of_file(config: RunConfig, path: Path) -> FewShotMethod:
-    model = build_model(config, weights=False)
+    model, tensors = build_model(config, weights=False), read_tensors(path)
     try:
-        load_reference_state_dict(model, read_tensors(path), drop_classifier=True)
+        load_reference_state_dict(model, tensors, drop_classifier=True)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return model
