@@ -17,9 +17,10 @@ from fake_shards import FakeShards
 from folders import flip_bit, write_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_plan import TRAIN as PLAIN
 
 from benchmarks import environment, index
-from pipelines.plan import EpisodePlan, EpisodeRules, EpisodeStream
+from pipelines.plan import EpisodePlan, EpisodeStream
 from pipelines.pools import ClassPools, Labels
 from pipelines.sampling import ClassPool
 from shards_spec import ShardError, ShardSet
@@ -28,18 +29,7 @@ from shards_spec.index_columns import SeriesColumns, VideoColumns
 from shards_spec.schema import Dataset, Failure
 from shards_spec.summary import Sample, Summary
 
-TRAIN = EpisodeRules(
-    way=3,
-    shot=2,
-    queries=3,
-    resize=64,
-    crop=48,
-    random_frames=True,
-    random_crop=True,
-    query_flip=True,
-    query_jitter=True,
-    small_classes="drop",
-)
+TRAIN = dataclasses.replace(PLAIN, small_classes="drop")
 # Hashes of episodes as they were drawn when every pool was made at the start: they are drawn so for ever
 PINNED = {
     "train": ({}, "18ca3e44a506e805"),
