@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import torch
 
-from tests.golden_case import GOLDEN, fill
+from tests.golden_case import fill
+from tests.pretraining_case import outputs_of, settings_of, structured_clip
 
 
 class FimaCase:
     """Inputs by name, and stored outputs with their tolerances."""
 
     def __init__(self, name: str) -> None:
-        self.settings = json.loads((GOLDEN / "fima" / f"{name}.json").read_text())
+        self.settings = settings_of(f"fima/{name}")
         self.seed = self.settings["seed"]
-        self.outputs = dict(np.load(GOLDEN / "fima" / f"{name}.npz"))
+        self.outputs = outputs_of(f"fima/{name}")
 
     def normal(self, name: str, *shape: int) -> torch.Tensor:
         return torch.from_numpy(fill.normal(name, shape, self.seed))
@@ -24,12 +23,9 @@ class FimaCase:
     def uniform(self, name: str, *shape: int) -> torch.Tensor:
         return torch.from_numpy(fill.uniform(name, shape, self.seed))
 
-    def clip(self, name: str, batch: int, frames: int, size: int) -> torch.Tensor:
-        """[B, 3, T, S, S] in [0, 1), coarse cells and fine noise."""
-        coarse = self.uniform(f"{name}.coarse", batch, 3, 4, 4, 4)
-        for dim, length in ((2, frames), (3, size), (4, size)):
-            coarse = coarse.repeat_interleave(length // 4, dim)
-        return (0.7 * coarse + 0.3 * self.uniform(f"{name}.fine", batch, 3, frames, size, size)).float()
+    def clip(self, name: str, *shape: int) -> torch.Tensor:
+        """[B, 3, T, S, S] of shape (B, T, S), in [0, 1)."""
+        return structured_clip(name, shape, self.seed)
 
     def check(self, name: str, value: torch.Tensor) -> None:
         """AssertionError unless the output of that name is met within its tolerance."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fsar.pretraining.base import Output, PretrainingMethod
+from fsar.pretraining.fima import FIMA
 from fsar.pretraining.moco import MoCo, Views
+from fsar.pretraining.motion_views import MotionViews
 
-__all__ = ["MoCo", "Output", "PretrainingMethod", "Views"]
+__all__ = ["FIMA", "MoCo", "MotionViews", "Output", "PretrainingMethod", "Views"]

@@ -183,9 +183,9 @@ class FIMA(PretrainingMethod):
         return _vectors(self.projector_dense, _pooled(maps))[:, 0], rearrange(tokens, "b d t p -> b t p d")
 
     def predictions(self, m_tokens: Tensor, n_tokens: Tensor) -> Tensor:
-        """Tokens [B, t, P, 512] of m and n -> unit vectors [2, B, t, 1 + P, D]: m's motion at n's places, and n's at m's.
+        """Tokens [B, t, P, 512] of m and n -> vectors [2, B, t, 1 + P, D] of length 1.
 
-        The first of each 1 + P is of the whole feature frame.
+        They are m's motion at n's places and n's at m's; the first of each 1 + P is of the whole feature frame.
         """
         m_tokens, n_tokens = self.positions(m_tokens), self.positions(n_tokens)
         memory = rearrange([m_tokens, n_tokens], "s b t p d -> (s b t) p d")
@@ -202,7 +202,7 @@ class FIMA(PretrainingMethod):
         first = contrast(m_query, n_keys.whole, queue, self.temperature)
         if self.enqueue == "interleaved":
             queue = queue.clone()
-            enqueue(queue, self.queue_ptr.clone(), gather(n_keys.whole))
+            enqueue(queue, self.queue_ptr.clone(), gather(n_keys.whole) if self.training else n_keys.whole)
         return first, contrast(n_query, m_keys.whole, queue, self.temperature)
 
     def dense_losses(
@@ -251,6 +251,6 @@ def _pooled(maps: Tensor) -> Tensor:
     return rearrange(volume_mean(maps), "b c -> b c 1 1 1")
 
 
-def _vectors(head: ProjectionHead, maps: Tensor) -> Tensor:
+def _vectors(head: nn.Module, maps: Tensor) -> Tensor:
     """[B, C, 1, h, w] -> [B, h w, D] of length 1, in float32."""
     return F.normalize(full_precision(rearrange(head(maps), "b d h w -> b (h w) d")), dim=-1)

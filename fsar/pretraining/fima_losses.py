@@ -39,7 +39,8 @@ def cell_distances(query: Tensor, key: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     (query_centres, query_diagonal), (key_centres, key_diagonal) = _centres(query, grid), _centres(key, grid)
     apart = query_centres[:, :, None] - key_centres[:, None]  # [B, P, P, 2]
-    return apart.norm(dim=-1) / torch.maximum(query_diagonal, key_diagonal)[:, None, None]
+    distances: Tensor = apart.norm(dim=-1) / torch.maximum(query_diagonal, key_diagonal)[:, None, None]
+    return distances
 
 
 def correspondence(query: Tensor, key: Tensor, grid: tuple[int, int], *, ratio: float = 0.7) -> Tensor:
@@ -87,7 +88,7 @@ def log_sum_exp(queries: Tensor, keys: Tensor, *, temperature: float, entries: i
     queries, keys = full_precision(queries), full_precision(keys.detach())
     rows = max(1, entries // len(keys))
     with torch.autocast(queries.device.type, enabled=False):
-        sums: Tensor = _LogSumExp.apply(queries, keys, temperature, rows)
+        sums: Tensor = _LogSumExp.apply(queries, keys, temperature, rows)  # type: ignore[no-untyped-call]
     return sums
 
 
