@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from test_training import call, words
 
 from fsar import EpisodeLoader, EpisodeRules, create_method
+from fsar.cli.cluster import cli as cluster_cli
+from fsar.cli.compare import frames_text
 from fsar.cli.train import cli as train_cli
 from fsar.config import build_config
 from fsar.embeddings import shuffle_clips
@@ -164,3 +166,18 @@ def test_a_run_with_a_video_trunk(tiny_path, tmp_path) -> None:
     assert call(train_cli, *command, "--shuffle-control") == 0
     result = json.loads((run / "result.json").read_text())
     assert result["test"]["queries"] == result["shuffled_frames"]["queries"] == 8
+
+
+def test_clusters_of_a_video_trunk(tiny_path, tmp_path, capsys) -> None:
+    video = ["--trunk", "r2d18", "--trunk-weights", "random", "--resize", "64", "--crop", "32", "--frames", "2"]
+    given = ["--shards", str(tiny_path), *video, "--clusters", "4", "--least", "2", "--out", str(tmp_path / "x.csv")]
+    assert call(cluster_cli, *given) == 2
+    assert "trunk r2d18 reads clips" in capsys.readouterr().err
+    assert call(cluster_cli, *given, "--clip-frames", "4", "--clip-stride", "2") == 0
+    assert len((tmp_path / "x.csv").read_text().splitlines()) > 4
+
+
+def test_a_table_says_what_was_read() -> None:
+    table = {"method": "otam", "trunk": "r2d18", "frames": 3}
+    assert frames_text(build_config(table | CLIPS)) == "3 clips of 4/2 centre"
+    assert frames_text(build_config(table)) == "3 centre"
