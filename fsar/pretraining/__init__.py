@@ -1,0 +1,10 @@
+"""Pre-training without labels: methods from views of videos to a loss."""
+
+from __future__ import annotations
+
+from fsar.pretraining.base import Output, PretrainingMethod
+from fsar.pretraining.fima import FIMA
+from fsar.pretraining.moco import MoCo, Views
+from fsar.pretraining.motion_views import MotionViews
+
+__all__ = ["FIMA", "MoCo", "MotionViews", "Output", "PretrainingMethod", "Views"]
