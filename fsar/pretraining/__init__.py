@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from fsar.pretraining.base import Output, PretrainingMethod
 from fsar.pretraining.moco import MoCo, Views
+from fsar.pretraining.mscl import MSCL, MotionViews
 
-__all__ = ["MoCo", "Output", "PretrainingMethod", "Views"]
+__all__ = ["MSCL", "MoCo", "MotionViews", "Output", "PretrainingMethod", "Views"]
