@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fsar.methods.base import FewShotMethod
+from fsar.trunks import Trunk
+from fsar.weight_files import trunk_entries
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,11 +53,13 @@ def load_reference_state_dict(
 ) -> None:
     """Load weights with official names, with or without the prefixes "module." and "head.".
 
+    For a trunk alone, its entries are taken from a larger model's too, such as a pre-training method's `encoder_q`.
     Position tables and BatchNorm's step counters may be absent.  `drop_classifier` leaves the auxiliary
     classifier as it is, for weights trained with another number of classes.  ConfigError names every entry
     that is missing, unexpected or of a wrong shape, and then nothing has been loaded.
     """
     given = {bare_name(name): value for name, value in state_dict.items()}
+    given = trunk_entries(given) if isinstance(model, Trunk) else given
     ours = {official: name for name, official in reference_names(model).items()}
     if drop_classifier:
         given = {name: value for name, value in given.items() if not name.startswith(CLASSIFIER)}
