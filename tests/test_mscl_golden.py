@@ -13,44 +13,19 @@ from fsar.pretraining.flow_rotation import rotate_flow, rotation_angles
 from fsar.pretraining.learner import embed, rising_momentum
 from fsar.pretraining.lmcl import LocalContrast
 from fsar.pretraining.moco import contrast
-from fsar.pretraining.mscl import MSCL, MotionViews
+from fsar.pretraining.mscl import MSCL
 from fsar.retrieval import centred, retrieve
 from fsar.trunks.video_base import volume_mean
 from tests.golden_case import fill
-from tests.mscl_case import CASES, normal, outputs, unit
+from tests.mscl_case import CASES, golden_model, golden_views, normal, outputs, tensor, unit
 
 TERMS = CASES["mscl_train"]["loss_terms"]
-BATCH, QUEUE = 4, 32
 RELEASED = {"flow_momentum": "released", "flow_negatives": "released"}
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def close(value, expected, *, absolute=0.0, relative=0.0, peak=0.0) -> None:
     value = value.detach().numpy() if isinstance(value, torch.Tensor) else value
     np.testing.assert_allclose(value, expected, atol=absolute + peak * np.abs(expected).max(), rtol=relative)
-
-
-def model(trunk: str = "r3d18", **options) -> MSCL:
-    """MSCL with the golden weights; its queues are short."""
-    made = MSCL(trunk, queue=QUEUE, total=100, **options)
-    fill.load_into(made, CASES["seed"])
-    for name in ("recognizer", "recognizer_flow"):
-        learner = made.get_submodule(name)
-        learner.queue.copy_(tensor(unit(f"{name}.queue", 128, QUEUE, axis=0)))
-    return made
-
-
-def views(step: int) -> MotionViews:
-    def flow(name: str) -> torch.Tensor:
-        return tensor(fill.uniform(f"step{step}.{name}", (BATCH, 3, 16, 56, 56), CASES["seed"]))
-
-    def images(name: str) -> torch.Tensor:
-        return tensor(normal(f"step{step}.{name}", BATCH, 3, 8, 56, 56))
-
-    return MotionViews(images("im_q"), images("im_k"), flow("flow_q"), flow("flow_k"))
 
 
 def test_flow_rotation():
@@ -106,7 +81,7 @@ def test_local_contrast(projected):
     [("r3d18", "encoder_r3d18_tpn", "r18", 56), ("slowonly50", "encoder_slowonly_r50", "r50", 64)],
 )
 def test_encoder_with_neck(trunk, case, name, side):
-    learner = MSCL(trunk, queue=QUEUE).recognizer.eval()
+    learner = MSCL(trunk, queue=32).recognizer.eval()
     fill.load_into(learner, CASES["seed"])
     with torch.no_grad():
         levels = learner.encoder_q.levels(tensor(normal(f"{name}.input", 1, 3, 8, side, side)))
@@ -144,7 +119,7 @@ class Recorded:
     """Two steps of a case, with what they computed on the way."""
 
     def __init__(self, case: str) -> None:
-        self.model, self.expected, self.steps = model(**RELEASED), outputs(case), []
+        self.model, self.expected, self.steps = golden_model(**RELEASED), outputs(case), []
         self.model.train(case == "mscl_train")
         for name, learner in self.learners().items():
             learner.register_forward_hook(lambda _m, _i, pair, name=name: self.pairs.setdefault(name, []).append(pair))
@@ -159,7 +134,7 @@ class Recorded:
         self.model.zero_grad()
         training = self.model.training
         with torch.set_grad_enabled(training):
-            output = self.model.step(views(number), update=True)
+            output = self.model.step(golden_views(number), update=True)
         found = {"losses": torch.stack([output.losses[name] for name in TERMS]), "total": output.loss}
         if training:
             output.loss.backward()
