@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from fsar.pretraining.mscl import MSCL, MotionViews
-from tests.golden_case import GOLDEN, fill
+from tests.golden_case import fill
+from tests.pretraining_case import outputs_of, settings_of
 
-CASES: dict[str, Any] = json.loads((GOLDEN / "mscl" / "cases.json").read_text())
+CASES = settings_of("mscl/cases")
 BATCH, QUEUE = 4, 32
 
 
 def outputs(case: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / "mscl" / f"{case}.npz") as stored:
-        return dict(stored)
+    return outputs_of(f"mscl/{case}")
 
 
 def normal(name: str, *shape: int) -> np.ndarray:
@@ -41,13 +41,18 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def golden_model(trunk: str = "r3d18", **options) -> MSCL:
-    """MSCL with the golden weights; its queues are short."""
-    made = MSCL(trunk, queue=QUEUE, total=100, **options)
+@cache
+def golden_state() -> dict[str, torch.Tensor]:
+    """The golden weights of the whole model; its queues are short."""
+    made = MSCL(queue=QUEUE)
     fill.load_into(made, CASES["seed"])
-    for name in ("recognizer", "recognizer_flow"):
-        learner = made.get_submodule(name)
-        learner.queue.copy_(tensor(unit(f"{name}.queue", 128, QUEUE, axis=0)))
+    queues = {f"{name}.queue": unit(f"{name}.queue", 128, QUEUE, axis=0) for name in ("recognizer", "recognizer_flow")}
+    return made.state_dict() | {name: tensor(queue) for name, queue in queues.items()}
+
+
+def golden_model(**options: Any) -> MSCL:
+    made = MSCL(queue=QUEUE, total=100, **options)
+    made.load_state_dict(golden_state())
     return made
 
 

@@ -98,6 +98,18 @@ def test_gradients_reach_the_query_side_alone(trained):
     assert trained.encoder.mean == (0.485, 0.456, 0.406)
 
 
+def test_the_larger_trunk_projects_its_flow():
+    model = MSCL("slowonly50", queue=6).train()
+    large = [part.repeat(1, 1, 1, 2, 2) for part in vars(views()).values()]  # 64 x 64
+    output = model(MotionViews(*large))
+    output.loss.backward()
+    assert set(output.losses) == set(TERMS)
+    assert model.sup_head.trans_flow.weight.grad.abs().sum() > 0
+    assert model.sup_head.trans_flow.weight.shape == (128, 256, 1)
+    assert sum(p.numel() for p in model.recognizer.neck_q.parameters()) == 2_229_376
+    assert output.losses["loss_pos"].item() == pytest.approx(np.log(8), abs=1)
+
+
 def test_without_rotation_five_terms_remain():
     torch.manual_seed(0)
     output = MSCL(queue=6, fra=False)(views(fields=8))

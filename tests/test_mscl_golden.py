@@ -10,12 +10,10 @@ from torch.nn import functional as F
 
 from fsar.pretraining.flow_colour import FlowColours, unit_flow
 from fsar.pretraining.flow_rotation import rotate_flow, rotation_angles
-from fsar.pretraining.learner import embed, rising_momentum
+from fsar.pretraining.learner import rising_momentum
 from fsar.pretraining.lmcl import LocalContrast
 from fsar.pretraining.moco import contrast
-from fsar.pretraining.mscl import MSCL
 from fsar.retrieval import centred, retrieve
-from fsar.trunks.video_base import volume_mean
 from tests.golden_case import fill
 from tests.mscl_case import CASES, golden_model, golden_views, normal, outputs, tensor, unit
 
@@ -74,25 +72,6 @@ def test_local_contrast(projected):
     close(scores, expected[f"lmcl_scores{suffix}"], absolute=1e-4)
     close(labels, expected["lmcl_labels"])
     close(F.cross_entropy(scores, labels), expected[f"loss_pos{suffix}"], absolute=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("trunk", "case", "name", "side"),
-    [("r3d18", "encoder_r3d18_tpn", "r18", 56), ("slowonly50", "encoder_slowonly_r50", "r50", 64)],
-)
-def test_encoder_with_neck(trunk, case, name, side):
-    learner = MSCL(trunk, queue=32).recognizer.eval()
-    fill.load_into(learner, CASES["seed"])
-    with torch.no_grad():
-        levels = learner.encoder_q.levels(tensor(normal(f"{name}.input", 1, 3, 8, side, side)))
-        found = {
-            "pooled": volume_mean(levels[-1]),
-            "tpn_level0_frame_feature": learner.neck_q.finest(levels).mean(dim=(-2, -1)),
-            "q": embed(learner.mlp_q, levels[-1]),
-        }
-    expected = outputs(case)
-    for key, value in found.items():
-        close(value, expected[key], relative=1e-4, peak=1e-5)
 
 
 def test_momentum_schedule():
