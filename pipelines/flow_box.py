@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-Box = tuple[int, int, int, int]
 
+def flow_box(
+    box: tuple[int, int, int, int], frame: tuple[int, int], field: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The box (top, left, height, width) of a `frame` of (height, width), in flow fields of the size `field`.
 
-def flow_box(box: Box, size: tuple[int, int], flow_size: tuple[int, int]) -> Box:
-    """The box (left, top, right, bottom) of pictures of `size` (height, width), in fields of `flow_size`.
-
-    Each axis is scaled by itself and rounded half to even, as the published code of MSCL does
+    Each edge is scaled along its own axis and rounded half to even, as the published code of MSCL does
     (megvii-research/MSCL); the vectors within keep their length.
     """
-    down, across = flow_size[0] / size[0], flow_size[1] / size[1]
-    left, top, right, bottom = box
-    return round(left * across), round(top * down), round(right * across), round(bottom * down)
+    top, left, height, width = box
+    down, across = field[0] / frame[0], field[1] / frame[1]
+    first_row, first_column = round(top * down), round(left * across)
+    end_row, end_column = round((top + height) * down), round((left + width) * across)
+    return first_row, first_column, end_row - first_row, end_column - first_column

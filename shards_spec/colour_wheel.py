@@ -1,7 +1,11 @@
-"""The wheel of colours that stand for directions of motion: one table for whoever shows or codes optical flow."""
+"""The wheel of colours that stand for directions of motion, for whoever shows or codes optical flow.
+
+Source: Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011 (the Middlebury code).
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,18 +13,16 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CORNERS = ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1))  # red, yellow, green, cyan, blue, magenta
-_STEPS = (15, 6, 4, 11, 13, 6)  # entries from each corner to the next, by how well the eye tells them apart
+# Place on the wheel of 55 hues, and its colour: to the right red, downwards yellow, to the left cyan, upwards violet.
+HUES = (0, 15, 21, 25, 36, 49, 55)
+COLOURS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0))
 
 
 def colour_wheel() -> NDArray[np.uint8]:
-    """[55, 3] RGB: from each corner of the colour hexagon one channel rises or falls in equal steps to the next.
-
-    Source: Baker et al., "A database and evaluation methodology for optical flow", IJCV 2011 (its `colorcode`).
-    """
-    corners = np.array(_CORNERS)
+    """[55, 3] RGB: from each corner to the next one channel rises or falls in equal steps, the steps rounded down."""
+    corners = zip(pairwise(HUES), pairwise(np.array(COLOURS)), strict=True)
     parts = [
-        255 * start + (end - start) * (255 * np.arange(steps) // steps)[:, None]  # [steps, 3]
-        for start, end, steps in zip(corners, np.roll(corners, -1, axis=0), _STEPS, strict=True)
+        colour + np.sign(following - colour) * (255 * np.arange(end - place) // (end - place))[:, None]
+        for (place, end), (colour, following) in corners
     ]
     return np.concatenate(parts).astype(np.uint8)
