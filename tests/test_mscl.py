@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -96,6 +97,18 @@ def test_gradients_reach_the_query_side_alone(trained):
     assert with_gradient == {"encoder_q", "neck_q", "mlp_q"}
     assert isinstance(trained.encoder, VideoTrunk)
     assert trained.encoder.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(("trunk", "batch", "side"), [("r3d18", 32, 112), ("slowonly50", 8, 224)])
+def test_a_step_of_the_published_size_asks_for_no_value(monkeypatch, trunk, batch, side):
+    """Tensors without values: whatever would wait for the device fails here, and so do shapes that hang on values."""
+    monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: nullcontext())  # it does not know this device
+    with torch.device("meta"):
+        model = MSCL(trunk).train()
+        pictures, flow = torch.empty(batch, 3, 8, side, side), torch.empty(batch, 3, 16, side, side)
+        output = model(MotionViews(pictures, pictures, flow, flow))
+        output.loss.backward()
+    assert set(output.losses) == set(TERMS)
 
 
 def test_the_larger_trunk_projects_its_flow():
