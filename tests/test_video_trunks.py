@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fsar.checkpoints import load_reference_state_dict
 from fsar.pretraining.tpn import TemporalPyramid
@@ -52,6 +53,17 @@ def test_sizes(name) -> None:
     assert parameters(trunk) == PARAMETERS[name]
     assert trunk.clip_frames == (16 if name in ("i3d", "r2plus1d18", "r3d18") else 8)
     assert TRUNKS[name](clip_frames=4).clip_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "operations", "sides"),
+    [("i3d", 224, 27.8, (2, 7, 7)), ("r2plus1d18", 112, 40.5, (2, 7, 7)), ("r3d18", 112, 40.7, (2, 7, 7))],
+)
+def test_work_at_the_published_sizes(name, size, operations, sides) -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        maps = create_trunk(name).eval().clip_maps(torch.empty(1, 3, 16, size, size))
+    assert tuple(maps.shape[2:]) == sides
+    assert round(counter.get_total_flops() / 2e9, 1) == operations  # thousand millions of products
 
 
 @pytest.mark.parametrize("case", FIMA)

@@ -35,6 +35,7 @@ class VideoTrunk(Trunk):
     those of torchvision's video models, from Kinetics-400, unless a trunk says otherwise.
     """
 
+    has_maps = False
     mean = (0.43216, 0.394666, 0.37645)
     std = (0.22803, 0.22145, 0.216989)
 
