@@ -108,7 +108,10 @@ class MSCL(PretrainingMethod):
         return self.step(batch, update=self.training)
 
     def step(self, batch: MotionViews, *, update: bool) -> Output:
-        """The same; `update` says whether key encoders, queues and clocks move, whatever the mode."""
+        """The same; `update` says whether key encoders and queues move, in either mode; clocks do in training alone.
+
+        In evaluation mode with `update` it is what the published code does to validate.
+        """
         queries, keys = self._halves(batch.flow_query), self._halves(batch.flow_key)
         queue, flow_queue = self.recognizer.negatives(), self.recognizer_flow.negatives()
         pictures = self.recognizer(batch.query, batch.key, follow=update)
