@@ -6,5 +6,6 @@ from fsar.pretraining.base import Output, PretrainingMethod
 from fsar.pretraining.fima import FIMA
 from fsar.pretraining.moco import MoCo, Views
 from fsar.pretraining.motion_views import MotionViews
+from fsar.pretraining.mscl import MSCL, PairedViews
 
-__all__ = ["FIMA", "MoCo", "MotionViews", "Output", "PretrainingMethod", "Views"]
+__all__ = ["FIMA", "MSCL", "MoCo", "MotionViews", "Output", "PairedViews", "PretrainingMethod", "Views"]
