@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fsar.methods.base import FewShotMethod
+from fsar.trunks import Trunk
+from fsar.weight_files import trunk_entries
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 CLASSIFIER = "classification_layer."
 # Tables, computed and not learned: positions, and the frame tuples of TRX; ours are made at the size asked for.
 TABLES = re.compile(r"(transformers\.\d+\.)?(pe\.pe|tuples\.\d+)")
-COUNTER = ".num_batches_tracked"  # read by nothing at a fixed BatchNorm momentum
+# Parts of published pre-training models that nothing reads: a second neck, and classifiers.
+UNREAD = re.compile(r"recognizer\.neck_k\..+|recognizer(_flow)?\.encoder_[qk]\.fc\..+")
+# The first is read by nothing at a fixed BatchNorm momentum; the second, MSCL's clock, is not in published files.
+COUNTERS = (".num_batches_tracked", ".iters")
 
 
 def reference_names(model: nn.Module) -> dict[str, str]:
@@ -51,11 +56,13 @@ def load_reference_state_dict(
 ) -> None:
     """Load weights with official names, with or without the prefixes "module." and "head.".
 
-    Position tables and BatchNorm's step counters may be absent.  `drop_classifier` leaves the auxiliary
+    For a trunk alone, its entries are taken from a larger model's too, such as a pre-training method's `encoder_q`.
+    Position tables and step counters may be absent.  `drop_classifier` leaves the auxiliary
     classifier as it is, for weights trained with another number of classes.  ConfigError names every entry
     that is missing, unexpected or of a wrong shape, and then nothing has been loaded.
     """
     given = {bare_name(name): value for name, value in state_dict.items()}
+    given = trunk_entries(given) if isinstance(model, Trunk) else given
     ours = {official: name for name, official in reference_names(model).items()}
     if drop_classifier:
         given = {name: value for name, value in given.items() if not name.startswith(CLASSIFIER)}
@@ -72,8 +79,10 @@ def bare_name(name: str) -> str:
 
 def check_entries(given: Mapping[str, object], wanted: Mapping[str, Tensor]) -> None:
     """ConfigError unless `given` has what is wanted, in the wanted shapes, and nothing else."""
-    missing = [name for name in wanted if name not in given and not name.endswith(COUNTER)]
-    unexpected = [name for name in given if name not in wanted and not TABLES.fullmatch(name)]
+    missing = [name for name in wanted if name not in given and not name.endswith(COUNTERS)]
+    unexpected = [
+        name for name in given if name not in wanted and not (TABLES.fullmatch(name) or UNREAD.fullmatch(name))
+    ]
     wrong = [
         f"{name} ({shape_text(given[name])}, not {shape_text(value)})"
         for name, value in wanted.items()

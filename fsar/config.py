@@ -38,7 +38,7 @@ FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "tes
 FREE |= {"graph", "checkpoint_activations"}
 # Smallest sensible values.
 LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
-LEAST |= {"resize_width": 0}
+LEAST |= {"resize_width": 0, "clip_frames": 0, "clip_stride": 1}
 LEAST |= dict.fromkeys(("unlabelled_per_class", "distractor_classes", "distractors_per_class"), 0)
 LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
 LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
@@ -79,6 +79,8 @@ class RunConfig:
     # Frames
     frames: int = 8
     frame_rule: str = "segment"
+    clip_frames: int = 0  # of each clip that a video trunk reads, with the frame rule segment_clips; 0: single frames
+    clip_stride: int = 1
     test_frames: str = "centre"
     kinetics_window: str = "whole"
     resize: int = 256  # height before the crop

@@ -46,6 +46,16 @@ def _frame_rule(config: RunConfig) -> str:
     return "kinetics-whole" if whole else config.frame_rule
 
 
+def _clips(config: RunConfig) -> dict[str, Any]:
+    """What training and evaluation say alike of the frames of a video."""
+    return {
+        "frames": config.frames,
+        "frame_rule": _frame_rule(config),
+        "clip_frames": config.clip_frames,
+        "clip_stride": config.clip_stride,
+    }
+
+
 def _unlabelled(config: RunConfig) -> dict[str, Any]:
     """What training and evaluation say alike of unlabelled videos."""
     names = ("unlabelled_per_class", "distractor_classes", "distractors_per_class", "labelled_fraction")
@@ -84,8 +94,6 @@ def training_rules(config: RunConfig) -> EpisodeRules:
         way=config.way,
         shot=config.shot,
         queries=config.queries,
-        frames=config.frames,
-        frame_rule=_frame_rule(config),
         random_frames=True,
         resize=config.resize,
         resize_width=config.resize_width,
@@ -95,6 +103,7 @@ def training_rules(config: RunConfig) -> EpisodeRules:
         query_jitter=config.query_jitter,
         groups=config.groups,
         small_classes=config.small_classes,
+        **_clips(config),
         **_unlabelled(config),
     )
 
@@ -105,14 +114,13 @@ def evaluation_rules(config: RunConfig) -> EpisodeRules:
         way=config.test_way,
         shot=config.test_shot,
         queries=config.test_queries,
-        frames=config.frames,
-        frame_rule=_frame_rule(config),
         random_frames=config.test_frames == "random",
         resize=config.resize,
         resize_width=config.resize_width,
         crop=config.crop,
         groups=config.groups,
         small_classes=config.small_classes,
+        **_clips(config),
         **_unlabelled(config),
     )
 

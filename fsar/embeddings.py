@@ -14,7 +14,6 @@ from pipelines.augment import render
 from pipelines.draw import PhiloxDraw
 from pipelines.plan import View
 from pipelines.reads import Reads
-from pipelines.sampling import frame_rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,29 +63,32 @@ def embed_videos(
 
 
 def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
-    """[V, T, ...] with the T frames of each clip in an order that its video's catalogue row decides."""
-    orders = [torch.randperm(clips.shape[1], generator=torch.Generator().manual_seed(row)) for row in rows]
+    """[V, T, 3, H, W] with the T frames of each video in an order that its catalogue row decides.
+
+    The frames of clips [V, S, clip, 3, H, W] are mixed throughout the video.
+    """
+    frames = clips.flatten(1, -4)  # [V, T, 3, H, W]
+    orders = [torch.randperm(frames.shape[1], generator=torch.Generator().manual_seed(row)) for row in rows]
     index = torch.stack(orders).to(clips.device)  # [V, T]
-    return clips[torch.arange(len(rows), device=clips.device)[:, None], index]
+    return frames[torch.arange(len(rows), device=clips.device)[:, None], index].view_as(clips)
 
 
 def _clips(
     model: FewShotMethod, shards: ShardSet, rows: Sequence[int], rules: EpisodeRules, executor: Executor
 ) -> Tensor:
-    """Clips [V, T, 3, crop, crop] of stored videos, normalised as the trunk wants them."""
+    """Frames [V, T, 3, crop, crop], or clips [V, S, clip, ...] of them, normalised as the trunk wants them."""
     assert model.trunk is not None
     device = next(model.parameters()).device
     pairs = [centre_view(shards, row, number, rules) for number, row in enumerate(rows)]
     frames = [executor.decode(reads).to(device) for reads, _ in pairs]
     views = [view for _, view in pairs]
     mean, std = model.trunk.mean, model.trunk.std
-    return render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resized)
+    return rules.parted(render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resized))
 
 
 def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) -> tuple[Reads, View]:
     """What to read of a video, and the clip at the centres of its segments and of its frames, from reads `number`."""
-    rule = frame_rule(rules.frame_rule)
-    chosen = rule(
+    chosen = rules.chooser()(
         PhiloxDraw(0, 0),  # draws nothing
         int(shards.frames[row]),
         steps=rules.frames,

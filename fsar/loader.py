@@ -127,6 +127,7 @@ class EpisodeLoader:
 
     def _episode(self, plan: EpisodePlan, clips: Tensor) -> Episode:
         """Parts of the clips [V, T, 3, H, W], support first: all are views of them."""
+        clips = self.rules.parted(clips)
         support, query, unlabelled = torch.split(clips, [len(plan.support), len(plan.query), len(plan.unlabelled)])
         class_ids = torch.from_numpy(plan.class_ids).to(self.device)
         return Episode(

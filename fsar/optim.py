@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 DecayNorms = Literal["reference", "none"]
 Clock = Literal["reference", "single"]
+EpochSchedule = Literal["cosine", "step", "warmup_step"]
 
 
 def parameter_groups(
@@ -97,3 +99,32 @@ def learning_rate(
         return warmup_lr + epoch * (base_lr - warmup_lr)
     reached = max(k for k, step in enumerate(steps) if step <= epoch)
     return base_lr * factors[reached]
+
+
+def epoch_learning_rate(
+    epoch: int,
+    *,
+    base_lr: float,
+    schedule: EpochSchedule = "cosine",
+    epochs: int,
+    milestones: Sequence[int] = (),
+    factor: float = 0.1,
+    warmup_lr: float = 0.0025,
+) -> float:
+    """Learning rate of one epoch of pre-training, constant within it.
+
+    "cosine": base_lr * (1 + cos(pi * epoch / epochs)) / 2.  "step": times `factor` from each of the milestones on.
+    "warmup_step": linear from warmup_lr to base_lr over the first milestones[0] epochs, then steps at the others.
+    Source: FIMA's code (ZMHH-H/FIMA, train.py).  ConfigError for another schedule or milestones that do not rise.
+    """
+    if schedule == "cosine":
+        return base_lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    if schedule not in ("step", "warmup_step"):
+        raise ConfigError(f'schedule="{schedule}" is not known; choose "cosine", "step" or "warmup_step"')
+    if not milestones or milestones[0] < 1 or list(milestones) != sorted(set(milestones)):
+        raise ConfigError(f'milestones {list(milestones)} of schedule="{schedule}" must be epochs that rise from 1')
+    if schedule == "warmup_step":
+        if epoch < milestones[0]:
+            return warmup_lr + (base_lr - warmup_lr) * epoch / milestones[0]
+        milestones = milestones[1:]
+    return base_lr * factor ** sum(epoch >= milestone for milestone in milestones)

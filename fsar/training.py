@@ -21,7 +21,7 @@ from fsar.run_state import load_state, save_state
 from fsar.seen import seen_in
 from fsar.step import EpisodeStep
 from fsar.trunk_weights import load_trunk_weights
-from fsar.trunks import create_trunk
+from fsar.trunks import VideoTrunk, create_trunk
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
     from fsar.step import Reading
+    from fsar.trunks import Trunk
     from shards_spec import ShardSet
 
 TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
@@ -74,12 +75,27 @@ def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
     trunk = create_trunk(config.trunk)
     trunk.memory_format = memory_format(config, trunk.memory_format)
     trunk.recomputes = config.checkpoint_activations
+    set_clips(trunk, config)
     if weights:
         load_trunk_weights(trunk, config.trunk, config.trunk_weights)
     derived = {"trunk": trunk, "frames": config.frames, "num_classes": config.num_classes}
     known = method_options(config.method)
     derived = {key: value for key, value in derived.items() if key in known}  # not all have a classifier
     return create_method(config.method, **derived, **config.options)
+
+
+def set_clips(trunk: Trunk, config: RunConfig) -> None:
+    """Tell a video trunk how long its clips are; ConfigError when the trunk and what a run reads do not fit."""
+    if not isinstance(trunk, VideoTrunk):
+        if config.clip_frames:
+            raise ConfigError(f"trunk {config.trunk} reads single frames: leave clip_frames and segment_clips out")
+        return
+    if not config.clip_frames:
+        raise ConfigError(
+            f'trunk {config.trunk} reads clips: set frame_rule = "segment_clips", clip_frames = {trunk.clip_frames} '
+            "and clip_stride, and frames to the number of clips a video"
+        )
+    trunk.clip_frames = config.clip_frames
 
 
 def memory_format(config: RunConfig, own: torch.memory_format) -> torch.memory_format:

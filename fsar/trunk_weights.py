@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsar.weight_files import plain_tensors, read_tensors
+from fsar.weight_files import plain_tensors, read_tensors, trunk_entries
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# torchvision's IMAGENET1K_V1 files; the hash at the end of each name is the start of its SHA-256.
+# torchvision's IMAGENET1K_V1 files, for video KINETICS400_V1; the hash that ends a name is the start of its SHA-256.
 PUBLISHED = {
     "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
     "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
     "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    "r3d18": "https://download.pytorch.org/models/r3d_18-b3b3357e.pth",
+    "r2plus1d18": "https://download.pytorch.org/models/r2plus1d_18-91a641e6.pth",
 }
 # OpenAI's files; their SHA-256 is a part of the address.
 CLIP = "https://openaipublic.azureedge.net/clip/models"
@@ -36,9 +38,6 @@ PACKAGED = {
         "lite0",
     ),
 }
-PREFIXES = ("module.", "backbone.")
-VISUAL = "visual."  # in files of CLIP, which hold a text tower too
-CLASSIFIERS = ("fc.", "_fc.")  # no trunk has one
 
 
 def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
@@ -55,9 +54,7 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
             "or --trunk-weights random to train from nothing on purpose"
         )
     given = _fetch(name) if source == "fetch" else _given(Path(source))
-    state = {_bare(key): value.float() for key, value in given.items()}
-    state = {key.removeprefix(VISUAL): value for key, value in state.items() if key.startswith(VISUAL)} or state
-    state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIERS)}
+    state = {key: value.float() for key, value in trunk_entries(given).items()}
     try:
         problems = trunk.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -77,12 +74,6 @@ def _where(name: str) -> str:
     if name in PACKAGED:
         return f' ("fetch" takes those that pip install "fsar[{PACKAGED[name][3]}]" brings)'
     return ""
-
-
-def _bare(key: str) -> str:
-    for prefix in PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
 
 
 def _given(path: Path) -> dict[str, Tensor]:

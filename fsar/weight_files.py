@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+OUTER = ("module.", "backbone.")  # prefixes of parallel wrappers and of outer models
+# Where files that hold more than a trunk keep it: CLIP's beside a text tower, pre-training's beside its momentum copy.
+TRUNKS_IN_FILES = ("visual.", "encoder_q.", "recognizer.encoder_q.")
+CLASSIFIERS = ("fc.", "_fc.")  # no trunk has one
 WRAPPERS = ("state_dict", "model_state", "model")  # under which others keep the tensors in their files
 
 
@@ -42,6 +46,21 @@ def plain_tensors(given: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     if wrong or not given:
         raise ConfigError(f"{source} holds no plain table of tensors ({', '.join(wrong[:4]) or 'it is empty'})")
     return dict(given)
+
+
+def trunk_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a file belongs to a trunk, under the trunk's own names: without outer parts and without a classifier."""
+    bare = {_bare(name): value for name, value in tensors.items()}
+    for prefix in TRUNKS_IN_FILES:
+        found = {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)}
+        bare = found or bare
+    return {name: value for name, value in bare.items() if not name.startswith(CLASSIFIERS)}
+
+
+def _bare(name: str) -> str:
+    for prefix in OUTER:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _load(path: Path) -> dict[str, Any]:

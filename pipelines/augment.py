@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pipelines.boxes import Box
     from pipelines.buffers import ClipBuffers
     from pipelines.lookup import Windows
     from pipelines.plan import Jitter, View
@@ -128,6 +129,13 @@ def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     flat = images.reshape(-1, *images.shape[-3:])
     resized = F.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=False)
     return resized.reshape(*images.shape[:-2], *size)
+
+
+def crop_resize(images: torch.Tensor, box: Box, *, size: int, flip: bool) -> torch.Tensor:
+    """Cut `box` out of [..., C, H, W], resize it to size x size as `resize_bilinear` does, and mirror it if asked."""
+    window = images[..., box.top : box.top + box.height, box.left : box.left + box.width]
+    resized = resize_bilinear(window, (size, size))
+    return resized.flip(-1) if flip else resized
 
 
 def greyscale(images: torch.Tensor) -> torch.Tensor:

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipelines.draw import PhiloxDraw
+from pipelines.needs import check_needs
 from pipelines.pools import Labels, make_pools, too_few
 from pipelines.reads import ReadLists
 from pipelines.sampling import RULES_WITH_FPS, distinct, frame_rule
-from shards_spec.errors import ConfigError, ShardError, suggest
+from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import torch
 
     from pipelines.draw import Draw
     from pipelines.pools import Pools
     from pipelines.reads import Reads
+    from pipelines.sampling import FrameRule
     from shards_spec import ShardSet
 
     Ints = npt.NDArray[np.int64]
@@ -107,7 +110,9 @@ class EpisodeRules:
     """How episodes are drawn: `queries` is per class, sizes are in pixels.
 
     Stored frames that are not resize x resize_width (0: a square) already are resized to exactly that first, aspect not
-    kept. A class with too few videos for an episode is refused, or left out with small_classes="drop".
+    kept. With the frame rule "segment_clips" there are `frames` clips a video, each of `clip_frames` frames, every
+    `clip_stride`-th of the video. A class with too few videos for an episode is refused, or left out with
+    small_classes="drop".
     An episode also takes `unlabelled_per_class` unlabelled videos of each of its classes, and
     `distractors_per_class` (0: as many) of each of `distractor_classes` others. `labelled_fraction` < 1 keeps a
     part of each class for them; at 1 all videos serve both, but none twice in an episode.
@@ -119,6 +124,8 @@ class EpisodeRules:
     queries: int = 1
     frames: int = 8
     frame_rule: str = "segment"
+    clip_frames: int = 0
+    clip_stride: int = 1
     random_frames: bool = False
     resize: int = 256
     resize_width: int = 0
@@ -134,7 +141,7 @@ class EpisodeRules:
     labelled_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        frame_rule(self.frame_rule)
+        self.chooser()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 value = getattr(self, name)
@@ -157,6 +164,20 @@ class EpisodeRules:
             )
         if not 0 < self.labelled_fraction <= 1:
             raise ConfigError(f"labelled_fraction is {self.labelled_fraction}: give a share above 0, at most 1")
+
+    def chooser(self) -> FrameRule:
+        """What chooses a video's frames."""
+        return frame_rule(self.frame_rule, clip=self.clip_frames, stride=self.clip_stride)
+
+    def parted(self, frames: torch.Tensor) -> torch.Tensor:
+        """Chosen frames [V, T, ...] as they are, or as clips [V, S, clip, ...] where the frame rule chooses clips."""
+        shape = (len(frames), self.frames, self.clip_frames, *frames.shape[2:])
+        return frames.reshape(shape) if self.clip_frames else frames
+
+    @property
+    def least_frames(self) -> int:
+        """Frames of a video below which some are repeated."""
+        return (self.clip_frames - 1) * self.clip_stride + 1 if self.clip_frames else self.frames
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -193,7 +214,7 @@ class EpisodeStream:
     """Episodes of one split: `plan(n)` is a pure function of (seed, n), so n is the whole state.
 
     labels: What the episodes' classes are, where they are not the split's own.
-    short_videos counts the videos of fewer frames than a clip, whose frames are repeated; dropped names the
+    short_videos counts the videos of fewer frames than are chosen, whose frames are repeated; dropped names the
     classes that were left out since they have too few videos. `given` are the videos of episodes 0, 1, ...
     where these are not to be drawn, and there are no others; frames and crops follow the rules as ever.
     Raises ShardError when the split or the frames do not exist, ConfigError when an episode of these
@@ -218,12 +239,12 @@ class EpisodeStream:
         self._sizes = shards.series("rgb").sizes  # [V, 2]
         self._frames = shards.frames  # [V]
         self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
-        self._rule = frame_rule(rules.frame_rule)
+        self._rule = rules.chooser()
         self.dropped: tuple[str, ...] = ()
         if given is None:
             self._pools = self._checked(make_pools(labels, shards.groups, rules, seed=seed))
-        self._check_fps(shards, rows)
-        self.short_videos = int((self._frames[rows] < rules.frames).sum())
+        check_needs(shards, rows, rule=rules.frame_rule, split=split)
+        self.short_videos = int((self._frames[rows] < rules.least_frames).sum())
 
     def plan(self, n: int) -> EpisodePlan:
         """Plan episode n, touching no stored frame; the draws come in the order of the reference code.
@@ -353,17 +374,6 @@ class EpisodeStream:
                 too_few(small[0], f'class "{self._names[small[0].label]}" of split "{self.split}"', rules)
             )
         return pools
-
-    def _check_fps(self, shards: ShardSet, rows: Ints) -> None:
-        if self._fps is None:
-            return
-        unknown = rows[~(self._fps[rows] > 0)]
-        if len(unknown):
-            raise ShardError(
-                f'frame rule "{self.rules.frame_rule}" needs the frame rate of every video, and '
-                f'{len(unknown)} videos of split "{self.split}" in {shards.path} have none (the first: '
-                f'"{shards.name(int(unknown[0]))}"): use frame rule "segment"'
-            )
 
 
 def _rows_of(given: Sequence[Chosen]) -> Ints:

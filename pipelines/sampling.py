@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -105,20 +106,61 @@ def still(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: 
     return [num_frames // 2] * steps
 
 
+def segment_clips(
+    draw: Draw,
+    num_frames: int,
+    *,
+    steps: int,
+    random_frames: bool,
+    fps: float = 0.0,
+    clip: int = 1,
+    stride: int = 1,
+) -> list[int]:
+    """Choose a short clip in each of `steps` equal segments: frame numbers [steps * clip], clip after clip.
+
+    A clip is `clip` frames at a distance of `stride`. Where in its segment it lies is drawn, or the middle; one that is
+    longer than its segment covers it whole, as far as the video reaches. Past the video's end, in videos shorter
+    than a clip, the last frame is repeated: a loop would show a motion that never was.
+    """
+    del fps
+    span = (clip - 1) * stride + 1
+    chosen = []
+    for step in range(steps):
+        first, after = step * num_frames // steps, (step + 1) * num_frames // steps
+        low, high = sorted((first, max(after, first + 1) - span))
+        start = draw.randint(low, high) if random_frames else (low + high) // 2
+        start = max(min(start, num_frames - span), 0)
+        chosen += [min(start + place * stride, num_frames - 1) for place in range(clip)]
+    return chosen
+
+
 FRAME_RULES: Mapping[str, FrameRule] = {
     "segment": segment,
+    "segment_clips": segment_clips,
     "kinetics": kinetics,
     "kinetics-whole": kinetics_whole,
     "still": still,
 }
 RULES_WITH_FPS = frozenset({"kinetics", "kinetics-whole"})  # these need the frame rate of every video
+RULES_OF_CLIPS = frozenset({"segment_clips"})  # these need every frame that the source has: a stride counts them
 
 
-def frame_rule(name: str) -> FrameRule:
-    """Return the frame rule of that name; ConfigError with the nearest name when there is none."""
+def frame_rule(name: str, *, clip: int = 0, stride: int = 1) -> FrameRule:
+    """Return the frame rule of that name; one of clips with their frames and stride, any other with clip=0.
+
+    ConfigError with the nearest name when there is none, or when rule and clip do not go together.
+    """
     if name not in FRAME_RULES:
         raise ConfigError(f'there is no frame rule "{name}": {suggest(name, FRAME_RULES)}')
-    return FRAME_RULES[name]
+    if name not in RULES_OF_CLIPS:
+        if clip:
+            raise ConfigError(f'frame rule "{name}" takes no clips of {clip} frames: use frame rule "segment_clips"')
+        return FRAME_RULES[name]
+    if clip < 1 or stride < 1:
+        raise ConfigError(
+            f'frame rule "{name}" with clip_frames {clip} and clip_stride {stride}: give at least 1 of both'
+        )
+    return partial(segment_clips, clip=clip, stride=stride)
 
 
 def distinct(draw: Draw, population: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shards_spec.colour_wheel import COLOURS, HUES
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.pictures import decode_picture, flow_field, segment_centres, series_kind
 from shards_spec.schema import Failure
@@ -26,10 +27,6 @@ USUAL = 99  # percentile of a row's flow that has the full colour: one wild vect
 STILL = 1.0  # pixels: a row of flow that is slower is coloured as if this were its percentile
 WHEEL_SIZE = 72  # pixels of the legend
 MANY_SIZES = 4  # more stored sizes than that are not listed
-# Place on the wheel of 55 hues, and its colour; Baker et al., "A Database and Evaluation Methodology for Optical
-# Flow", IJCV 2011 (the Middlebury code): to the right red, downwards yellow, to the left cyan, upwards violet.
-HUES = (0, 15, 21, 25, 36, 49, 55)
-COLOURS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0))
 
 
 def choose_rows(

@@ -87,7 +87,7 @@ def episode_scores(model: FewShotMethod, shards: ShardSet, viewing: Viewing) -> 
     frames = [executor.decode(reads) for reads in plan.reads]
     executor.close()
     constants = {"mean": model.trunk.mean, "std": model.trunk.std, "crop": rules.crop, "resize": rules.resize}
-    clips = render(frames, plan.support + plan.query, **constants)
+    clips = rules.parted(render(frames, plan.support + plan.query, **constants))
     ids = torch.from_numpy(plan.class_ids)
     support = clips[:4].unflatten(0, (2, 2))
     with torch.no_grad():
@@ -95,11 +95,21 @@ def episode_scores(model: FewShotMethod, shards: ShardSet, viewing: Viewing) -> 
     return plan, output.logits.double().softmax(dim=1)
 
 
-@pytest.mark.parametrize(("resize", "crop", "rule"), [(64, 56, "segment"), (48, 40, "kinetics")])
+CLIPS = {"frame_rule": "segment_clips", "clip_frames": 4, "clip_stride": 2}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"resize": 64, "crop": 56, "frame_rule": "segment"},
+        {"resize": 48, "crop": 40, "frame_rule": "kinetics"},
+        {"method": "otam", "trunk": "r2d18", "frames": 2} | CLIPS,
+    ],
+)
 def test_answers_are_those_of_evaluation(
-    tiny_shards: ShardSet, tiny_videos: Path, tmp_path: Path, resize: int, crop: int, rule: str
+    tiny_shards: ShardSet, tiny_videos: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
-    folder = make_run(tmp_path, resize=resize, crop=crop, frame_rule=rule)
+    folder = make_run(tmp_path, **options)
     (folder / "data.json").write_text('{"geometry": {"height": 64, "width": 64}}')
     model, viewing = open_run(folder, workers=2)
     plan, expected = episode_scores(model, tiny_shards, viewing)

@@ -18,6 +18,7 @@ SETS = ("kinetics100", "ssv2-full", "ssv2-small", "hmdb51", "ucf101", "epic")
 # Left to the run: they follow from the shards, are a user's file, or leave the supervised setting.
 DERIVED = {"num_classes", "class_text", "labels", "tasks", "labelled_fraction"}
 DERIVED |= {"resize_width", "unlabelled_per_class", "distractor_classes", "distractors_per_class"}
+DERIVED |= {"clip_frames", "clip_stride"}  # for video trunks alone
 DERIVED |= {"memory_format", "checkpoint_activations", "graph"}  # a matter of the machine
 
 # One column a data set, in the order of SETS: the settings published with HyRSM++, iterations read as episodes.

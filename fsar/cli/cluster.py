@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 @click.option(
     "--frames", type=click.IntRange(1), help="Of a video; with flow its segments.  [default: the run's, or 8]"
 )
+@click.option("--clip-frames", type=click.IntRange(1), help="Frames of each clip that a video trunk reads.")
+@click.option("--clip-stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 1]")
 @click.option("--resize", type=click.IntRange(1), help="Both sides before the crop.  [default: the run's, or 256]")
 @click.option("--crop", type=click.IntRange(1), help="Side of the centre square.  [default: the run's, or 224]")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -115,6 +117,8 @@ def _config(
 ) -> RunConfig:
     """What the videos are looked at with: a run's configuration, or that of a trunk alone, and what was given."""
     changes = {key: value for key, value in given.items() if value is not None}
+    if "clip_frames" in changes:
+        changes["frame_rule"] = "segment_clips"
     if "resize" in changes:
         changes["resize_width"] = 0  # one number is both sides
     return build_config(_base_config(trunk, trunk_weights, run).flat() | changes)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fsar.candidates import Candidate
     from fsar.comparison import Comparison
+    from fsar.config import RunConfig
     from fsar.evaluation import Answers
     from fsar.seen import Overlap
     from fsar.trial import Trial
@@ -103,7 +104,8 @@ def compare_runs(found: Sequence[Candidate], trial: Trial, options: CompareOptio
 def _describe(candidate: Candidate, trial: Trial) -> dict[str, Any]:
     config = trial.configured(candidate.config)
     keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "resize", "crop", "precision")
-    described = {key: getattr(config, key) for key in (*keys, *UNLABELLED, "class_text", "labels", "tasks")}
+    clips = ("clip_frames", "clip_stride")
+    described = {key: getattr(config, key) for key in (*keys, *clips, *UNLABELLED, "class_text", "labels", "tasks")}
     return described | inference(config) | {"class_text_sha256": class_text_sha256(config)} | candidate.stamp
 
 
@@ -132,6 +134,12 @@ def _write(
         write_whole(options.out, json_bytes(table))
 
 
+def frames_text(config: RunConfig) -> str:
+    """How many frames of a video are looked at, or clips of how many, every how many-th; and where they are taken."""
+    clips = f" clips of {config.clip_frames}/{config.clip_stride}" if config.clip_frames else ""
+    return f"{config.frames}{clips} {config.test_frames}"
+
+
 def _details(candidate: Candidate, trial: Trial, overlap: Overlap) -> dict[str, str]:
     """The columns that say what a run is."""
     config, stamp = trial.configured(candidate.config), candidate.stamp
@@ -139,7 +147,7 @@ def _details(candidate: Candidate, trial: Trial, overlap: Overlap) -> dict[str, 
     return {
         "method": config.method,
         "trunk": config.trunk,
-        "frames": f"{config.frames} {config.test_frames}",
+        "frames": frames_text(config),
         "style": config.recipe_style,
         "checkpoint": stamp.get("checkpoint", "none") + (f" on {chosen_on}" if chosen_on != "last" else ""),
         "unlabelled": unlabelled_text(config),

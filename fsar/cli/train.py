@@ -238,7 +238,7 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
         click.echo(f"classes left out of training, having too few videos: {', '.join(stream.dropped)}")
     if stream.short_videos:
         short = stream.short_videos
-        click.echo(f"{short} training videos have fewer than {config.frames} frames: theirs are repeated")
+        click.echo(f"{short} training videos have fewer than {stream.rules.least_frames} frames: theirs are repeated")
     if trainer.progress.n:
         click.echo(f"resumed after {trainer.progress.n} of {config.episodes} episodes")
 

@@ -52,17 +52,25 @@ class FewShotMethod(nn.Module):
     """A trunk and what stands on it; a method defines `embed` and `compare`, and `forward` for losses of its own.
 
     `trunk` is a name, a Trunk, or None where episodes carry features; `channels` is needed with None only.
-    ConfigError when the two do not fit.
+    `frames` is how many features a video has, one a frame or one a clip, and `least` how many the method needs.
+    ConfigError when these do not fit.
     """
 
     # Our name prefix -> official name (without "head.") in published state dicts.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
     reads_class_text: ClassVar[bool] = False  # whether episodes of a run need the text vectors of their classes
+    reads_maps: ClassVar[bool] = False  # whether it needs maps of single frames
     reads_unlabelled: ClassVar[bool] = False  # whether `match` and `forward` take unlabelled videos
 
-    def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int) -> None:
+    def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int, least: int = 1) -> None:
         super().__init__()
+        name = type(self).__name__
+        if frames < least:
+            raise ConfigError(f"{name} needs at least {least} frames or clips of a video, not {frames}; set frames")
         self.trunk: Trunk | None = create_trunk(trunk) if isinstance(trunk, str) else trunk
+        if self.reads_maps and self.trunk is not None and not self.trunk.has_maps:
+            trunk_name = type(self.trunk).__name__
+            raise ConfigError(f"{name} needs maps of each frame, and {trunk_name} has none; choose a ResNet")
         known = channels if self.trunk is None else self.trunk.channels
         if known is None:
             raise ConfigError("trunk=None needs the option channels: the width of the features that episodes carry")

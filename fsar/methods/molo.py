@@ -58,6 +58,7 @@ class MoLo(FewShotMethod):
     learned scales of the contrastive logits.
     """
 
+    reads_maps: ClassVar[bool] = True
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {
         f"{ours}.{inner}": f"{theirs}.layers.0.{official}"
         for ours, theirs in (
@@ -93,7 +94,7 @@ class MoLo(FewShotMethod):
         temperature: float | None = None,
         dropout: bool = True,
     ) -> None:
-        super().__init__(trunk, channels=channels, frames=frames)
+        super().__init__(trunk, channels=channels, frames=frames, least=2)
         choice("metric", metric, ("hausdorff", "otam"))
         choice("reduction", reduction, ("sum", "mean"))
         check_smoothing(smoothing)

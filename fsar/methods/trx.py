@@ -166,10 +166,10 @@ class TRX(FewShotMethod):
         width: int = 1152,
         dropout: bool = True,
     ) -> None:
-        super().__init__(trunk, channels=channels, frames=frames)
         sizes = [int(size) for size in tuple_sizes]
         if not sizes or min(sizes) < 1 or sizes != list(tuple_sizes):
             raise ConfigError(f"tuple_sizes={tuple_sizes} are no sizes of tuples; give whole numbers from 1 on")
+        super().__init__(trunk, channels=channels, frames=frames, least=max(sizes))
         self.transformers = nn.ModuleList(
             TupleAttention(self.channels, size=size, frames=frames, width=width, dropout=0.1 if dropout else 0.0)
             for size in sizes

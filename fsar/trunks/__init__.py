@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 from fsar.trunks.base import Features, Trunk
 from fsar.trunks.clip import ClipResNet, ClipViT
 from fsar.trunks.efficientnet import EfficientNetLite0
+from fsar.trunks.i3d import I3D
 from fsar.trunks.resnet import resnet18, resnet34, resnet50
+from fsar.trunks.slowonly import SlowOnly50
+from fsar.trunks.thin import ThinResNet18, ThinResNet50
 from fsar.trunks.tiny import TinyTrunk
+from fsar.trunks.video import r2plus1d18, r3d18
+from fsar.trunks.video_base import VideoTrunk
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
@@ -18,9 +23,15 @@ TRUNKS: dict[str, Callable[[], Trunk]] = {
     "clip-rn50": ClipResNet,
     "clip-vit-b16": ClipViT,
     "efficientnet-lite0": EfficientNetLite0,
+    "i3d": I3D,
+    "r2d18": ThinResNet18,
+    "r2d50": ThinResNet50,
+    "r2plus1d18": r2plus1d18,
+    "r3d18": r3d18,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    "slowonly50": SlowOnly50,
     "tiny": TinyTrunk,
 }
 
@@ -32,4 +43,4 @@ def create_trunk(name: str) -> Trunk:
     return TRUNKS[name]()
 
 
-__all__ = ["TRUNKS", "Features", "Trunk", "create_trunk"]
+__all__ = ["TRUNKS", "Features", "Trunk", "VideoTrunk", "create_trunk"]

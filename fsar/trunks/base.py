@@ -56,6 +56,7 @@ class Trunk(nn.Module):
 
     channels: int
     clip_frames: int = 1
+    has_maps: ClassVar[bool] = True  # whether its features come with the maps of each frame
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     # Order in memory of maps; channels last is faster on a CPU, but its BatchNorm sums are less exact in training

@@ -1,0 +1,256 @@
+"""FIMA: contrast of whole clips, of motion at each place, and of motion in each part of a clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from fsar.matching import full_precision
+from fsar.pretraining.base import Output, PretrainingMethod
+from fsar.pretraining.fima_losses import correspondence, dense_loss, foreground_mask
+from fsar.pretraining.frame_difference import check_wrap
+from fsar.pretraining.moco import (
+    contrast,
+    enqueue,
+    first_is_right,
+    frozen_copy,
+    gather,
+    momentum_update,
+    normalised_queue,
+    shuffled,
+    unshuffle,
+)
+from fsar.pretraining.motion_decoder import MotionDecoder, PositionTable, ProjectionHead
+from fsar.pretraining.motion_views import motion_views
+from fsar.trunks import create_trunk
+from fsar.trunks.video_base import VideoTrunk, volume_mean
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from fsar.pretraining.frame_difference import Wrap
+    from fsar.pretraining.motion_views import MotionViews
+
+Enqueue = Literal["interleaved", "after_step"]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The key side of one window; vectors have length 1."""
+
+    whole: Tensor  # [B, D] of RGB
+    dense: Tensor  # [B, t, P, D] of the frame difference, t feature frames of P places
+    parts: list[Tensor]  # t of [B, D]: frame differences of the window's parts
+    mask: Tensor  # bool [B, h, w]: the foreground
+
+
+class FIMA(PretrainingMethod):
+    """Fine-grained spatio-temporal motion alignment (Zhu et al., ACM Multimedia 2023; code: ZMHH-H/FIMA).
+
+    Of two windows m and n each is predicted at the places of the other: a decoder looks from the one's RGB tokens
+    into the other's, and what it says must match the other's frame difference there. Modules and buffers have
+    the reference's names.
+
+    Args:
+        trunk: A video trunk or its name.
+        queue: Keys kept of whole clips, and as many of parts: 2240 for UCF101, 65536 for Kinetics-400.
+        dense_queue: Keys kept of places: none for UCF101, 31360 for Kinetics-400.
+        momentum: Of the key encoder.
+        temperature: Divides the cosines of clips and parts; `dense_temperature` those of places.
+        dense_temperature: The same of places.
+        pos_ratio: Places match that lie nearer than this share of a cell's diagonal.
+        dense_weight: Of the dense loss in the sum.
+        dropout: Of the decoder.
+        diff_wrap: What the first frame's difference is taken from, see `frame_difference`.
+        enqueue: "interleaved", the keys of n are negatives of n's own queries, as in the reference code; or
+            "after_step", which makes the instance loss symmetric.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+    motion_queue: Tensor
+    motion_queue_ptr: Tensor
+    queue_dense: Tensor
+    queue_dense_ptr: Tensor
+
+    def __init__(
+        self,
+        trunk: str | VideoTrunk = "i3d",
+        *,
+        queue: int = 2240,
+        dense_queue: int = 0,
+        momentum: float = 0.999,
+        temperature: float = 0.1,
+        dense_temperature: float = 0.1,
+        pos_ratio: float = 0.7,
+        dense_weight: float = 1.0,
+        dropout: float = 0.1,
+        diff_wrap: Wrap = "cyclic",
+        enqueue: Enqueue = "interleaved",
+    ) -> None:
+        super().__init__()
+        encoder = create_trunk(trunk) if isinstance(trunk, str) else trunk
+        if not isinstance(encoder, VideoTrunk):
+            raise ConfigError(f"FIMA reads clips, {type(encoder).__name__} frames; choose a video trunk such as i3d")
+        if enqueue not in ("interleaved", "after_step"):
+            raise ConfigError(f'enqueue="{enqueue}" is not known; choose "interleaved" or "after_step"')
+        check_wrap(diff_wrap)
+        dim, width = 128, 512
+        self.encoder_q, self.projector_dense = encoder, ProjectionHead(encoder.channels, dim=dim)
+        self.encoder_k, self.projector_dense_k = frozen_copy(self.encoder_q), frozen_copy(self.projector_dense)
+        self.embedding1 = nn.Conv2d(encoder.channels, width, 1)
+        self.embedding2 = nn.Conv2d(width, encoder.channels, 1)
+        self.positions = PositionTable(width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.transformer_decoder = MotionDecoder(width, dropout=dropout)
+        lengths = {"queue": queue, "motion_queue": queue} | ({"queue_dense": dense_queue} if dense_queue else {})
+        for name, length in lengths.items():
+            self.register_buffer(name, normalised_queue(dim, length))
+            self.register_buffer(f"{name}_ptr", torch.zeros(1, dtype=torch.int64))
+        self.momentum, self.temperature, self.dense_temperature = momentum, temperature, dense_temperature
+        self.pos_ratio, self.dense_weight = pos_ratio, dense_weight
+        self.diff_wrap: Wrap = diff_wrap
+        self.enqueue: Enqueue = enqueue
+
+    @property
+    def encoder(self) -> VideoTrunk:
+        """The trunk of the query side."""
+        return self.encoder_q
+
+    def views(self, clips: Tensor, coordinates: Tensor, *, augment: Callable[[Tensor], Tensor]) -> MotionViews:
+        """What `forward` reads, of clips [B, 6, T, 3, S, S] and coordinates [B, 2, 4]; see `motion_views`."""
+        return motion_views(clips, coordinates, augment=augment, wrap=self.diff_wrap)
+
+    def forward(self, batch: MotionViews) -> Output:
+        """The losses `instance`, `dense` and `local`; in training mode the key encoder and the queues move on."""
+        if self.training:
+            momentum_update(self.encoder_k, self.encoder_q, self.momentum)
+            momentum_update(self.projector_dense_k, self.projector_dense, self.momentum)
+        m_keys, n_keys = (self.keys(*window) for window in zip(batch.rgb, batch.differences, strict=True))
+        (m_query, m_tokens), (n_query, n_tokens) = (self.query(rgb) for rgb in batch.rgb)
+        predicted = self.predictions(m_tokens, n_tokens)
+        first, second = self.instance_logits(m_query, n_query, m_keys, n_keys)
+        at_n = self.dense_losses(predicted[0], m_keys, n_keys, coordinates=batch.coordinates)
+        at_m = self.dense_losses(predicted[1], n_keys, m_keys, coordinates=batch.coordinates[::-1])
+        parts_m = self.part_logits(predicted[0], m_keys, n_keys)
+        parts_n = self.part_logits(predicted[1], n_keys, m_keys)
+        losses = {
+            "instance": (first_is_right(first)[0] + first_is_right(second)[0]) / 2,
+            "dense": torch.stack(at_n + at_m).mean(),
+            "local": torch.stack([first_is_right(logits)[0] for logits in parts_n + parts_m]).mean(),
+        }
+        accuracy = {  # of the means that the reference logs
+            "instance": first_is_right((first + second) / 2)[1],
+            "local": first_is_right((parts_n[0] + parts_m[0]) / 2)[1],
+        }
+        if self.training:
+            self._write(m_keys, n_keys)
+        return Output(losses["instance"] + self.dense_weight * losses["dense"] + losses["local"], losses, accuracy)
+
+    @torch.no_grad()
+    def keys(self, rgb: Tensor, differences: tuple[Tensor, ...]) -> Keys:
+        """Keys of a window, from clips [B, 3, T, S, S]: its RGB, the difference of its span, those of its parts."""
+        rgb_map, whole_map, *part_maps = (self._key_map(clips) for clips in (rgb, *differences))
+        frames = whole_map.shape[2]
+        if frames != len(part_maps):
+            raise ConfigError(
+                f"FIMA pairs feature frames with parts of a window, but the trunk gives {frames} of clips of "
+                f"{rgb.shape[2]} frames and there are {len(part_maps)} parts; give as many parts, or longer clips"
+            )
+        dense = _vectors(self.projector_dense_k, rearrange(whole_map, "b c t h w -> b c 1 (t h w) 1"))
+        pooled = [_vectors(self.projector_dense_k, _pooled(each))[:, 0] for each in (rgb_map, *part_maps)]
+        mask = foreground_mask(rgb_map, whole_map)
+        return Keys(pooled[0], rearrange(dense, "b (t p) d -> b t p d", t=frames), pooled[1:], mask)
+
+    def _key_map(self, clips: Tensor) -> Tensor:
+        """[B, 3, T, S, S] -> [B, C, t, h, w], in evaluation without exchange between processes."""
+        inputs, order = shuffled(clips) if self.training else (clips, None)
+        assert isinstance(self.encoder_k, VideoTrunk)
+        return unshuffle(self.encoder_k.clip_maps(inputs), order)
+
+    def query(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips [B, 3, T, S, S] -> vectors [B, D] of length 1, and tokens [B, t, P, 512]."""
+        maps = self.encoder_q.clip_maps(rgb)
+        tokens = self.embedding1(rearrange(maps, "b c t h w -> b c t (h w)"))
+        return _vectors(self.projector_dense, _pooled(maps))[:, 0], rearrange(tokens, "b d t p -> b t p d")
+
+    def predictions(self, m_tokens: Tensor, n_tokens: Tensor) -> Tensor:
+        """Tokens [B, t, P, 512] of m and n -> vectors [2, B, t, 1 + P, D] of length 1.
+
+        They are m's motion at n's places and n's at m's; the first of each 1 + P is of the whole feature frame.
+        """
+        m_tokens, n_tokens = self.positions(m_tokens), self.positions(n_tokens)
+        memory = rearrange([m_tokens, n_tokens], "s b t p d -> (s b t) p d")
+        places = rearrange([n_tokens, m_tokens], "s b t p d -> (s b t) p d")
+        queries = torch.cat([self.cls_token.to(places.dtype).expand(len(places), -1, -1), places], dim=1)
+        decoded = rearrange(self.transformer_decoder(queries, memory), "n p d -> n d p 1")
+        vectors = _vectors(self.projector_dense, self.embedding2(decoded)[:, :, None])  # [2 B t, 1 + P, D]
+        batch, frames = m_tokens.shape[:2]
+        return rearrange(vectors, "(s b t) p d -> s b t p d", b=batch, t=frames)
+
+    def instance_logits(self, m_query: Tensor, n_query: Tensor, m_keys: Keys, n_keys: Keys) -> tuple[Tensor, Tensor]:
+        """Vectors [B, D] -> logits [B, 1 + K] of m's query and of n's, each with the other's key in column 0."""
+        queue = self.queue.clone()
+        first = contrast(m_query, n_keys.whole, queue, self.temperature)
+        if self.enqueue == "interleaved":
+            queue = queue.clone()
+            enqueue(queue, self.queue_ptr.clone(), gather(n_keys.whole) if self.training else n_keys.whole)
+        return first, contrast(n_query, m_keys.whole, queue, self.temperature)
+
+    def dense_losses(
+        self, predicted: Tensor, keys: Keys, other: Keys, *, coordinates: tuple[Tensor, ...]
+    ) -> list[Tensor]:
+        """A loss for each feature frame of predictions [B, t, 1 + P, D] of a window at the other's places.
+
+        coordinates: [B, 4] of the window and of the other. Negatives are those of this process, and the queue.
+        """
+        grid = keys.mask.shape[1], keys.mask.shape[2]
+        positive = correspondence(coordinates[1], coordinates[0], grid, ratio=self.pos_ratio)
+        positive = positive & other.mask.flatten(1)[:, :, None] & keys.mask.flatten(1)[:, None]
+        everything = keys.dense.flatten(0, 2)  # [B t P, D]
+        if "queue_dense" in self._buffers:
+            everything = torch.cat([everything, self.queue_dense.T])
+        return [
+            dense_loss(queries, same, positive, all_keys=everything, temperature=self.dense_temperature)
+            for queries, same in zip(predicted[:, :, 1:].unbind(1), keys.dense.unbind(1), strict=True)
+        ]
+
+    def part_logits(self, predicted: Tensor, keys: Keys, other: Keys) -> list[Tensor]:
+        """Logits [B, 1 + B (2 t - 1) + K] of each part of a window, of its predictions [B, t, 1 + P, D].
+
+        Column 0 is the part itself; then this process's other parts of the window, those of the other window, the
+        queue.
+        """
+        queue, logits = self.motion_queue.clone(), []
+        for place, queries in enumerate(predicted[:, :, 0].unbind(1)):
+            rest = keys.parts[:place] + keys.parts[place + 1 :] + other.parts
+            negatives = torch.cat([torch.cat(rest).T, queue], dim=1)
+            logits.append(contrast(queries, keys.parts[place], negatives, self.temperature))
+        return logits
+
+    def _write(self, m_keys: Keys, n_keys: Keys) -> None:
+        """Keys of all processes into the queues, in the reference's order."""
+        for keys in (n_keys, m_keys):
+            enqueue(self.queue, self.queue_ptr, gather(keys.whole))
+            if "queue_dense" in self._buffers:
+                for frame in keys.dense.unbind(1):
+                    enqueue(self.queue_dense, self.queue_dense_ptr, gather(frame.flatten(0, 1)))
+        enqueue(self.motion_queue, self.motion_queue_ptr, gather(torch.cat(n_keys.parts + m_keys.parts)))
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """[B, C, t, h, w] -> [B, C, 1, 1, 1]."""
+    return rearrange(volume_mean(maps), "b c -> b c 1 1 1")
+
+
+def _vectors(head: nn.Module, maps: Tensor) -> Tensor:
+    """[B, C, 1, h, w] -> [B, h w, D] of length 1, in float32."""
+    return F.normalize(full_precision(rearrange(head(maps), "b d h w -> b (h w) d")), dim=-1)

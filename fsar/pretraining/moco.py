@@ -1,0 +1,197 @@
+"""Momentum contrast (He et al. 2020, arXiv 1911.05722): its parts as functions, and the method without any motion."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed, nn
+from torch.nn import functional as F
+
+from fsar.matching import full_precision
+from fsar.pretraining.base import Output, PretrainingMethod
+from fsar.trunks import create_trunk
+from fsar.trunks.video_base import VideoTrunk, volume_mean
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def normalised_queue(dim: int, length: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random columns [dim, length] of length 1: what a queue holds before its first keys."""
+    return F.normalize(torch.randn(dim, length, generator=generator), dim=0)
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
+    """Write keys [N, dim] into columns of the queue [dim, length], round its end, and move the pointer on.
+
+    `pointer` is a whole number on the queue's device, of shape [] or [1], so that nothing waits for its value.  Of
+    more keys than the queue holds, the last ones stay.
+    """
+    length, count = queue.shape[1], len(keys)
+    kept = min(count, length)
+    places = (pointer + torch.arange(count - kept, count, device=queue.device)) % length  # [kept]
+    queue.index_copy_(1, places, keys[count - kept :].detach().T.to(queue.dtype))
+    pointer.add_(count).remainder_(length)
+
+
+@torch.no_grad()
+def momentum_update(key_module: nn.Module, query_module: nn.Module, momentum: float | Tensor) -> None:
+    """Parameters k <- m k + (1 - m) q of two modules of the same kind; buffers stay as they are.
+
+    A tensor of a momentum stays on its device; near 1 it should be in float64, since 1 - m loses digits.
+    """
+    keys: list[Tensor] = list(key_module.parameters())
+    queries: list[Tensor] = list(query_module.parameters())
+    if len(keys) != len(queries):
+        raise ConfigError(f"momentum_update: {len(keys)} parameters and {len(queries)}; give a module and its copy")
+    if not isinstance(momentum, torch.Tensor):
+        torch._foreach_lerp_(keys, queries, 1 - momentum)
+        return
+    steps = torch._foreach_sub(queries, keys)  # a lerp by one tensor is not fused
+    torch._foreach_mul_(steps, (1 - momentum).reshape(()).to(keys[0]))
+    torch._foreach_add_(keys, steps)
+
+
+def ranks() -> int:
+    """Number of processes that train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+@torch.no_grad()
+def gather(values: Tensor) -> Tensor:
+    """[N, ...] -> [ranks * N, ...] of all processes, in the order of ranks; without a gradient."""
+    if ranks() == 1:
+        return values.detach()
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(ranks())]
+    distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def shuffled(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """[N, ...] -> as many of all processes' samples, and the order that `unshuffle` needs.
+
+    A key's BatchNorm must not see the samples that its query's has seen (section 3.3 there).  In one process there is
+    nobody to exchange samples with: the inputs are returned as they are, the order is None.
+    """
+    if ranks() == 1:
+        return inputs, None
+    everything = gather(inputs)
+    order = torch.randperm(len(everything), device=inputs.device)
+    distributed.broadcast(order, src=0)
+    return everything[own(order, len(inputs))], order
+
+
+@torch.no_grad()
+def unshuffle(keys: Tensor, order: Tensor | None) -> Tensor:
+    """Keys [N, ...] of shuffled samples -> keys of this process's own samples in their order."""
+    if order is None:
+        return keys
+    return gather(keys)[own(order.argsort(), len(keys))]
+
+
+def own(order: Tensor, count: int) -> Tensor:
+    """The part [count] of an order of all samples that falls to this process."""
+    first = distributed.get_rank() * count
+    return order[first : first + count]
+
+
+def contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
+    """Query [N, dim], its key [N, dim], queue [dim, K] -> logits [N, 1 + K], the positive in column 0, in float32."""
+    query, key, queue = full_precision(query), full_precision(key), full_precision(queue)
+    with torch.autocast(query.device.type, enabled=False):
+        positive = (query * key).sum(dim=1, keepdim=True)  # [N, 1]
+        return torch.cat([positive, query @ queue], dim=1) / temperature
+
+
+def first_is_right(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [N, 1 + K] with the positive in column 0 -> mean cross-entropy, and the share that is right (top-1)."""
+    logits = full_precision(logits)
+    targets = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    return F.cross_entropy(logits, targets), (logits.detach().argmax(dim=1) == 0).float().mean()
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """The module again, without gradients: the momentum side before its first update."""
+    return copy.deepcopy(module).requires_grad_(requires_grad=False)
+
+
+@dataclass
+class Views:
+    """Two views of each video."""
+
+    query: Tensor  # [B, 3, t, H, W] normalised frames
+    key: Tensor  # [B, 3, t, H, W]
+
+
+class MoCo(PretrainingMethod):
+    """Momentum contrast of two views of a video, with a projection of two layers: the baseline of motion methods.
+
+    The defaults are those of the plain baselines that MSCL's code has (megvii-research/MSCL, configs/recognition/moco).
+
+    Args:
+        trunk: A video trunk or its name.
+        dim: Numbers in an embedding.
+        queue: Keys kept as negatives.
+        momentum: Of the key encoder.
+        temperature: Divides the cosines.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    def __init__(
+        self,
+        trunk: str | VideoTrunk = "r3d18",
+        *,
+        dim: int = 128,
+        queue: int = 65536,
+        momentum: float = 0.999,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        encoder = create_trunk(trunk) if isinstance(trunk, str) else trunk
+        if not isinstance(encoder, VideoTrunk):
+            raise ConfigError(f"MoCo reads clips, {type(encoder).__name__} frames; choose a video trunk such as r3d18")
+        width = encoder.channels
+        self.encoder_q = encoder
+        self.mlp_q = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+        self.encoder_k, self.mlp_k = frozen_copy(self.encoder_q), frozen_copy(self.mlp_q)
+        self.momentum, self.temperature = momentum, temperature
+        self.register_buffer("queue", normalised_queue(dim, queue))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+
+    @property
+    def encoder(self) -> VideoTrunk:
+        """The trunk of the query side."""
+        return self.encoder_q
+
+    def forward(self, batch: Views) -> Output:
+        """The loss `moco` of a batch; in training mode the key encoder and the queue move on."""
+        query = embedding(self.encoder_q, self.mlp_q, batch.query)
+        key = self._keys(batch.key)
+        loss, right = first_is_right(contrast(query, key, self.queue.clone(), self.temperature))
+        if self.training:
+            enqueue(self.queue, self.queue_ptr, gather(key))
+        return Output(loss, {"moco": loss}, {"moco": right})
+
+    @torch.no_grad()
+    def _keys(self, clips: Tensor) -> Tensor:
+        """[B, 3, t, H, W] -> [B, dim], after the momentum update that comes before every key pass in training."""
+        if not self.training:
+            return embedding(self.encoder_k, self.mlp_k, clips)
+        momentum_update(self.encoder_k, self.encoder_q, self.momentum)
+        momentum_update(self.mlp_k, self.mlp_q, self.momentum)
+        inputs, order = shuffled(clips)
+        return unshuffle(embedding(self.encoder_k, self.mlp_k, inputs), order)
+
+
+def embedding(encoder: nn.Module, projection: nn.Module, clips: Tensor) -> Tensor:
+    """[B, 3, t, H, W] -> vectors [B, dim] of length 1, in float32."""
+    assert isinstance(encoder, VideoTrunk)
+    return F.normalize(full_precision(projection(volume_mean(encoder.clip_maps(clips)))), dim=1)

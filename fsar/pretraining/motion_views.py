@@ -1,0 +1,60 @@
+"""What FIMA reads: two windows of each video as RGB and as frame differences, and where their crops lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from einops import rearrange
+
+from fsar.pretraining.frame_difference import frame_difference, without_extra_frame
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from fsar.pretraining.frame_difference import Wrap
+
+
+@dataclass(frozen=True)
+class MotionViews:
+    """Windows m and n of B videos, augmented and normalised; clips are [B, 3, T, S, S].
+
+    A window's differences are those of its whole span, then of each of its parts, as many as the trunk gives
+    feature frames.
+    """
+
+    rgb: tuple[Tensor, Tensor]
+    differences: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    coordinates: tuple[Tensor, Tensor]  # [B, 4] (x1, y1, x2, y2) of the crop of the whole span
+
+
+def motion_views(
+    clips: Tensor, coordinates: Tensor, *, augment: Callable[[Tensor], Tensor], wrap: Wrap = "cyclic"
+) -> MotionViews:
+    """Take differences of the cropped clips, then augment each of the clips that a network reads by itself.
+
+    clips: [B, V, T, 3, S, S] in [0, 1], neither augmented nor normalised: window m whole, its parts in their order,
+    and the same of n; V is 6 for two parts.  With wrap="extra_frame" each has the frame before it in front.
+    coordinates: [B, 2, 4], crops of the whole spans of m and n.
+    augment: [B, T, 3, S, S] in [0, 1] -> the same shape, normalised; it is called for one clip of each sample at a
+    time, with draws of its own.  ConfigError for a number of views that two windows cannot have.
+    """
+    count = clips.shape[1]
+    if count < 4 or count % 2:
+        raise ConfigError(f"{count} views are not two windows with as many parts; give 6: m, m's 2 parts, n, n's 2")
+
+    def ready(view: Tensor) -> Tensor:
+        return rearrange(augment(view), "b t c h w -> b c t h w")
+
+    def moved(number: int) -> Tensor:
+        return ready(frame_difference(clips[:, number], wrap=wrap))
+
+    def rgb(number: int) -> Tensor:
+        return ready(without_extra_frame(clips[:, number], wrap=wrap))
+
+    half = count // 2
+    m, n = (tuple(moved(first + place) for place in range(half)) for first in (0, half))
+    return MotionViews((rgb(0), rgb(half)), (m, n), (coordinates[:, 0], coordinates[:, 1]))

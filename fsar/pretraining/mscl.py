@@ -1,0 +1,173 @@
+"""MSCL: motion sensitive contrastive learning (Ni et al., ECCV 2022, arXiv 2208.06105).
+
+Written after the published code (megvii-research/MSCL, `MSCLWithAug`); only the paper's abstract was at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn import functional as F
+
+from fsar.methods.base import weighted_sum
+from fsar.pretraining.base import Output, PretrainingMethod
+from fsar.pretraining.learner import Learner
+from fsar.pretraining.lmcl import LocalContrast
+from fsar.pretraining.moco import contrast
+from fsar.pretraining.tpn import TemporalPyramid
+from fsar.trunks.slowonly import SlowOnly50
+from fsar.trunks.thin import ThinResNet18, ThinResNet50
+from fsar.trunks.video import r3d18
+from shards_spec.errors import ConfigError, choice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsar.pretraining.learner import Pair
+    from fsar.trunks import VideoTrunk
+
+RUN = 219_136 * 400  # samples of the published run: Kinetics-400's training videos, 400 times
+
+
+@dataclass
+class PairedViews:
+    """Two views of each video, and their optical flow in colours, the clip as it is and then, with FRA, turned."""
+
+    query: Tensor  # [B, 3, T, H, W] normalised frames
+    key: Tensor  # [B, 3, T, H, W]
+    flow_query: Tensor  # [B, 3, 2T, H, W] in [0, 1]; [B, 3, T, H, W] without FRA
+    flow_key: Tensor
+
+
+class MSCL(PretrainingMethod):
+    """Momentum contrast of pictures, of flow, and of each with the other, and contrast of single frames across both.
+
+    In the published code the flow's key encoder moves twice a step and its clock runs twice as fast, so that it
+    stands still for the second half of training; and negatives of three terms are read after this step's keys were
+    written, the right one among them.  Both are repaired here; "released" brings each back.  Whether the code's order
+    of flow clips is kept is decided where views are made (`FlowViews`).
+
+    Args:
+        trunk: "r3d18" or "slowonly50", each with the flow encoder and the neck that belong to it.
+        frames: Of a clip, T.
+        dim: Numbers in an embedding.
+        queue: Keys that each modality keeps.
+        momentum: At the start; it rises to 1 over `total` samples.
+        total: Samples of the whole run, one a video and epoch.
+        temperature: Divides all cosines.
+        fra: Flow rotation augmentation; without it five of the eight terms remain.
+        weight_aug_flow: Weights of turned flow: of its contrast with itself, and with pictures.
+        flow_momentum: "fixed" or "released", as above.
+        flow_negatives: "snapshot" or "released", as above.
+        flow_fields: "all" T of a clip, or the "even" ones alone, T/2, which are all that the flow encoder looks at.
+    """
+
+    def __init__(
+        self,
+        trunk: str = "r3d18",
+        *,
+        frames: int = 8,
+        dim: int = 128,
+        queue: int = 65536,
+        momentum: float = 0.994,
+        total: int = RUN,
+        temperature: float = 0.07,
+        fra: bool = True,
+        weight_aug_flow: tuple[float, float] = (1.0, 1.0),
+        flow_momentum: Literal["fixed", "released"] = "fixed",
+        flow_negatives: Literal["snapshot", "released"] = "snapshot",
+        flow_fields: Literal["all", "even"] = "all",
+    ) -> None:
+        super().__init__()
+        choice("flow_momentum", flow_momentum, ("fixed", "released"))
+        choice("flow_negatives", flow_negatives, ("snapshot", "released"))
+        choice("flow_fields", flow_fields, ("all", "even"))
+        if frames < 2 or frames % 2:
+            raise ConfigError(f"frames={frames}: MSCL needs an even number of frames, its encoders halve it")
+        self.temperature, self.halves = temperature, 1 + fra
+        self.fields = frames if flow_fields == "all" else frames // 2  # of one half
+        own, cross = weight_aug_flow
+        self.weights = {"loss_cls_flow_aug": own, "loss_cls_mx_aug": cross, "loss_cls_mx_r_aug": cross}
+        self.double_flow, self.late_negatives = flow_momentum == "released", flow_negatives == "released"
+        encoder, neck, flow_encoder = encoders(trunk, frames=frames, stride=2 if flow_fields == "all" else 1)
+        learner = partial(Learner, dim=dim, queue=queue, momentum=momentum, total=total)
+        self.recognizer = learner(encoder, neck=neck)
+        self.recognizer_flow = learner(flow_encoder)
+        self.sup_head = LocalContrast(flow_encoder.channels, steps=frames // 2, temperature=temperature)
+
+    @property
+    def encoder(self) -> VideoTrunk:
+        """The trunk that reads pictures, on the query side."""
+        return self.recognizer.encoder_q
+
+    def forward(self, batch: PairedViews) -> Output:
+        """The loss of a batch, each term by its published name; in evaluation mode no state changes."""
+        return self.step(batch, update=self.training)
+
+    def step(self, batch: PairedViews, *, update: bool) -> Output:
+        """The same; `update` says whether key encoders and queues move, in either mode; clocks do in training alone.
+
+        In evaluation mode with `update` it is what the published code does to validate.
+        """
+        queries, keys = self._halves(batch.flow_query), self._halves(batch.flow_key)
+        queue, flow_queue = self.recognizer.negatives(), self.recognizer_flow.negatives()
+        pictures = self.recognizer(batch.query, batch.key, follow=update)
+        flows = [self.recognizer_flow(queries[0], keys[0], follow=update)]
+        if update:
+            for learner, pair in ((self.recognizer, pictures), (self.recognizer_flow, flows[0])):
+                learner.remember(pair.key)
+                learner.tick(len(pair.key))
+        if self.halves == 2:  # turned flow is another BatchNorm batch, as in the code
+            again = update and self.double_flow
+            flows.append(self.recognizer_flow(queries[1], keys[1], follow=again))
+            if again:
+                self.recognizer_flow.tick(len(batch.query))
+        late = self.recognizer_flow.negatives() if self.late_negatives else flow_queue
+        logits = {"loss_cls": contrast(pictures.query, pictures.key, queue, self.temperature)}
+        for flow, own, suffix in zip(flows, (flow_queue, late), ("", "_aug"), strict=False):
+            logits[f"loss_cls_flow{suffix}"] = contrast(flow.query, flow.key, own, self.temperature)
+            logits[f"loss_cls_mx{suffix}"] = contrast(pictures.query, flow.key, late, self.temperature)
+            logits[f"loss_cls_mx_r{suffix}"] = contrast(flow.query, pictures.key, queue, self.temperature)
+        return self._output(logits, self._local(pictures, flows))
+
+    def _halves(self, flow: Tensor) -> tuple[Tensor, ...]:
+        """[B, 3, n t, H, W] -> n times [B, 3, t, H, W]."""
+        wanted = self.halves * self.fields
+        if flow.shape[2] != wanted:
+            raise ConfigError(f"flow of {flow.shape[2]} fields was given; with these options MSCL reads {wanted}")
+        return flow.chunk(self.halves, dim=2)
+
+    def _local(self, pictures: Pair, flows: list[Pair]) -> tuple[Tensor, Tensor]:
+        """Logits [(B t), n t] of frames of pictures against those of flow, and the right columns [(B t)]."""
+        assert isinstance(self.recognizer.neck_q, TemporalPyramid)
+        frames = self.recognizer.neck_q.finest(pictures.levels).mean(dim=(-2, -1))  # [B, 128, t]
+        motion = torch.cat([flow.levels[-1].mean(dim=(-2, -1)) for flow in flows], dim=2)  # [B, C, n t]
+        logits, labels = self.sup_head(frames, motion)
+        return logits, labels
+
+    def _output(self, clips: dict[str, Tensor], local: tuple[Tensor, Tensor]) -> Output:
+        """Loss and accuracy of each term from its logits; among clips the positive is in column 0."""
+        first = local[1].new_zeros(len(clips["loss_cls"]))
+        graded = {name: (logits, first) for name, logits in clips.items()} | {"loss_pos": local}
+        losses = {name: F.cross_entropy(logits, labels) for name, (logits, labels) in graded.items()}
+        accuracy: dict[str, Tensor] = {}
+        for name, (logits, labels) in graded.items():
+            suffix = name.removeprefix("loss").removeprefix("_cls")
+            above = (logits > logits.gather(1, labels[:, None])).sum(dim=1)  # [N] columns above the right one
+            accuracy |= {f"top{k}_acc{suffix}": (above < k).float().mean() for k in (1, 5)}
+        return Output(weighted_sum(losses, dict.fromkeys(losses, 1.0) | self.weights), losses, accuracy)
+
+
+def encoders(trunk: str, *, frames: int, stride: int) -> tuple[VideoTrunk, TemporalPyramid, VideoTrunk]:
+    """The trunk of that name, its neck, and its flow encoder, which looks at every `stride`-th field."""
+    choice("trunk", trunk, ("r3d18", "slowonly50"))
+    if trunk == "slowonly50":
+        neck = TemporalPyramid((512, 1024, 2048), convolutions=1, stride=(1, 2, 2))
+        return SlowOnly50(clip_frames=frames), neck, ThinResNet50(clip_frames=frames, time_stride=stride)
+    pictures = r3d18(clip_frames=frames)
+    pictures.mean, pictures.std = SlowOnly50.mean, SlowOnly50.std  # ImageNet's, not Kinetics', as in the code
+    neck = TemporalPyramid((128, 256, 512), convolutions=2, stride=(2, 2, 2))
+    return pictures, neck, ThinResNet18(clip_frames=frames, time_stride=stride)

@@ -1,0 +1,132 @@
+"""How much the motion of a video changes from field to field: the scores that motion differential sampling reads.
+
+Source: Ni et al., "Motion Sensitive Contrastive Learning for Self-supervised Video Representation", ECCV 2022
+(arXiv 2208.06105), and its code (megvii-research/MSCL, `tools/ssl/generate_mcl_samples.py`).  The fields must be
+those of the estimator, before they are stored: scores of rounded fields differ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import cv2
+import numpy as np
+
+from shards_spec.colour_wheel import colour_wheel
+from shards_spec.errors import ConfigError, choice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Weighting = Literal["motion_map", "attention_map", "rgb_map"]
+    Attention = Literal["none", "max", "sum"]
+
+WINDOW = 28  # side of the windows over which motion boundaries are averaged, in pixels of the field
+_SMALL = 1e-5  # the reference's, added to the largest radius
+
+
+def frame_scores(fields: Iterable[Floats], *, weighting: Weighting = "rgb_map", attention: Attention = "max") -> Floats:
+    """Scores [N] of the N fields [h, w, 2] of a video, which are looked at one after the other.
+
+    "rgb_map": mean over pixels of the distance between the colour-coded field and the next one, both weighted by
+    `attention`; the last field's is 0.  "motion_map" and "attention_map": mean of that map of each field alone
+    (`attention` "none" does not go with the latter).
+
+    Raises:
+        ConfigError: an option is not known, or a field is smaller than the window.
+    """
+    choice("weighting", weighting, ("motion_map", "attention_map", "rgb_map"))
+    choice("attention", attention, ("none", "max", "sum"))
+    if weighting == "rgb_map":
+        return _changes(weighted_colours(field, attention=attention) for field in fields)
+    boundaries = (motion_boundaries(field) for field in fields)
+    if weighting == "motion_map":
+        return np.array([map_.mean() for map_ in boundaries], np.float32)
+    if attention == "none":
+        raise ConfigError('weighting="attention_map" needs attention "max" or "sum"')
+    return np.array([attention_map(map_, scale=attention).mean() for map_ in boundaries], np.float32)
+
+
+def _changes(maps: Iterable[Floats]) -> Floats:
+    """Scores [N] of N maps [h, w, 3]: mean distance of each to the next, 0 for the last."""
+    scores: list[float] = []
+    before: Floats | None = None
+    for colours in maps:
+        if before is not None:
+            scores.append(change(before, colours))
+        before = colours
+    return np.array(scores if before is None else [*scores, 0.0], np.float32)
+
+
+def change(before: Floats, after: Floats) -> float:
+    """Mean over pixels of the Euclidean distance between two maps [h, w, 3]: the score of the first one's field."""
+    return float(np.sqrt(np.square(before - after).sum(axis=-1)).mean())
+
+
+def weighted_colours(field: Floats, *, attention: Attention = "max") -> Floats:
+    """[h, w, 2] -> [h, w, 3]: the field's colour code, 0 to 255, times its attention map ("none": as it is)."""
+    colours = colour_code(unit_field(field)).astype(np.float32)
+    if attention == "none":
+        return colours
+    return attention_map(motion_boundaries(field), scale=attention)[..., None] * colours
+
+
+def motion_boundaries(field: Floats) -> Floats:
+    """[h, w, 2] -> [h, w]: length of the spatial gradient of both components (3 x 3 Sobel, weights not divided)."""
+    gradients = [
+        cv2.Sobel(field[..., part], cv2.CV_32F, dx, 1 - dx, ksize=3, borderType=cv2.BORDER_REFLECT)
+        for part in (0, 1)
+        for dx in (1, 0)
+    ]
+    lengths: Floats = np.sqrt(np.square(gradients).sum(axis=0))
+    return lengths
+
+
+def attention_map(boundaries: Floats, *, scale: Literal["max", "sum"]) -> Floats:
+    """[h, w] -> [h, w]: means of whole windows, resized bilinearly to the field, divided by their maximum or sum.
+
+    Departure from the reference, which divides by zero there: without any boundary the map is 0 everywhere.
+
+    Raises:
+        ConfigError: the field is smaller than one window.
+    """
+    height, width = boundaries.shape
+    rows, columns = height // WINDOW, width // WINDOW
+    if not rows or not columns:
+        raise ConfigError(
+            f"motion scores need flow fields of {WINDOW} x {WINDOW} and more, not {height} x {width}; "
+            "compute the flow at a larger size"
+        )
+    whole = boundaries[: rows * WINDOW, : columns * WINDOW].reshape(rows, WINDOW, columns, WINDOW)
+    windows = whole.transpose(1, 3, 0, 2).reshape(-1, rows, columns)
+    # pixel after pixel, as the reference adds them: differences of weighted maps show the rounding
+    means = windows.sum(axis=0, dtype=np.float32) / np.float32(len(windows))
+    resized: Floats = cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
+    total = resized.max() if scale == "max" else resized.sum()
+    return resized / total if total else resized
+
+
+def unit_field(field: Floats) -> Floats:
+    """[h, w, 2] divided by its largest radius, so that no vector is longer than 1."""
+    radius = np.sqrt(np.square(field).sum(axis=-1))  # [h, w]
+    return field / np.float32(radius.max() + _SMALL)
+
+
+def colour_code(field: Floats) -> NDArray[np.uint8]:
+    """[..., 2] -> [..., 3]: direction as a hue of the colour wheel, radius as its strength; no motion is white.
+
+    Vectors longer than 1 are darkened.
+    """
+    wheel = colour_wheel() / np.float32(255)  # [55, 3]
+    u, v = field[..., 0], field[..., 1]
+    radius = np.sqrt(np.square(u) + np.square(v))[..., None]
+    place = (np.arctan2(-v, -u) / np.float32(np.pi) + 1) / 2 * (len(wheel) - 1)
+    low = np.floor(place).astype(np.int64)
+    share = (place - low)[..., None].astype(np.float32)
+    hue = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]  # [..., 3]
+    colour = np.where(radius <= 1, 1 - radius * (1 - hue), hue * np.float32(0.75))
+    levels: NDArray[np.uint8] = np.floor(255 * colour).astype(np.uint8)
+    return levels
