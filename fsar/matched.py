@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 # Bytes of embeddings that are gathered at a time: what a CPU's cache holds, what keeps a GPU busy.
-BATCH_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
+BATCH_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
 BLOCK = (128, 16)  # queries and support videos of a block of the table: few, since a pair may need many numbers
 TABLE_VIDEOS = 8192  # its most rows and columns
 LOOKED_UP = 256  # episodes that are looked up in it at a time
@@ -140,8 +140,8 @@ class Matching:
 
     def _step(self, episodes: EpisodeVideos) -> int:
         """Episodes of a batch."""
-        of_video = sum(tensor[:1].nbytes for tensor in parts_of(self.embedding).values())
-        videos = sum(part[0].size for part in (episodes.support, episodes.query, episodes.unlabelled))
+        of_video = sum(tensor[0].nbytes for tensor in parts_of(self.embedding).values())
+        videos: int = sum(part[0].size for part in (episodes.support, episodes.query, episodes.unlabelled))
         most = BATCH_BYTES.get(self.device.type, BATCH_BYTES["cpu"])
         return max(1, min(len(episodes), most // (of_video * videos)))
 
@@ -213,7 +213,7 @@ class Matching:
         """The embedding's tensors of the videos at places [...]."""
         index = torch.from_numpy(places).to(self.device)
         return {
-            name: tensor.index_select(0, index.flatten()).unflatten(0, index.shape)
+            name: tensor.index_select(0, index.flatten()).reshape(*index.shape, *tensor.shape[1:])
             for name, tensor in parts_of(self.embedding).items()
         }
 

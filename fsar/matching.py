@@ -83,7 +83,8 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     a, b = full_precision(a), full_precision(b)
     of_a, of_b = (each.norm(dim=-1).clamp(min=1e-12) for each in (a, b))  # the products are divided: they are fewer
     with torch.autocast(a.device.type, enabled=False):
-        return 1 - a @ b.mT / of_a[..., :, None] / of_b[..., None, :]
+        distance: Tensor = 1 - a @ b.mT / of_a[..., :, None] / of_b[..., None, :]
+    return distance
 
 
 def set_distance(query: Tensor, members: Tensor, *, reduction: Reduction = "sum") -> Tensor:

@@ -49,7 +49,9 @@ def drawn(episodes: int, *, shot: int, unlabelled: int = 0) -> EpisodeVideos:
     return EpisodeVideos.of(chosen, unlabelled=unlabelled > 0)
 
 
-def one_by_one(model: FewShotMethod, embedding: Embedding, episodes: EpisodeVideos, texts: torch.Tensor) -> torch.Tensor:
+def one_by_one(
+    model: FewShotMethod, embedding: Embedding, episodes: EpisodeVideos, texts: torch.Tensor
+) -> torch.Tensor:
     def pick(places):
         return embedding.map(lambda x: x[torch.from_numpy(places)])
 
