@@ -53,7 +53,7 @@ SHOTS = (1, 5)
 CHANNELS = {"clip-fsar": 1024}  # what CLIP's ResNet-50 pools to
 AT_ONCE = 200  # episodes that are chosen before they are matched
 BATCH = 8  # clips that go through the trunk alone together
-VIDEOS = 16  # that are embedded
+VIDEOS = 8  # that are embedded
 
 
 class Matched:
