@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,7 +76,7 @@ class EpisodeVideos:
 
     def part(self, start: int, stop: int) -> EpisodeVideos:
         """Episodes start to stop."""
-        return EpisodeVideos(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        return EpisodeVideos(*(getattr(self, column.name)[start:stop] for column in fields(self)))
 
 
 def episode_logits(
@@ -118,6 +118,7 @@ class Matching:
     embedding: Embedding
     texts: Callable[[Tensor], Tensor | None] | None
     precision: str
+    _room: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -156,9 +157,9 @@ class Matching:
     def together(self, episodes: EpisodeVideos) -> Tensor:
         """Logits [B, Q, way] of B episodes at a time."""
         parts = {
-            "support": self._pick(episodes.support),
-            "query": self._pick(episodes.query),
-            "unlabelled": self._pick(episodes.unlabelled) if episodes.unlabelled.size else {},
+            "support": self._pick(episodes.support, "support"),
+            "query": self._pick(episodes.query, "query"),
+            "unlabelled": self._pick(episodes.unlabelled, "unlabelled") if episodes.unlabelled.size else {},
         }
         text = self._texts(episodes.classes)
         if text is not None:
@@ -199,23 +200,32 @@ class Matching:
         blocks = []
         for column in range(0, len(columns), BLOCK[1]):
             part = slice(column, column + BLOCK[1])
-            support = Embedding(**{name: x[:, None] for name, x in self._pick(columns[part]).items()})
+            support = Embedding(**{name: x[:, None] for name, x in self._pick(columns[part], "support").items()})
             text = self._texts(classes[part])
             with autocast(self.device, self.precision):
                 of_rows = [
-                    self.model.match(support, Embedding(**self._pick(rows[row : row + BLOCK[0]])), class_text=text)
+                    self.model.match(
+                        support, Embedding(**self._pick(rows[row : row + BLOCK[0]], "query")), class_text=text
+                    )
                     for row in range(0, len(rows), BLOCK[0])
                 ]
             blocks.append(torch.cat(of_rows))
         return torch.cat(blocks, dim=1)
 
-    def _pick(self, places: Ints) -> dict[str, Tensor]:
-        """The embedding's tensors of the videos at places [...]."""
-        index = torch.from_numpy(places).to(self.device)
-        return {
-            name: tensor.index_select(0, index.flatten()).reshape(*index.shape, *tensor.shape[1:])
-            for name, tensor in parts_of(self.embedding).items()
-        }
+    def _pick(self, places: Ints, role: str) -> dict[str, Tensor]:
+        """The embedding's tensors of the videos at places [...], valid until the next of that role are picked.
+
+        They are written where the last ones were: memory that is fresh costs more than the matching.
+        """
+        index = torch.from_numpy(places.ravel()).to(self.device)
+        picked = {}
+        for name, tensor in parts_of(self.embedding).items():
+            room = self._room.get((role, name))
+            if room is None or len(room) < len(index):
+                room = self._room[role, name] = tensor.new_empty(len(index), *tensor.shape[1:])
+            picked[name] = torch.index_select(tensor, 0, index, out=room[: len(index)])
+            picked[name] = picked[name].view(*places.shape, *tensor.shape[1:])
+        return picked
 
     def _texts(self, classes: Ints) -> Tensor | None:
         """[..., C] text vectors of classes [...]."""
@@ -224,5 +234,5 @@ class Matching:
 
 def parts_of(embedding: Embedding) -> dict[str, Tensor]:
     """The tensors that an embedding has, by name."""
-    values = {field.name: getattr(embedding, field.name) for field in fields(embedding)}
+    values = {part.name: getattr(embedding, part.name) for part in fields(embedding)}
     return {name: value for name, value in values.items() if value is not None}

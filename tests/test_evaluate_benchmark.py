@@ -15,7 +15,7 @@ def test_each_way_counts_all_episodes_and_gives_the_same_answers(tmp_path, monke
     make_set(tmp_path / "set", 500)
     build_index(tmp_path / "set")
     answers = []
-    monkeypatch.setattr(evaluate, "note", lambda logits: answers.append(logits))
+    monkeypatch.setattr(evaluate, "note", answers.append)
     monkeypatch.setitem(evaluate.CHANNELS, "molo", 16)
     with ShardSet.open(tmp_path / "set") as shards:
         work = evaluate.Matched("molo", shards, EpisodeRules(queries=2, frames=4, groups="any"), torch.device("cpu"))
