@@ -84,14 +84,16 @@ def match_branches(model: MoLo, support: Sequence[Tensor], query: Sequence[Tenso
 
 def match_sets(model: HyRSM, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Ours, from the tokens behind the transformer, with the temporal term of HyRSM++."""
-    members, queries = model.fuse(model.members(support, None), query)
+    projected = model.project(support.flatten(0, 1)).unflatten(0, support.shape[:2])
+    members, queries = model.fuse(model.members(projected, None), model.project(query))
     logits = model.logits(members, queries, None, len(support))
     return logits, sum(model.fused_losses(members, queries).values(), start=logits.new_zeros(()))
 
 
 def behind_transformer(side: Side, model: HyRSM, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """What a side makes of the tokens of features."""
-    return side(model, *(embedding.tokens for embedding in embed(model, support, query)))
+    own = model.frames_of(Features(None, support.flatten(0, 1))).unflatten(0, support.shape[:2])
+    return side(model, own, model.frames_of(Features(None, query)))
 
 
 def embed(model: FewShotMethod, support: Tensor, query: Tensor) -> tuple[Embedding, Embedding]:
@@ -125,8 +127,8 @@ class Work:
         self.case = case
         self.model = create_method(case.method, **options).eval().to(device)  # eval: no dropout on either side
         self.labels = (torch.arange(sizes.queries) % sizes.way).to(device)
-        # MoLo's are tokens and motion tokens, each with a global one.
-        steps = (sizes.frames + 1, sizes.frames) if case.method == "molo" else (sizes.frames,)
+        # MoLo's are tokens and motion tokens.
+        steps = (sizes.frames, sizes.frames - 1) if case.method == "molo" else (sizes.frames,)
         made = [episode_tensors(sizes, self.labels, steps=number) for number in steps]
         inputs: tuple[Any, ...] = made[0] if len(made) == 1 else tuple(zip(*made, strict=True))
         self.leaves = [tensor.requires_grad_() for pair in made for tensor in pair]

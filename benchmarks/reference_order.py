@@ -50,11 +50,8 @@ def by_class(support: Tensor) -> Tensor:
 
 
 def molo(model: MoLo, support: tuple[Tensor, Tensor], query: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Tokens and motion tokens with their global ones: cosine tables, minima in both directions."""
-    near = [
-        both_nearest(pairwise(theirs[:, 1:], by_class(ours)[:, 1:]))
-        for ours, theirs in zip(support, query, strict=True)
-    ]
+    """Tokens and motion tokens: cosine tables, minima in both directions."""
+    near = [both_nearest(pairwise(theirs, by_class(ours))) for ours, theirs in zip(support, query, strict=True)]
     logits = -(near[0] + model.motion_weight * near[1])
     return logits, logits.new_zeros(())
 

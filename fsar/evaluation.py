@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from fsar.embeddings import shuffle_clips
+from fsar.matched import EpisodeVideos, episode_logits
 from fsar.precision import autocast
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from fsar.episode import Episode
     from fsar.loader import EpisodeLoader
-    from fsar.methods import Embedding, FewShotMethod
+    from fsar.methods import FewShotMethod
     from pipelines.plan import EpisodePlan
 
 Z95 = 1.96
@@ -173,40 +174,27 @@ def collect_embedded(
     label: str = "evaluate",
 ) -> Answers:
     """The same answers from videos that are embedded once each."""
-    plans = [loader.stream.plan(n) for n in range(episodes)]
-    videos = np.unique(np.concatenate([_videos(plan, unlabelled=model.reads_unlabelled) for plan in plans]))
+    chosen = [loader.stream.choose(n) for n in range(episodes)]
+    rows = EpisodeVideos.of(chosen, unlabelled=model.reads_unlabelled)
+    videos = rows.videos()
     embedding = loader.embed(model, videos.tolist(), precision=precision, shuffled=shuffled)  # [V, ...]
-    rows, was_training = [], model.training
+    said, was_training = [], model.training
     model.eval()
     try:
-        for plan in tqdm(plans, unit="episode", desc=label, leave=False):
-            support = np.searchsorted(videos, plan.support_rows).reshape(plan.way, plan.shot)
-            query = np.searchsorted(videos, plan.query_rows)
-            unlabelled = None
-            if model.reads_unlabelled and len(plan.unlabelled_rows):
-                unlabelled = _pick(embedding, np.searchsorted(videos, plan.unlabelled_rows))
-            with autocast(loader.device, precision):
-                logits = model.match(
-                    _pick(embedding, support),
-                    _pick(embedding, query),
-                    class_text=loader.texts(torch.from_numpy(plan.class_ids)) if model.reads_class_text else None,
-                    unlabelled=unlabelled,
-                )
-            rows.append(_row(plan, logits))
+        batches = episode_logits(model, embedding, rows.within(videos), texts=loader.texts, precision=precision)
+        with tqdm(total=episodes, unit="episode", desc=label, leave=False) as bar:
+            for logits in batches:  # [B, Q, way]
+                said.append(logits.argmax(dim=2).cpu().numpy())
+                bar.update(len(logits))
     finally:
         model.train(was_training)
-    return _stack(rows)
-
-
-def _videos(plan: EpisodePlan, *, unlabelled: bool) -> NDArray[np.int64]:
-    """Rows of the videos of an episode that a model looks at."""
-    return np.concatenate([plan.support_rows, plan.query_rows, *([plan.unlabelled_rows] if unlabelled else [])])
-
-
-def _pick(embedding: Embedding, places: NDArray[np.int64]) -> Embedding:
-    """[V, ...] -> the videos at places [...]."""
-    index = torch.from_numpy(places).to(embedding.tokens.device)
-    return embedding.map(lambda tensor: tensor[index])
+    return Answers(
+        classes=rows.classes,
+        support=rows.support.reshape(episodes, -1),
+        query=rows.query,
+        truth=np.take_along_axis(rows.classes, rows.labels, axis=1),
+        said=np.take_along_axis(rows.classes, np.concatenate(said), axis=1),
+    )
 
 
 def _row(plan: EpisodePlan, logits: torch.Tensor) -> tuple[NDArray[np.int64], ...]:

@@ -173,20 +173,34 @@ class SetRelation(nn.Module):
             nn.init.normal_(projection.weight, std=math.sqrt(2 / (channels + channels // heads)))
         nn.init.xavier_normal_(self.output.weight)
 
+    @property
+    def parts(self) -> int:
+        """Vectors that `project` makes of a token."""
+        return 3 + self.heads
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[V, C] -> [V, 3 + heads, C]: the token, its query, its key, and what each head adds of it to the output.
+
+        What is attended to is mapped before it is summed, once a video and not once for each sequence that it is in.
+        """
+        values = rearrange(self.value(tokens), "v (head c) -> head v c", head=self.heads)
+        maps = rearrange(self.output.weight, "out (head c) -> head c out", head=self.heads)
+        of_heads = rearrange(values @ maps.to(values.dtype), "head v out -> v head out")
+        own = torch.stack([tokens, *(project(tokens) for project in (self.query, self.key))], dim=1)
+        return torch.cat([own.to(of_heads.dtype), of_heads], dim=1)
+
     def forward(self, members: Tensor, queries: Tensor) -> Tensor:
-        """[S, C], [Q, C] -> [Q, S+1, C], the query last; each token is projected once, not once a query."""
-        tokens = torch.cat([members, queries])  # [S + Q, C]
-        q, k, v = (
-            rearrange(sequences(project(tokens), len(members)), "q n (head c) -> q head n c", head=self.heads)
-            for project in (self.query, self.key, self.value)
-        )
-        dropout = self.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        out = self.output_dropout(self.output(rearrange(attended, "q head n c -> q n (head c)")))
-        return F.relu(self.norm(sequences(tokens, len(members)) + out))
+        """Projected [S, 3 + heads, C] and [Q, 3 + heads, C] -> [Q, S+1, C], the query last."""
+        tokens, q, k = (sequences(members[:, i], queries[:, i]) for i in range(3))  # [Q, S+1, C]
+        q, k = (rearrange(each, "q n (head c) -> q head n c", head=self.heads) for each in (q, k))
+        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1)  # [Q, head, S+1, S+1]
+        weights = F.dropout(weights, self.attention_dropout, training=self.training).to(members.dtype)
+        of_members = rearrange(weights[..., :-1], "q head n s -> q n (s head)") @ members[:, 3:].flatten(0, 1)
+        of_query = rearrange(weights[..., -1], "q head n -> q n head") @ queries[:, 3:]
+        out = self.output_dropout(of_members + of_query + self.output.bias)
+        return F.relu(self.norm(tokens + out))
 
 
-def sequences(tokens: Tensor, members: int) -> Tensor:
-    """[S + Q, C] -> [Q, S+1, C]: for each query the S members, then the query."""
-    queries = tokens[members:, None]  # [Q, 1, C]
-    return torch.cat([tokens[:members].expand(len(queries), -1, -1), queries], dim=1)
+def sequences(members: Tensor, queries: Tensor) -> Tensor:
+    """[S, C], [Q, C] -> [Q, S+1, C]: for each query the S members, then the query."""
+    return torch.cat([members.expand(len(queries), -1, -1), queries[:, None]], dim=1)

@@ -80,9 +80,11 @@ def set_cost(
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """[V, n, C], [V, m, C] -> 1 - cosine [V, n, m], in float32 (or wider) also under autocast."""
-    a, b = F.normalize(full_precision(a), dim=-1), F.normalize(full_precision(b), dim=-1)
+    a, b = full_precision(a), full_precision(b)
+    of_a, of_b = (each.norm(dim=-1).clamp(min=1e-12) for each in (a, b))  # the products are divided: they are fewer
     with torch.autocast(a.device.type, enabled=False):
-        return 1 - a @ b.mT
+        distance: Tensor = 1 - a @ b.mT / of_a[..., :, None] / of_b[..., None, :]
+    return distance
 
 
 def set_distance(query: Tensor, members: Tensor, *, reduction: Reduction = "sum") -> Tensor:
@@ -175,17 +177,20 @@ def squared_distance(query: Tensor, prototypes: Tensor) -> Tensor:
     return difference.square().sum(dim=-1)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Each class as each query token sees it: [Q, n, C], [way, shot, m, C], [way, shot, m, D] -> [Q, way, n, D].
+def attention(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Shares [Q, way, n, shot * m] of each class's tokens: [Q, n, C], [way, shot, m, C].
 
     The softmax runs over all tokens of all videos of a class; `mask` [way, shot] is False at padding.
     """
-    query, keys, values = full_precision(query), full_precision(keys), full_precision(values)
+    query, keys = full_precision(query), full_precision(keys)
     with torch.autocast(query.device.type, enabled=False):
         scores = torch.einsum("q n c, w s m c -> q w n s m", query, keys) / math.sqrt(query.shape[-1])
-        if mask is not None:
-            padding = rearrange(mask.to(scores.device).logical_not(), "w s -> 1 w 1 s 1")
-            scores = scores.masked_fill(padding, -torch.inf)
-        weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
-        attended: Tensor = torch.einsum("q w n s m, w s m d -> q w n d", weights, values)
-    return attended
+    if mask is not None:
+        padding = rearrange(mask.to(scores.device).logical_not(), "w s -> 1 w 1 s 1")
+        scores = scores.masked_fill(padding, -torch.inf)
+    return scores.flatten(-2).softmax(dim=-1)
+
+
+def squared_lengths(maps: Tensor, sums: Tensor) -> Tensor:
+    """Maps [..., r, width] and coefficients [..., n, r] -> squared length [..., n] of each sum of maps."""
+    return ((sums @ (maps @ maps.mT)) * sums).sum(dim=-1)

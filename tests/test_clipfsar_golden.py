@@ -12,7 +12,8 @@ import torch
 
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode
-from fsar.methods import Embedding, create_method
+from fsar.methods import create_method
+from fsar.trunks import Features
 from shards_spec.errors import ConfigError
 from tests.golden_case import GOLDEN, HeadCase, fill
 
@@ -173,11 +174,11 @@ def test_unequal_shots_equal_the_ragged_list(support_merge):
     episode = small_episode(shot=3, support_mask=mask)
     episode.support_features[~mask] = 1e4
     model = small_model(support_merge=support_merge)
-    query = Embedding(episode.query_features)
+    query = model.embed(Features(None, episode.query_features))
     for text in (episode.class_text, None):
         logits = model(replace(episode, class_text=text)).logits
         for number, videos in enumerate(episode.support_features):
-            own = Embedding(videos[mask[number]][None])
+            own = model.embed(Features(None, videos[mask[number]])).map(lambda x: x[None])
             row = None if text is None else text[number : number + 1]
             alone = model.match(own, query, class_text=row)
             torch.testing.assert_close(logits[:, number : number + 1], alone, atol=1e-5, rtol=1e-5)
@@ -208,7 +209,8 @@ def test_the_class_term_needs_texts_and_training():
 def test_embeddings_do_not_depend_on_the_episode():
     episode = small_episode()
     model = small_model(inference="combined").eval()
-    support, query = Embedding(episode.support_features), Embedding(episode.query_features)
+    support = model.embed(Features(None, episode.support_features.flatten(0, 1))).map(episode.group)
+    query = model.embed(Features(None, episode.query_features))
     torch.testing.assert_close(model.match(support, query, class_text=episode.class_text), model(episode).logits)
     few = model.match(support, query.map(lambda x: x[:2]), class_text=episode.class_text)
     torch.testing.assert_close(few, model(episode).logits[:2])

@@ -13,6 +13,7 @@ from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode
 from fsar.matching import class_means, hausdorff, token_cosine
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method, method_options
+from fsar.methods.molo import local
 from fsar.motion import up_sizes
 from fsar.trunks import Features, create_trunk
 from shards_spec.errors import ConfigError
@@ -214,10 +215,12 @@ def ragged_losses(model, episode, mask):
     videos = torch.stack([video for row in ones for video in row])
     labels = torch.tensor([c for c, row in enumerate(ones) for _ in row])
     support_features, query_features = model.trunk(videos), model.trunk(episode.query)
-    support, query = model.embed(support_features), model.embed(query_features)
+    embed = (lambda features: model.encode(features)[0]) if hasattr(model, "encode") else model.embed
+    support, query = embed(support_features), embed(query_features)
     cross_entropy = torch.nn.functional.cross_entropy
     means = support.map(lambda x: torch.stack([x[labels == c].mean(0) for c in range(len(ones))]))
-    loss = cross_entropy(model.match(means.map(lambda x: x[:, None]), query), episode.query_labels)
+    matched = (means, query) if query.motion is None else (local(means), local(query))
+    loss = cross_entropy(model.match(matched[0].map(lambda x: x[:, None]), matched[1]), episode.query_labels)
     targets = torch.cat([labels, episode.query_labels])
     if model.weights["class"]:
         both = [support.tokens, query.tokens]

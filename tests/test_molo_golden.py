@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.matching import class_means, hausdorff
 from fsar.methods import create_method
+from fsar.methods.molo import local
 from fsar.trunks.resnet import Bottleneck
 from tests.golden_case import GoldenCase
 
@@ -87,20 +88,20 @@ def test_logits(run):
 
 
 def test_match_alone_and_its_parts(run):
-    (support, _), (query, _) = run.encoded
+    support, query = (local(encoded) for encoded, _ in run.encoded)
     grouped, expected = support.map(run.episode.group), run.case.outputs
     with torch.no_grad():
         close(run.model.match(grouped, query, mask=run.episode.support_mask), expected["logits"], absolute=2e-5)
         prototypes = grouped.map(lambda x: class_means(x, run.episode.support_mask))
-        rgb = -hausdorff(query.tokens[:, 1:], prototypes.tokens[:, 1:])
-        motion = -hausdorff(query.motion[:, 1:], prototypes.motion[:, 1:])
+        rgb = -hausdorff(query.tokens, prototypes.tokens)
+        motion = -hausdorff(query.motion, prototypes.motion)
     close(rgb, expected["logits_rgb_only"], absolute=2e-5)
     close(motion, expected["logits_motion_only"], absolute=2e-5)
 
 
 @pytest.mark.parametrize("option", ["rgb_only", "single_direction"])
 def test_options_of_the_metric(run, option, monkeypatch):
-    (support, _), (query, _) = run.encoded
+    support, query = (local(encoded) for encoded, _ in run.encoded)
     changed = {"rgb_only": ("motion_weight", 0.0), "single_direction": ("single_direction", True)}[option]
     monkeypatch.setattr(run.model, *changed)
     with torch.no_grad():

@@ -95,6 +95,13 @@ class FewShotMethod(nn.Module):
         """[way, shot, ...] and [Q, ...] -> logits [Q, way]."""
         raise NotImplementedError
 
+    def by_pairs(self, shot: int) -> bool:  # noqa: ARG002  # some methods depend on it
+        """Whether a logit is the mean, over a class's videos, of those that `match` gives were each a class alone.
+
+        Evaluation then matches each pair of videos once, and looks up the rest.
+        """
+        return False
+
     def match(
         self,
         support: Embedding,

@@ -85,8 +85,15 @@ class CLIPFSAR(FewShotMethod):
         return text
 
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, T, C]: the frames as they are, since the rest depends on the class."""
-        return Embedding(features.pooled)
+        """Features of V videos -> tokens [V, 2 * T, C]: the frames as they are, then as queries, in their context.
+
+        What the support's become depends on the text of its class.
+        """
+        return Embedding(torch.cat([features.pooled, self.context2(features.pooled)], dim=1))
+
+    def by_pairs(self, shot: int) -> bool:
+        """A query, one video and the text of its class, unless probabilities over the classes are asked for."""
+        return shot == 1 and self.inference == "visual"
 
     def match(
         self,
@@ -97,23 +104,30 @@ class CLIPFSAR(FewShotMethod):
         class_text: Tensor | None = None,
         unlabelled: Embedding | None = None,
     ) -> Tensor:
-        """Embeddings [way, shot, T, C], [Q, T, C] and texts [way, C] -> logits [Q, way].
+        """Embeddings [way, shot, 2 * T, C], [Q, 2 * T, C] and texts [way, C] -> logits [Q, way].
 
         ConfigError when `inference` needs the texts and there are none, or when unlabelled videos are given.
         """
         if unlabelled is not None:
             raise ConfigError("CLIPFSAR reads no unlabelled videos; leave them out")
+        (frames, _), (bare, in_context) = (each.tokens.chunk(2, dim=-2) for each in (support, query))
+        return self.logits(frames, mask, class_text, bare, in_context)
+
+    def logits(
+        self, support: Tensor, mask: Tensor | None, class_text: Tensor | None, query: Tensor, in_context: Tensor
+    ) -> Tensor:
+        """Frames [way, shot, T, C], texts [way, C], queries [Q, T, C] bare and in their context -> logits [Q, way]."""
         text = None if class_text is None else self.checked_text(class_text)
         inference = "visual" if self.training else self.inference
         if inference == "visual":
-            return -self.costs(self.modulate(support.tokens, mask, text), query.tokens)
+            return -self.costs(self.modulate(support, mask, text), in_context)
         if text is None:
             raise ConfigError(f'inference="{inference}" reads class texts, but the episode has none; give class_text')
-        by_text = (full_precision(self.scale) * cosine(query.tokens.mean(dim=1), text)).softmax(dim=1)  # [Q, way]
+        by_text = (full_precision(self.scale) * cosine(query.mean(dim=1), text)).softmax(dim=1)  # [Q, way]
         if inference == "text":
             return by_text
-        costs = self.costs(self.modulate(support.tokens, mask, text), query.tokens)
-        by_sight = (-costs / query.tokens.shape[1]).softmax(dim=1)
+        costs = self.costs(self.modulate(support, mask, text), in_context)
+        by_sight = (-costs / query.shape[1]).softmax(dim=1)
         return by_text**self.text_weight * by_sight ** (1 - self.text_weight)
 
     def modulate(self, support: Tensor, mask: Tensor | None, text: Tensor | None) -> Tensor:
@@ -129,16 +143,17 @@ class CLIPFSAR(FewShotMethod):
         return class_means(rearrange(related, "(way shot) t c -> way shot t c", way=way), mask)
 
     def costs(self, prototypes: Tensor, query: Tensor) -> Tensor:
-        """Prototypes [way, T, C] and query frames [Q, T, C] -> alignment costs [Q, way]."""
-        return self.align(1 - token_cosine(self.context2(query), prototypes), self.smoothing)
+        """Prototypes [way, T, C] and query frames in their context [Q, T, C] -> alignment costs [Q, way]."""
+        return self.align(1 - token_cosine(query, prototypes), self.smoothing)
 
     def forward(self, episode: Episode) -> Output:
         """Logits and losses of one episode."""
-        support, query = (self.embed(features) for features in self.read(episode))
-        logits = self.match(support.map(episode.group), query, mask=episode.support_mask, class_text=episode.class_text)
+        support, query = (features.pooled for features in self.read(episode))  # [S, T, C], [Q, T, C]
+        in_context = self.context2(query)
+        logits = self.logits(episode.group(support), episode.support_mask, episode.class_text, query, in_context)
         losses, aux = {"ce": query_loss(logits, episode)}, {}
         if self.training and self.base_text is not None:
-            videos = torch.cat([support.tokens, query.tokens]).mean(dim=1, keepdim=True)  # [S + Q, 1, C]
+            videos = torch.cat([support, query]).mean(dim=1, keepdim=True)  # [S + Q, 1, C]
             likeness = token_cosine(videos, self.base_text[:, None])[..., 0, 0]  # [S + Q, N]
             aux["class"] = full_precision(self.scale) * likeness
             losses["class"] = base_class_loss(aux["class"], episode)

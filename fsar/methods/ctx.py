@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from fsar.matching import attend, full_precision
+from fsar.matching import attention, full_precision, squared_lengths
 from fsar.methods.base import Embedding, FewShotMethod
 from shards_spec.errors import choice
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fsar.trunks import Features, Trunk
 
 FIRST_SCALE = 10.0
+SMALLEST = 1e-24  # a squared length that is divided by
 SHARED = {"key_head.weight": "query_head.weight"}  # one tensor, under two names in published state dicts
 
 
@@ -59,19 +61,34 @@ class CTX(FewShotMethod):
         heads = (self.query_head, self.value_head)  # convolutions in published state dicts, products in truth
         return Embedding(torch.cat([F.linear(features.pooled, head.weight.squeeze(2)) for head in heads], dim=-1))
 
+    def by_pairs(self, shot: int) -> bool:
+        """A query and one video of a class are all that a logit depends on."""
+        return shot == 1
+
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, T, 2 * width] and [Q, T, 2 * width] -> logits [Q, way]."""
-        keys, values = support.tokens.chunk(2, dim=-1)  # [way, shot, T, width]
+        keys, values = full_precision(support.tokens).chunk(2, dim=-1)  # [way, shot, T, width]
         query_keys, query_values = full_precision(query.tokens).chunk(2, dim=-1)  # [Q, T, width]
-        prototypes = attend(query_keys, keys, values, mask)  # [Q, way, T, width]
+        shares = attention(query_keys, keys, mask)  # [Q, way, T, shot * T]
+        if mask is not None:
+            values = values.masked_fill(rearrange(mask.to(values.device).logical_not(), "w s -> w s 1 1"), 0)
         scale = self.scale if self.temperature is None else self.temperature
-        return scale * self.similarity(query_values[:, None], prototypes).mean(dim=-1)
+        with torch.autocast(values.device.type, enabled=False):
+            return scale * self.similarity(query_values, values.flatten(1, 2), shares).mean(dim=-1)
 
-    def similarity(self, query: Tensor, prototypes: Tensor) -> Tensor:
-        """[Q, 1, T, width] and [Q, way, T, width] -> [Q, way, T]."""
+    def similarity(self, query: Tensor, values: Tensor, shares: Tensor) -> Tensor:
+        """Values [Q, n, width], [way, m, width] and shares [Q, way, n, m] of the latter -> [Q, way, n].
+
+        No prototype is formed: products and lengths of weighted sums are sums of products.
+        """
+        if self.metric == "euclidean":  # what is common to all frames cancels, and may be large beside the distance
+            query, values = (each - values.detach().mean(dim=(0, 1)) for each in (query, values))
+        between = (torch.einsum("q n d, w m d -> q w n m", query, values) * shares).sum(dim=-1)
+        squares = query.square().sum(dim=-1)[:, None], squared_lengths(values, shares)  # [Q, 1, n], [Q, way, n]
         if self.metric == "cosine":
-            return (F.normalize(query, dim=-1) * F.normalize(prototypes, dim=-1)).sum(dim=-1)
-        return -(query - prototypes).square().sum(dim=-1)
+            own, theirs = (each.clamp(min=SMALLEST).sqrt() for each in squares)
+            return between / (own * theirs)
+        return 2 * between - squares[0] - squares[1]
 
 
 def name_twice(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:

@@ -86,29 +86,43 @@ class HyRSM(FewShotMethod):
         self.fusion = nn.Conv1d(2 * width, width, 1)
         self.classifier = nn.Linear(width, num_classes)
 
-    def embed(self, features: Features) -> Embedding:
+    def frames_of(self, features: Features) -> Tensor:
         """Features of V videos -> tokens [V, T, C]: frames related within their video."""
-        return Embedding(self.transformer(self.position(features.pooled)))
+        tokens: Tensor = self.transformer(self.position(features.pooled))
+        return tokens
+
+    def embed(self, features: Features) -> Embedding:
+        """Features of V videos -> tokens [V, T + 3 + heads, C], as `project` makes them."""
+        return Embedding(self.project(self.frames_of(features)))
+
+    def project(self, frames: Tensor) -> Tensor:
+        """Tokens [V, T, C] -> [V, T + 3 + heads, C]: frames as the fusion maps them, then what their mean relates with.
+
+        All of it is linear in the tokens, so that the mean of a class is the mean of these.
+        """
+        of_frame, _ = self.fusion.weight.squeeze(2).chunk(2, dim=1)  # [C, C]
+        return torch.cat([F.linear(frames, of_frame), self.relation.project(frames.mean(dim=1))], dim=1)
 
     def members(self, support: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens [way, shot, T, C] -> the members [S, T, C] of the support, without padding.
+        """Projected [way, shot, n, C] -> the members [S, n, C] of the support, without padding.
 
         S is way, or with `support_merge="video"` the number of real videos.
         """
         if self.support_merge == "prototype":
             return class_means(support, mask)
-        flat = rearrange(support, "way shot t c -> (way shot) t c")
+        flat = rearrange(support, "way shot n c -> (way shot) n c")
         return flat if mask is None else flat[real_places(mask, flat.device)]
 
     def fuse(self, members: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Members [S, T, C] and queries [Q, T, C] -> the members as each query sees them [Q, S, T, C], and [Q, T, C].
+        """Projected members [S, n, C] and queries [Q, n, C] -> members as each query sees them [Q, S, T, C], [Q, T, C].
 
         The convolution over (frame, relation) is the sum of one over frames and one over relations.
         """
-        relations = self.relation(members.mean(dim=1), query.mean(dim=1))  # [Q, S+1, C]
-        of_frame, of_relation = self.fusion.weight.squeeze(2).chunk(2, dim=1)  # [C, C] each
+        apart = self.relation.parts
+        relations = self.relation(members[:, -apart:], query[:, -apart:])  # [Q, S+1, C]
+        _, of_relation = self.fusion.weight.squeeze(2).chunk(2, dim=1)  # [C, C]
         related = full_precision(F.linear(relations, of_relation, self.fusion.bias))[:, :, None]  # [Q, S+1, 1, C]
-        members, query = (full_precision(F.linear(tokens, of_frame)) for tokens in (members, query))
+        members, query = (full_precision(each[:, :-apart]) for each in (members, query))
         return members + related[:, :-1], query + related[:, -1]
 
     def logits(self, members: Tensor, query: Tensor, mask: Tensor | None, way: int) -> Tensor:
@@ -119,7 +133,7 @@ class HyRSM(FewShotMethod):
         return -distance
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
-        """Embeddings [way, shot, T, C] and [Q, T, C] -> logits [Q, way]."""
+        """Embeddings [way, shot, n, C] and [Q, n, C] -> logits [Q, way]."""
         members, queries = self.fuse(self.members(support.tokens, mask), query.tokens)
         return self.logits(members, queries, mask, len(support.tokens))
 
@@ -128,14 +142,14 @@ class HyRSM(FewShotMethod):
         return {}
 
     def support_set(self, episode: Episode, support: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Tokens [S, T, C] of the support -> [way, shot, T, C], its mask, and what is to be inspected of it."""
+        """Projected [S, n, C] of the support -> [way, shot, n, C], its mask, and what is to be inspected of it."""
         return episode.group(support), episode.support_mask, {}
 
     def forward(self, episode: Episode) -> Output:
         """Logits and losses of one episode."""
-        support, query = (self.embed(features).tokens for features in self.read(episode))  # [S, T, C], [Q, T, C]
-        grouped, mask, aux = self.support_set(episode, support)
-        members, queries = self.fuse(self.members(grouped, mask), query)
+        support, query = (self.frames_of(features) for features in self.read(episode))  # [S, T, C], [Q, T, C]
+        grouped, mask, aux = self.support_set(episode, self.project(support))
+        members, queries = self.fuse(self.members(grouped, mask), self.project(query))
         logits = self.logits(members, queries, mask, episode.way)
         class_logits = self.classifier(torch.cat([support, query]))  # [S + Q, T, N]
         of_frames = [base_class_loss(frame, episode) for frame in class_logits.unbind(dim=1)]

@@ -94,14 +94,14 @@ class HyRSMPlusPlus(HyRSM):
         class_text: Tensor | None = None,
         unlabelled: Embedding | None = None,
     ) -> Tensor:
-        """Embeddings [way, shot, T, C], [Q, T, C] and perhaps [U, T, C] -> logits [Q, way]."""
+        """Embeddings [way, shot, n, C], [Q, n, C] and perhaps [U, n, C] -> logits [Q, way]."""
         if unlabelled is not None:
             tokens, mask, _ = self.enlarge(support.tokens, mask, unlabelled.tokens)
             support = Embedding(tokens)
         return super().match(support, query, mask=mask, class_text=class_text)
 
     def support_set(self, episode: Episode, support: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Tokens [S, T, C] -> [way, shot (+ U), T, C], its mask, and the pseudo labels' probabilities."""
+        """Projected [S, n, C] -> [way, shot (+ U), n, C], its mask, and the pseudo labels' probabilities."""
         grouped, mask, aux = super().support_set(episode, support)
         unlabelled = self.read_unlabelled(episode)
         if unlabelled is None:
@@ -110,7 +110,7 @@ class HyRSMPlusPlus(HyRSM):
         return grouped, mask, {"pseudo": probability}
 
     def enlarge(self, support: Tensor, mask: Tensor | None, unlabelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[way, shot, T, C] and [U, T, C] -> [way, shot + U, T, C], its mask, the probabilities [U, way].
+        """[way, shot, n, C] and [U, n, C] -> [way, shot + U, n, C], its mask, the probabilities [U, way].
 
         Every class gets a place for every video, and the mask opens that of the accepted class alone: no shape
         depends on what is accepted.  The labels are given without gradient, in the mode that the model is in; the

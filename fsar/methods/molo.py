@@ -137,22 +137,26 @@ class MoLo(FewShotMethod):
         return Embedding(tokens, motion), differences
 
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, T+1, C] and motion [V, T, C]."""
-        return self.encode(features)[0]
+        """Features of V videos -> tokens [V, T, C] and motion [V, T-1, C]: the local ones, which alone are matched."""
+        return local(self.encode(features)[0])
+
+    def by_pairs(self, shot: int) -> bool:
+        """A query and one video of a class are all that a logit depends on."""
+        return shot == 1
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, ...] and [Q, ...] -> logits [Q, way] (paper, equation 8)."""
         return self.logits(support.map(lambda x: class_means(x, mask)), query)
 
     def logits(self, prototypes: Embedding, query: Embedding) -> Tensor:
-        """Prototypes [way, ...] and queries [Q, ...] -> logits [Q, way] of the local tokens of both branches."""
+        """Local tokens of prototypes [way, ...] and queries [Q, ...] -> logits [Q, way] of both branches."""
         (tokens, motion), (query_tokens, query_motion) = both(prototypes), both(query)
         distance = self._distance(query_tokens, tokens) + self.motion_weight * self._distance(query_motion, motion)
         return -distance
 
     def _distance(self, query: Tensor, prototypes: Tensor) -> Tensor:
         return set_cost(
-            1 - token_cosine(query[:, 1:], prototypes[:, 1:]),  # [Q, way, n, n]
+            1 - token_cosine(query, prototypes),  # [Q, way, n, n]
             metric=self.metric,
             reduction=self.reduction,
             smoothing=self.smoothing,
@@ -196,7 +200,7 @@ class MoLo(FewShotMethod):
         support, support_differences = self.encode(support_features)  # [S, ...]
         query, query_differences = self.encode(query_features)  # [Q, ...]
         prototypes = support.map(lambda x: class_means(episode.group(x), episode.support_mask))
-        logits = self.logits(prototypes, query)
+        logits = self.logits(local(prototypes), local(query))
         contrastive = self.contrastive_logits(prototypes, query)
         class_logits = torch.cat([self.class_logits(support), self.class_logits(query)])  # [S + Q, N]
         losses = {"ce": query_loss(logits, episode), "class": base_class_loss(class_logits, episode)}
@@ -209,6 +213,11 @@ class MoLo(FewShotMethod):
 def prepend(token: Tensor, tokens: Tensor) -> Tensor:
     """[1, 1, C] and [V, n, C] -> [V, n+1, C]."""
     return torch.cat([token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+
+
+def local(embedding: Embedding) -> Embedding:
+    """An embedding without its global tokens."""
+    return embedding.map(lambda tokens: tokens[:, 1:].contiguous())
 
 
 def both(embedding: Embedding) -> tuple[Tensor, Tensor]:

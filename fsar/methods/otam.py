@@ -48,6 +48,10 @@ class OTAM(FewShotMethod):
         """Features of V videos -> tokens [V, T, C]: the frames as they are."""
         return Embedding(features.pooled)
 
+    def by_pairs(self, shot: int) -> bool:
+        """A query is compared with each video of a class, or with the only one."""
+        return shot == 1 or self.support_merge == "video"
+
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, T, C] and [Q, T, C] -> logits [Q, way]."""
         videos = support.tokens

@@ -69,6 +69,10 @@ class Prototype(FewShotMethod):
         """Features of V videos -> tokens [V, C]: the mean over time."""
         return Embedding(features.pooled.mean(dim=1))
 
+    def by_pairs(self, shot: int) -> bool:
+        """A query is compared with each video of a class, or with the only one."""
+        return shot == 1 or self.support_merge == "video"
+
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, C] and [Q, C] -> logits [Q, way]."""
         scale = self.scale if self.temperature is None else self.temperature

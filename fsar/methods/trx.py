@@ -16,7 +16,7 @@ from einops import rearrange, reduce
 from torch import nn
 from torch.nn import functional as F
 
-from fsar.matching import full_precision
+from fsar.matching import full_precision, squared_lengths
 from fsar.methods.base import Embedding, FewShotMethod
 from shards_spec.errors import ConfigError
 
@@ -54,15 +54,10 @@ class TupleAttention(nn.Module):
         self.register_buffer("positions", POSITION_WEIGHT * sine_table(frames, channels), persistent=False)
         self.register_buffer("tuples", incidence(frames, size).float(), persistent=False)
 
-    @property
-    def projected(self) -> int:
-        """Numbers that `project` makes of a frame."""
-        return 2 * self.size * self.width
+    def project(self, frames: Tensor) -> Tensor:
+        """[V, T, C] -> [V, 2 * r, width]: what frames add to keys (less their mean), then to values, at each place.
 
-    def project(self, frames: Tensor) -> list[Tensor]:
-        """[V, T, C] -> 2 * size of [V, T, width]: what a frame adds to keys and to values at each place in a tuple.
-
-        It is 0 at places that a frame cannot have, such as the first frame in second place.
+        r = size * (T - size + 1), place by place: the first frame can have the first place only, and so on.
         """
         steps, channels = frames.shape[1:]
         if steps < self.size:
@@ -73,27 +68,20 @@ class TupleAttention(nn.Module):
         parts = []
         for linear in (self.k_linear, self.v_linear):
             for place, weight in enumerate(torch.split(linear.weight, channels, dim=1)):
-                later = self.size - 1 - place  # frames that must follow
-                part = F.linear(coded[:, place : steps - later], weight, None if place else linear.bias)
-                parts.append(F.pad(part, (0, 0, place, later)))
-        return parts
-
-    def maps_of(self, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., T, 2 * size * width] -> keys and values [..., size * T, width] of frames at places."""
-        keys, values = rearrange(
-            full_precision(projected), "... t (map place w) -> map ... (place t) w", map=2, place=self.size
-        )
-        return keys, values
+                able = coded[:, place : steps - (self.size - 1 - place)]  # the others of the tuple stand on either side
+                part = full_precision(F.linear(able, weight, None if place else linear.bias))
+                parts.append(part - part.mean(dim=-1, keepdim=True) if linear is self.k_linear else part)
+        return torch.cat(parts, dim=1)
 
     def forward(self, support: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
-        """Projected frames [way, shot, T, P] and [Q, T, P] -> logits [Q, way].
+        """Projected frames [way, shot, 2 * r, width] and [Q, 2 * p, width] -> logits [Q, way].
 
         A query is compared with the class as its own tuples see it: minus the squared distance of the values,
         mean over tuples.
         """
-        keys, values = self.maps_of(support)  # [way, shot, r, width], r = size * T
-        query_keys, query_values = self.maps_of(query)  # [Q, p, width], p = size * T
-        own, theirs = (self.incidence(each.shape[-2]).to(keys) for each in (support, query))  # [m, r], [n, p]
+        keys, values = full_precision(support).chunk(2, dim=-2)  # [way, shot, r, width]
+        query_keys, query_values = full_precision(query).chunk(2, dim=-2)  # [Q, p, width]
+        own, theirs = (self.incidence(each.shape[-2]).to(keys) for each in (keys, query_keys))  # [m, r], [n, p]
         with torch.autocast(keys.device.type, enabled=False):
             scores = self.scores(query_keys, keys, theirs, own)  # [Q, way, n, shot, m]
             if mask is not None:
@@ -104,19 +92,19 @@ class TupleAttention(nn.Module):
             shares = (weights @ own).flatten(-2)  # [Q, way, n, shot * r]
             return -self.distances(query_values, values, theirs, shares).mean(dim=-1)
 
-    def incidence(self, steps: int) -> Tensor:
-        """[n, size * T]: the table of tuples of that many frames; of the usual number it is on the device already."""
+    def incidence(self, rows: int) -> Tensor:
+        """[n, rows]: the table of tuples of T frames; of the usual number it is on the device already."""
+        steps = rows // self.size + self.size - 1
         return self.tuples if steps == self.frames else incidence(steps, self.size)
 
     def scores(self, query: Tensor, keys: Tensor, theirs: Tensor, own: Tensor) -> Tensor:
-        """Keys [Q, p, width] and [way, shot, r, width] of frames -> scores [Q, way, n, shot, m] of tuples.
+        """Centred keys [Q, p, width] and [way, shot, r, width] of frames -> scores [Q, way, n, shot, m] of tuples.
 
         These are products of LayerNorms, without what all tuples of the support have in common.
         """
-        query, keys = (each - each.mean(dim=-1, keepdim=True) for each in (query, keys))
         spread, query_spread = (self.spread(each, part) for each, part in ((keys, own), (query, theirs)))
         gain, shift = self.norm_k.weight, self.norm_k.bias
-        products = torch.einsum("q p d, w s r d -> q p w s r", query * gain.square(), keys)
+        products = torch.einsum("q p d, w s r d -> q p w s r", query, keys * gain.square())
         products = torch.einsum("n p, q p w s r, m r -> q n w s m", theirs, products, own)
         shifted = (keys @ (gain * shift)) @ own.T  # [way, shot, m]
         scores = (products / query_spread[..., None, None, None] + shifted) / (spread * math.sqrt(self.width))
@@ -139,15 +127,11 @@ class TupleAttention(nn.Module):
         return squared_lengths(query, theirs)[:, None] - 2 * between + squared_lengths(values, shares)
 
 
-def squared_lengths(maps: Tensor, sums: Tensor) -> Tensor:
-    """Maps [..., r, width] and coefficients [..., n, r] -> squared length [..., n] of each sum of maps."""
-    return ((sums @ (maps @ maps.mT)) * sums).sum(dim=-1)
-
-
 def incidence(steps: int, size: int) -> Tensor:
-    """[n, size * T]: 1 where an ordered tuple has a frame at a place, tuples in lexicographic order."""
+    """[n, size * (T - size + 1)]: 1 where an ordered tuple has a frame at a place, tuples in lexicographic order."""
     tuples = torch.tensor(list(combinations(range(steps), size)), dtype=torch.int64).reshape(-1, size)
-    return F.one_hot(tuples, steps).flatten(1)
+    able = steps - size + 1  # frames that can have a place, of which the first is the place's own number
+    return F.one_hot(tuples - torch.arange(size), able).flatten(1) if able > 0 else tuples.new_zeros(0, 0)
 
 
 class TRX(FewShotMethod):
@@ -181,12 +165,21 @@ class TRX(FewShotMethod):
         return cast("list[TupleAttention]", list(self.transformers))
 
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, T, P]: the projections of each frame for all sizes, side by side."""
-        return Embedding(torch.cat([x for part in self.parts for x in part.project(features.pooled)], dim=-1))
+        """Features of V videos -> tokens [V, n, width]: the projections of the frames for one size after another."""
+        return Embedding(torch.cat([part.project(features.pooled) for part in self.parts], dim=1))
+
+    def by_pairs(self, shot: int) -> bool:
+        """A query and one video of a class are all that a logit depends on."""
+        return shot == 1
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
-        """Embeddings [way, shot, T, P] and [Q, T, P] -> logits [Q, way]."""
-        widths = [part.projected for part in self.parts]
-        own, other = (torch.split(embedding.tokens, widths, dim=-1) for embedding in (support, query))
+        """Embeddings [way, shot, n, width] and [Q, n, width] -> logits [Q, way]."""
+        own, other = (torch.split(each.tokens, self.rows(each.tokens.shape[-2]), dim=-2) for each in (support, query))
         logits = [part(*projected, mask) for part, *projected in zip(self.parts, own, other, strict=True)]
         return torch.stack(logits).mean(dim=0)
+
+    def rows(self, count: int) -> list[int]:
+        """How many of an embedding's tokens are of each tuple size."""
+        sizes = [part.size for part in self.parts]
+        steps = (count // 2 + sum(size * (size - 1) for size in sizes)) // sum(sizes)
+        return [2 * size * (steps - size + 1) for size in sizes]
