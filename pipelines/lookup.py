@@ -1,12 +1,15 @@
-"""Clips on a CPU that are normalised and nothing else: each pixel is read once and each value written once."""
+"""Clips on a CPU that are not resized: each frame is made in the cache, and each of its values written once."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+from pipelines.colours import jitter_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,13 +17,22 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from pipelines.plan import View
+    from pipelines.plan import Jitter, View
 
     Pixels = npt.NDArray[np.uint8]
     Windows = Sequence[Pixels]  # uint8 [h, w, 3] each
     Values = npt.NDArray[np.float32]
 
 LEAST_SHARE = 1 << 21  # values: a thread costs as much as to write some hundred thousand
+COLOURS = (np.arange(256, dtype=np.float32) / np.float32(255))[None]  # [1, 256]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How colours become values: table float32 [3, 256] of bytes, matrix float32 [3, 4] of colours in [0, 1]."""
+
+    table: Values
+    matrix: Values
 
 
 def fill_clips(
@@ -29,21 +41,23 @@ def fill_clips(
     views: Sequence[View],
     frames: Sequence[Windows],
     *,
-    table: Values,
+    look: Look,
     threads: int,
 ) -> None:
-    """Write the clips `numbers` of [V, T, 3, h, w], whose windows are read as they are, flip apart.
+    """Write the clips `numbers` of [V, T, 3, h, w], in whichever order in memory, whose windows are not resized.
 
-    frames: R windows uint8 [h, w, 3] for each of the plan's reads. Their channels are parted in a buffer that fits
-    the cache; to look up what each value becomes, in table float32 [3, 256], is the one pass over the clips.
+    frames: R windows uint8 [h, w, 3] for each of the plan's reads.
     """
-    out = clips.numpy()
+    colours_last = clips.stride(2) == 1
+    out = clips.movedim(2, -1).numpy() if colours_last else clips.numpy()
     shares = max(1, min(threads, len(numbers) * out[0].size // LEAST_SHARE))
 
     def work(share: int) -> None:
-        planes = np.empty((3, *out.shape[-2:]), np.uint8)
+        painter = _Painter(clips.shape[-2:], look, colours_last=colours_last)
         for number in numbers[share::shares]:
-            _fill(out[number], frames[views[number].reads], views[number], table, planes)
+            view = views[number]
+            for image, place in zip(out[number], view.indices, strict=True):
+                painter.paint(image, frames[view.reads][place], flip=view.flip, jitter=view.jitter)
 
     if shares == 1:
         work(0)
@@ -55,9 +69,39 @@ def fill_clips(
             task.result()
 
 
-def _fill(clip: Values, frames: Windows, view: View, table: Values, planes: Pixels) -> None:
-    for image, place in zip(clip, view.indices, strict=True):  # [3, h, w]
-        window = frames[place]  # [h, w, 3]
-        cv2.split(cv2.flip(window, 1) if view.flip else window, list(planes))
-        for channel in range(3):
-            cv2.LUT(planes[channel], table[channel], image[channel])
+class _Painter:
+    """Makes one frame after the other in memory of its own, which stays in the cache."""
+
+    def __init__(self, size: Sequence[int], look: Look, *, colours_last: bool) -> None:
+        self._look, self._colours_last = look, colours_last
+        same = bool((look.table == look.table[0]).all())
+        # OpenCV's table of one channel, for all three, is the faster one
+        self._table = look.table[0] if same else np.ascontiguousarray(look.table.T)[None]  # [256] or [1, 256, 3]
+        self._pixels = np.empty((*size, 3), np.uint8)
+        self._planes = list(np.empty((3, *size), np.uint8))
+        self._colours = np.empty((0, *size, 3), np.float32)
+
+    def paint(self, image: Values, window: Pixels, *, flip: bool, jitter: Jitter | None) -> None:
+        """Write one frame [3, h, w], or [h, w, 3] where colours come last, from a window [h, w, 3]."""
+        pixels = cv2.flip(window, 1, self._pixels) if flip else window
+        if jitter is not None:
+            self._jittered(image, pixels, jitter)
+        elif self._colours_last:
+            cv2.LUT(pixels, self._table, image)
+        else:
+            if not flip:  # a window of a frame is parted six times slower than its copy
+                np.copyto(self._pixels, window)
+            cv2.split(self._pixels, self._planes)
+            for plane, table, out in zip(self._planes, self._look.table, image, strict=True):
+                cv2.LUT(plane, table, out)
+
+    def _jittered(self, image: Values, pixels: Pixels, jitter: Jitter) -> None:
+        if not len(self._colours):
+            self._colours = np.empty((2, *self._pixels.shape), np.float32)
+        colours, spare = self._colours
+        cv2.LUT(pixels, COLOURS, colours)
+        jitter_frame(colours, spare, jitter)
+        if self._colours_last:
+            cv2.transform(colours, self._look.matrix, image)
+        else:
+            cv2.split(cv2.transform(colours, self._look.matrix, spare), list(image))
