@@ -80,7 +80,7 @@ class Setting:
               help="Processes of the usual DataLoader, and decoding threads of ours.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where the episodes are wanted.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=0.8, show_default=True,
               help="About so long is one measurement of one contestant, or two episodes a worker.")  # fmt: skip
 @click.option("--name", default="episodes", show_default=True, help="Name of the file below benchmarks/results.")
 def main(
