@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
+import cv2
 import numpy as np
 import simplejpeg
 import torch
+
+from pipelines.buffers import ClipBuffers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from pipelines.plan import EpisodePlan
     from pipelines.reads import Reads
     from shards_spec import ShardSet
+
+    Pixels = npt.NDArray[np.uint8]
+
+TOGETHER = 8  # windows copied by one call
 
 
 def payloads_of(plan: EpisodePlan, shards: ShardSet) -> list[bytes]:
@@ -123,13 +129,13 @@ class CopyBound:
     """Copies windows of raw frames from memory of this process to memory that is warm, on `threads` threads."""
 
     def __init__(self, plans: Sequence[EpisodePlan], shards: ShardSet, *, threads: int) -> None:
-        self._held: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
-        self._windows = [self._episode(reads, shards) for plan in plans for reads in plan.reads]
-        most = max(sum(window.size for window in windows) for windows in self._windows)
+        self._held: dict[tuple[int, int], Pixels] = {}
+        self._episodes = [[self._windows(reads, shards) for reads in plan.reads] for plan in plans]
+        most = max(sum(window.size for windows in each for window in windows) for each in self._episodes)
         self._out = [np.zeros(most, np.uint8) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads)
 
-    def _episode(self, reads: Reads, shards: ShardSet) -> list[npt.NDArray[np.uint8]]:
+    def _windows(self, reads: Reads, shards: ShardSet) -> list[Pixels]:
         """Views [h, w, 3] of copies of the stored frames, each frame held once."""
         height, width = reads.size
         columns = (column.tolist() for column in (reads.rows, reads.frames, reads.tops, reads.lefts))
@@ -146,11 +152,15 @@ class CopyBound:
 
     def _copy(self, thread: int, count: int) -> None:
         for number in range(thread, count, len(self._out)):
-            windows = self._windows[number % len(self._windows)]
-            shape = (len(windows), *windows[0].shape)
-            out = self._out[thread][: math.prod(shape)].reshape(shape)
-            for place, window in enumerate(windows):
-                out[place] = window
+            done = 0
+            for windows in self._episodes[number % len(self._episodes)]:
+                height, width, _ = windows[0].shape
+                size = height * width * 3
+                for start in range(0, len(windows), TOGETHER):  # faster than frame by frame with numpy
+                    part = windows[start : start + TOGETHER]
+                    out = self._out[thread][done : done + len(part) * size]
+                    cv2.vconcat(part, out.reshape(len(part) * height, width, 3))
+                    done += len(part) * size
 
     def close(self) -> None:
         """End its threads."""
@@ -164,16 +174,21 @@ class CopyBound:
 
 
 class WriteBound:
-    """Fills one float32 tensor of an episode's size again and again: memory that is warm already."""
+    """Fills two float32 tensors of an episode's size in turn: memory that is warm, from where ours is taken.
+
+    In turn, since a consumer holds an episode while the next is made.
+    """
 
     def __init__(self, shape: tuple[int, ...], *, device: torch.device) -> None:
-        self._out = torch.empty(shape, device=device)
+        buffers = ClipBuffers()
+        on_cpu = device.type == "cpu"
+        self._out = [buffers.take(*shape) if on_cpu else torch.empty(shape, device=device) for _ in range(2)]
 
     def run(self, count: int) -> None:
         """Write `count` episodes."""
-        for _ in range(count):
-            self._out.fill_(0.5)
-        synchronise(self._out.device)
+        for number in range(count):
+            self._out[number % 2].fill_(0.5)
+        synchronise(self._out[0].device)
 
 
 def synchronise(device: torch.device) -> None:

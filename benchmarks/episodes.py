@@ -19,6 +19,7 @@ from benchmarks.bounds import CopyBound, DaliBound, PortableBound, WriteBound, f
 from benchmarks.clips import make_clips
 from benchmarks.environment import load_average, write_result
 from benchmarks.preprocess import store
+from benchmarks.sequential import DOES, NAME, SequentialClips
 from benchmarks.timing import Contestant, Timing, markdown_table, read_whole, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, FirstEpisodes, check_decord, clips_of_plan, episode_loader
 from fsar import EpisodeLoader
@@ -37,6 +38,7 @@ CORES = len(os.sched_getaffinity(0))
 HELD = 8  # episodes whose payloads the bounds keep in memory
 PLANNED = 32  # episodes that the usual way goes round in
 JITTER = "float32, jitter"
+LAST = "ours, raw, float32, channels last"
 COPYING, WRITING = "bound, raw, copying windows alone", "bound, writing float32 alone"
 KINDS = ("uint8", "float32", JITTER)
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
@@ -78,8 +80,8 @@ class Setting:
               help="Processes of the usual DataLoader, and decoding threads of ours.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where the episodes are wanted.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
-              help="About so long is one measurement of one contestant, or three episodes a worker.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=0.8, show_default=True,
+              help="About so long is one measurement of one contestant, or two episodes a worker.")  # fmt: skip
 @click.option("--name", default="episodes", show_default=True, help="Name of the file below benchmarks/results.")
 def main(
     videos: Path | None,
@@ -100,7 +102,10 @@ def main(
     float32, the time of writing that much float32 to memory that is warm is added.
 
     "ours, raw": the same frames from shards of --codec raw. Its bounds are to copy the same windows from memory of
-    the process on as many threads, and, for float32, to write that output alone.
+    the process on as many threads, and, for float32, to write that output alone. "channels last" has the same clips
+    in the order in memory that some trunks want.
+
+    "webdataset": its reader streams the same JPEG shards from end to end; it cannot draw episodes.
 
     Two outputs: "uint8" is cropped frames on the device; "float32" is resized, cropped, normalised clips, ready for
     the model. Colour jitter is off in these rows and on, on both sides, in the rows "float32, jitter". "ratio" is to
@@ -194,7 +199,7 @@ def describe(setting: Setting, shards_path: Path) -> dict[str, Any]:
     }
 
 
-def measure(setting: Setting, *, rounds: int, seconds: float, least: int = 3) -> list[dict[str, Any]]:
+def measure(setting: Setting, *, rounds: int, seconds: float, least: int = 2) -> list[dict[str, Any]]:
     """Time all contestants in turn; one row each."""
     with ExitStack() as stack:
         entries = contestants(setting, stack)
@@ -215,6 +220,9 @@ def contestants(setting: Setting, stack: ExitStack) -> list[tuple[str, str, Cont
         coloured = stack.enter_context(_ours(jittered, executor))
         runs = {"uint8": _run_frames(plain), "float32": _run_episodes(plain), JITTER: _run_episodes(coloured)}
         entries += [(kind, "ours", Contestant(f"ours, {executor}, {kind}", run)) for kind, run in runs.items()]
+        if executor == "raw":
+            last = stack.enter_context(_ours(setting, executor, memory_format=torch.channels_last))
+            entries.append(("float32", "ours", Contestant(LAST, _run_episodes(last))))
     entries += [
         ("uint8", "usual", Contestant("usual, decord, uint8", usual(setting, "uint8"))),
         ("float32", "usual", Contestant("usual, decord, float32", usual(setting, "float32"))),
@@ -225,10 +233,19 @@ def contestants(setting: Setting, stack: ExitStack) -> list[tuple[str, str, Cont
         ),
         (JITTER, "usual", Contestant(f"usual, decord, {JITTER}", usual(jittered, "float32"))),
     ]
+    entries.append(("uint8", "stream", Contestant(NAME, _sequential(setting).run)))
     return entries + _bounds(setting, executors, stack)
 
 
-def _ours(setting: Setting, executor: str) -> EpisodeLoader:
+def _sequential(setting: Setting) -> SequentialClips:
+    rules, paths = setting.rules, sorted(setting.shards.path.glob("rgb-*.tar"))
+    clips = rules.way * rules.videos_per_class
+    return SequentialClips(paths, clips=clips, frames=rules.frames, crop=rules.crop, workers=setting.workers)
+
+
+def _ours(
+    setting: Setting, executor: str, *, memory_format: torch.memory_format = torch.contiguous_format
+) -> EpisodeLoader:
     raw = setting.raw if executor == "raw" else None
     return EpisodeLoader(
         raw or setting.shards,
@@ -239,6 +256,7 @@ def _ours(setting: Setting, executor: str) -> EpisodeLoader:
         threads=setting.workers,
         mean=MEAN,
         std=STD,
+        memory_format=memory_format,
     )
 
 
@@ -305,10 +323,8 @@ def _bounds(setting: Setting, executors: Sequence[str], stack: ExitStack) -> lis
 
 
 def _row(kind: str, side: str, timing: Timing, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "output": kind,
-        "side": side,
+    row: dict[str, Any] = {"name": name, "output": kind, "side": side} | ({"does": DOES} if side == "stream" else {})
+    return row | {
         "episodes_per_second": round(timing.rate, 3),
         "least": round(min(timing.rates), 3),
         "most": round(max(timing.rates), 3),
@@ -355,7 +371,7 @@ def _peers(other: dict[str, Any], row: dict[str, Any]) -> bool:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows for reading."""
-    head = ["output", "way", "episodes/s (least-most)", "core-s/episode", "ratio to usual", "of bound"]
+    head = ["output", "way", "episodes/s (least-most)", "core-s/episode", "ratio to usual", "of bound", ""]
     return markdown_table(head, [_line(row) for row in rows])
 
 
@@ -365,7 +381,7 @@ def _line(row: dict[str, Any]) -> list[str]:
     core = f"{row['core_seconds_per_episode']:.3f}" if "least" in row else ""
     ratio = f"{row['ratio_to_usual']:.1f}" if "ratio_to_usual" in row else ""
     part = f"{row['part_of_bound']:.0%}" if row.get("part_of_bound") else ""
-    return [row["output"], row["name"], rate + spread, core, ratio, part]
+    return [row["output"], row["name"], rate + spread, core, ratio, part, row.get("does", "")]
 
 
 if __name__ == "__main__":

@@ -181,5 +181,6 @@ def open_episodes(
         labels=training_labels(shards, config) if training else None,
         mean=trunk.mean,
         std=trunk.std,
+        memory_format=trunk.memory_format,
         given=given,
     )

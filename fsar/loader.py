@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import starmap
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from fsar.embeddings import embed_videos
 from fsar.episode import Episode
-from pipelines.augment import render, render_windows
+from pipelines.augment import Target, render, render_windows
 from pipelines.buffers import ClipBuffers
 from pipelines.executors import executor_for
 from pipelines.loader import Prefetcher
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from fsar.class_text import ClassText
     from fsar.methods import Embedding, FewShotMethod
-    from pipelines.lookup import Windows
     from pipelines.plan import Chosen, EpisodePlan
     from pipelines.pools import Labels
 
@@ -53,6 +54,8 @@ class EpisodeLoader:
             are then the numbers of these labels, and the class ids -1.
         mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
         std: Standard deviation of each colour.
+        memory_format: Order of clips in memory; a trunk's own saves it a copy. With `torch.channels_last` a frame's
+            colours lie side by side, as in its pixels, which a CPU writes faster; shapes and values are the same.
         class_text: Texts of the split's classes, carried by its episodes; not beside `labels`.
         given: Videos of the episodes, such as `pipelines.given.read_episodes` reads, where none are to be drawn.
 
@@ -76,6 +79,7 @@ class EpisodeLoader:
         labels: Labels | None = None,
         mean: Three = (0.45, 0.45, 0.45),
         std: Three = (0.225, 0.225, 0.225),
+        memory_format: torch.memory_format = torch.contiguous_format,
         class_text: ClassText | None = None,
         given: Sequence[Chosen] | None = None,
     ) -> None:
@@ -90,7 +94,9 @@ class EpisodeLoader:
         on_cpu = self.device.type == "cpu"
         self._raw = self._executor if on_cpu and isinstance(self._executor, RawExecutor) else None
         self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
-        self._buffers = ClipBuffers()
+        self._target = Target(ClipBuffers(), memory_format)
+        # half of the threads for each: two episodes are prepared at a time
+        self._in_background = replace(self._target, threads=max(1, (threads or torch.get_num_threads()) // 2))
         self._base_rows = None if labels else base_rows(shards).to(self.device)
 
     def __iter__(self) -> Iterator[Episode]:
@@ -99,30 +105,34 @@ class EpisodeLoader:
 
     def episodes(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Episode]:
         """Episodes start, start + step, ... below stop; rank r of k takes start=r, step=k."""
-        for _, episode, _ in self.planned(start, stop, step=step):
-            yield episode
+        return map(itemgetter(1), self.planned(start, stop, step=step))
 
     def planned(
         self, start: int = 0, stop: int | None = None, *, step: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
         """The same with each episode's plan (which videos, which frames) and the seconds waited for it."""
-        for plan, pixels, wait in self.prefetcher.prepared(self._pixels, start, stop, step=step):
-            yield plan, self._episode(plan, self._render(plan, pixels)), wait
+        # no loop, whose variables would keep an episode's memory while the next one is waited for
+        return starmap(self._finished, self.prefetcher.prepared(self._prepared, start, stop, step=step))
 
-    def _pixels(self, plan: EpisodePlan) -> Sequence[Tensor] | Sequence[Windows]:
-        """In the background: decoded frames, or the places of raw ones where they are only to be normalised."""
-        if self._raw is None or any(view.box or view.jitter for view in plan.views):
+    def _prepared(self, plan: EpisodePlan) -> Tensor | list[Tensor]:
+        """In the background: clips where the CPU makes them and nothing is resized, else decoded frames."""
+        if self.device.type != "cpu" or any(view.box for view in plan.views):
             return self.prefetcher.decode(plan)
-        return [self._raw.windows(reads) for reads in plan.reads]
+        if self._raw is None:
+            return self._rendered(plan, self.prefetcher.decode(plan), target=self._in_background)
+        windows = [self._raw.windows(reads) for reads in plan.reads]
+        return render_windows(windows, plan.views, mean=self._mean, std=self._std, target=self._in_background)
 
-    def _render(self, plan: EpisodePlan, pixels: Sequence[Tensor] | Sequence[Windows]) -> Tensor:
+    def _finished(
+        self, plan: EpisodePlan, made: Tensor | list[Tensor], wait: float
+    ) -> tuple[EpisodePlan, Episode, float]:
+        if not isinstance(made, Tensor):
+            made = self._rendered(plan, self.prefetcher.to_device(made), target=self._target)
+        return plan, self._episode(plan, made), wait
+
+    def _rendered(self, plan: EpisodePlan, frames: list[Tensor], *, target: Target) -> Tensor:
         """Clips [V, T, 3, H, W] on the device."""
-        look: dict[str, Any] = {"mean": self._mean, "std": self._std, "buffers": self._buffers}
-        frames = [each for each in pixels if isinstance(each, Tensor)]
-        windows = [each for each in pixels if not isinstance(each, Tensor)]
-        if windows:
-            return render_windows(windows, plan.views, **look)
-        frames = self.prefetcher.to_device(frames)
+        look: dict[str, Any] = {"mean": self._mean, "std": self._std, "target": target}
         return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
 
     def _episode(self, plan: EpisodePlan, clips: Tensor) -> Episode:

@@ -6,19 +6,17 @@ code (alibaba-mmai-research/MoLo, `datasets/utils/transformations.py`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from pipelines.lookup import fill_clips
+from pipelines.lookup import Look, fill_clips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
-    import numpy.typing as npt
 
     from pipelines.boxes import Box
     from pipelines.buffers import ClipBuffers
@@ -29,6 +27,23 @@ if TYPE_CHECKING:
     Three = tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where clips go: buffers that memory on the CPU is taken from, its order, and the threads that fill it there."""
+
+    buffers: ClipBuffers | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+    threads: int = 0  # 0: as many as torch has
+
+    def empty(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Clips [V, T, 3, h, w] whose content is undefined; channels-last: a frame's colours lie side by side."""
+        last = self.memory_format == torch.channels_last
+        stored = (*shape[:2], *shape[3:], shape[2]) if last else shape
+        own = self.buffers and device.type == "cpu"
+        clips = self.buffers.take(*stored) if self.buffers and own else torch.empty(stored, device=device)
+        return clips.movedim(-1, 2) if last else clips
+
+
 def render(
     frames: Sequence[torch.Tensor],
     views: Sequence[View],
@@ -37,24 +52,23 @@ def render(
     std: Three,
     crop: int,
     resize: int | tuple[int, int],
-    buffers: ClipBuffers | None = None,
+    target: Target | None = None,
 ) -> torch.Tensor:
     """Make the clips of an episode: float32 [V, T, 3, crop, crop], normalised.
 
     frames: one uint8 [R, h, w, 3] for each of the plan's reads, all on one device; views: clips of one
     length T. The order is that of the reference: flip, resize to that side or (height, width), crop, jitter,
     normalise.
-    buffers: where memory on the CPU is taken from.
     """
     size = (resize, resize) if isinstance(resize, int) else resize
     device, shape = frames[0].device, (len(views), len(views[0].indices), 3, crop, crop)
-    on_cpu = device.type == "cpu"
-    clips = buffers.take(*shape) if buffers and on_cpu else torch.empty(shape, device=device)
-    plain: list[int] = []  # clips that are read as they are, where no other work is done together with them
+    target = target or Target()
+    clips = target.empty(shape, device)
+    unresized: list[int] = []  # clips on a CPU, where no other work is done together with them
     for numbers in _batches(views, device):
         chosen = [views[number] for number in numbers]
-        if on_cpu and len(chosen) == 1 and chosen[0].box is None and chosen[0].jitter is None:
-            plain += numbers
+        if device.type == "cpu" and len(chosen) == 1 and chosen[0].box is None:
+            unresized += numbers
             continue
         batch = _windows(frames[chosen[0].reads], chosen, crop=crop, size=size)  # in [0, 255]
         jitters = [view.jitter for view in chosen if view.jitter is not None]
@@ -63,31 +77,38 @@ def render(
         else:
             batch = normalise(batch, mean, std, white=255.0)
         clips.index_copy_(0, torch.tensor(numbers, device=device), batch)
-    if plain:
+    if unresized:
         pixels: list[Windows] = [list(each.numpy()) for each in frames]
-        fill_clips(clips, plain, views, pixels, table=_table(mean, std), threads=torch.get_num_threads())
+        _fill(clips, unresized, views, pixels, mean=mean, std=std, threads=target.threads)
     return clips
 
 
 def render_windows(
-    windows: Sequence[Windows],
-    views: Sequence[View],
-    *,
-    mean: Three,
-    std: Three,
-    buffers: ClipBuffers,
+    windows: Sequence[Windows], views: Sequence[View], *, mean: Three, std: Three, target: Target
 ) -> torch.Tensor:
-    """The same on the CPU for views without box and jitter, from windows [h, w, 3] wherever in memory they lie."""
-    clips = buffers.take(len(views), len(views[0].indices), 3, *windows[0][0].shape[:2])
-    fill_clips(clips, range(len(views)), views, windows, table=_table(mean, std), threads=torch.get_num_threads())
+    """The same on the CPU for views without box, from windows [h, w, 3] wherever in memory they lie."""
+    shape = (len(views), len(views[0].indices), 3, *windows[0][0].shape[:2])
+    clips = target.empty(shape, torch.device("cpu"))
+    _fill(clips, range(len(views)), views, windows, mean=mean, std=std, threads=target.threads)
     return clips
 
 
-def _table(mean: Three, std: Three) -> npt.NDArray[np.float32]:
-    """[3, 256] what the values 0 to 255 of each channel become."""
+def _fill(
+    clips: torch.Tensor,
+    numbers: Sequence[int],
+    views: Sequence[View],
+    windows: Sequence[Windows],
+    *,
+    mean: Three,
+    std: Three,
+    threads: int,
+) -> None:
     levels = torch.arange(256.0).expand(3, 1, 256)
     scale, shift = _scale_and_shift(mean, std, 255.0, levels)
-    return (levels * scale + shift)[:, 0].numpy()
+    table = (levels * scale + shift)[:, 0].numpy()  # [3, 256] what the bytes of each channel become
+    scale, shift = _scale_and_shift(mean, std, 1.0, levels)
+    matrix = torch.cat([torch.diag(scale.flatten()), shift.flatten(1)], 1).numpy()  # [3, 4]
+    fill_clips(clips, numbers, views, windows, look=Look(table, matrix), threads=threads or torch.get_num_threads())
 
 
 def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]:

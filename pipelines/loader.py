@@ -6,7 +6,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count, islice, starmap
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
@@ -61,9 +61,11 @@ class Prefetcher:
         self.total_wait = 0.0
 
     def frames(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Decoded]:
-        """Yield episodes start, start + step, ... below stop (without end when None), in order."""
-        for plan, frames, wait in self.prepared(self.decode, start, stop, step=step):
-            yield Decoded(plan, self.to_device(frames), wait)
+        """Episodes start, start + step, ... below stop (without end when None), in order."""
+        return starmap(self._decoded, self.prepared(self.decode, start, stop, step=step))
+
+    def _decoded(self, plan: EpisodePlan, frames: list[torch.Tensor], wait: float) -> Decoded:
+        return Decoded(plan, self.to_device(frames), wait)
 
     def prepared(
         self, work: Callable[[EpisodePlan], Made], start: int = 0, stop: int | None = None, *, step: int = 1
@@ -74,15 +76,20 @@ class Prefetcher:
         pending = deque(self._pool.submit(self._prepare, n, work) for n in islice(numbers, self._prefetch))
         try:
             while pending:
-                began = time.perf_counter()
-                plan, made = pending.popleft().result()
-                wait = time.perf_counter() - began
-                self.total_wait += wait
+                # Before the wait, so that no thread stands idle in it. No variable here keeps what is yielded: its
+                # memory can be used again while the next is waited for.
                 pending.extend(self._pool.submit(self._prepare, n, work) for n in islice(numbers, 1))
-                yield plan, made, wait
+                yield self._first(pending)
         finally:
             for task in pending:
                 task.cancel()
+
+    def _first(self, pending: deque[Future[tuple[EpisodePlan, Made]]]) -> tuple[EpisodePlan, Made, float]:
+        began = time.perf_counter()
+        plan, made = pending.popleft().result()
+        wait = time.perf_counter() - began
+        self.total_wait += wait
+        return plan, made, wait
 
     def _prepare(self, n: int, work: Callable[[EpisodePlan], Made]) -> tuple[EpisodePlan, Made]:
         plan = self._stream.plan(n)

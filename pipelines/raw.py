@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import torch
 
@@ -74,8 +75,8 @@ class RawExecutor:
 
     def _copy(self, reads: Reads, clips: list[tuple[int, int]], out: Pixels) -> None:
         for start, stop in clips:
-            for i, window in enumerate(self._views(reads, start, stop), start):
-                out[i] = window
+            # one call a clip: other threads wait for Python less often, and rows are copied faster than numpy does
+            cv2.vconcat(list(self._views(reads, start, stop)), out[start:stop].reshape(-1, *out.shape[2:]))
 
     def _views(self, reads: Reads, start: int, stop: int) -> Iterator[Pixels]:
         """Windows of reads [start, stop), which are all of one place in one video."""

@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines import augment
+from pipelines.buffers import ClipBuffers
+from pipelines.colours import jitter_frame
 from pipelines.plan import Jitter, View, _draw_jitter
 
 FOLDER = Path(__file__).parent / "golden"
@@ -73,6 +77,17 @@ def test_the_random_crop_is_that_of_the_reference():
     assert_golden(clip[..., ::16, ::16] * 0.225 + 0.45, "train_crop_every16")  # stored before normalisation
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+def test_jitter_on_a_cpu_is_that_of_the_formulas(seed):
+    jitter = _draw_jitter(random.Random(seed))
+    pixels = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (1, 3, 9, 11)).astype(np.uint8))
+    pixels[..., 0], pixels[..., 1, :] = pixels[:, :1, :, 0], 255  # greys and white too
+    expected = augment.colour_jitter(pixels[None] / 255, [jitter])[0, 0]
+    frame = (pixels[0].permute(1, 2, 0) / 255).contiguous().numpy()
+    jitter_frame(frame, np.empty_like(frame), jitter)
+    torch.testing.assert_close(torch.from_numpy(frame).permute(2, 0, 1), expected, atol=1e-5, rtol=0)
+
+
 def test_hue_agrees_with_colorsys():
     colours = torch.rand(1, 3, 10, 10, generator=torch.Generator().manual_seed(0))
     colours[..., :3, :] = colours[:, :1, :3]  # greys, black and white among them
@@ -133,6 +148,20 @@ def test_a_window_without_changes_is_only_normalised():
     clip = render([CLIP[:, :32, :32]], [view()], crop=32, resize=40)[0]
     expected = (CLIP[:, :32, :32].permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
     torch.testing.assert_close(clip, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("std", [(0.225, 0.225, 0.225), (0.2, 0.25, 0.3)])
+def test_both_orders_in_memory_hold_the_same_values(std):
+    jitter = _draw_jitter(random.Random(5))
+    views = [view(), view(flip=True), view(jitter=jitter), view(flip=True, jitter=jitter), view((4, 2))]
+    made = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        target = augment.Target(ClipBuffers(), memory_format, threads=1)
+        look = {"mean": MEAN, "std": std, "crop": 32, "resize": 40, "target": target}
+        made.append(augment.render([CLIP[:, :32, :32]], views, **look))
+    assert torch.equal(*made)
+    for clips, memory_format in zip(made, (torch.contiguous_format, torch.channels_last), strict=True):
+        assert clips.flatten(0, 1).is_contiguous(memory_format=memory_format)
 
 
 def test_normalise_takes_a_constant_a_channel():

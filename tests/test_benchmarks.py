@@ -6,10 +6,12 @@ import importlib.util
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from conftest import SPLITS
 
@@ -88,6 +90,17 @@ def test_jitter_is_the_same_on_both_sides(setting: episodes.Setting) -> None:
 def test_another_folder_of_videos_is_refused(setting: episodes.Setting, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="same data set"):
         clips_of_plan(setting.stream().plan(0), setting.shards, tmp_path)
+
+
+def test_the_sequential_reader_makes_clips_of_all_videos_and_goes_round(setting: episodes.Setting) -> None:
+    dataset = episodes._sequential(setting).loader.dataset  # what its worker processes go through
+    count = setting.shards.num_videos
+    clips = list(islice(dataset, count + 1))
+    assert clips[0].shape == (4, 56, 56, 3)
+    assert torch.equal(clips[count], clips[0])
+    first = setting.shards.series("rgb").read(0, [0])[0]
+    frame = simplejpeg.decode_jpeg(first, "RGB", fastdct=False, fastupsample=False)
+    assert np.array_equal(clips[0][0], frame[4:60, 4:60])
 
 
 @needs_decord
