@@ -56,11 +56,13 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row a side, the usual first."""
     rows: list[dict[str, Any]] = []
+    roles = {USUAL.name: "usual", OURS[torch.device(device).type]: "ours"}
     for side in sides:
         # A graph has no operations to tell apart: its profile is that of the side before it.
         profiled = side.keeps or (device != "cpu" and not side.graph)
         found = measure_apart(Job(side, sizes, device, rounds, profiled=profiled))
         rows.append(_row(side, sizes, found, counts, rates[side.precision]))
+        rows[-1]["side"] = roles.get(side.name, "between")
         rows[-1]["ratio"] = round(rows[0]["ms"] / rows[-1]["ms"], 2)
     return rows
 
@@ -74,8 +76,10 @@ def _row(side: Side, sizes: Sizes, found: dict[str, Any], counts: Counts, rate: 
         row[name] = round(statistics.median(each[key] for each in found["rounds"]), 2)
     row |= {"frames_per_second": round(sizes.count / seconds, 2), "gflop": round(gflop, 1)}
     row |= {"bound_ms": round(1000 * gflop / rate, 1), "part_of_bound": round(gflop / rate / seconds, 3)}
+    row["bound_frames_per_second"] = round(sizes.count * rate / gflop, 2)
     row |= {"peak_mib": round(found["peak_mib"])}
-    row |= {"papers_gib": round(counts.papers_gib[side.precision, side.recomputes], 2)}
+    if counts.papers_gib:
+        row["papers_gib"] = round(counts.papers_gib[side.precision, side.recomputes], 2)
     return row | ({"profile_seconds": found["profile"]} if "profile" in found else {})
 
 
@@ -91,7 +95,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['part_of_bound']:.0%}",
             f"{row['system_seconds']:.1f}",
             f"{row['peak_mib']:,}",
-            f"{row['papers_gib']:.1f} GiB",
+            f"{row['papers_gib']:.1f} GiB" if "papers_gib" in row else "",
         ]
         for row in rows
     ]
