@@ -24,9 +24,9 @@ BENCHMARKS: dict[str, list[str]] = {
     "episodes": ["--rounds", "3", "--seconds", "1"],
     "index": ["--largest", "100000", "--name", "index-100k"],
     "step": ["--rounds", "3"],
-    "evaluate": [],
+    "evaluate": ["--seconds", "1"],
     "methods": ["--rounds", "3", "--seconds", "0.2"],
-    "frozen": ["--rounds", "2"],
+    "frozen": ["--rounds", "1"],
 }
 
 

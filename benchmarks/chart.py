@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 COLOURS = {"usual": "#8c8c8c", "ours": "#1f6fb4", "bound": "#e0b354", "part": "#efdcae", "between": "#9cc3e2"}
 LOG_ABOVE = 20  # times the shortest bar
+LARGE = 1000  # numbers from here on are written whole
 NOTE_ROOM = 0.4  # for what is written behind a bar, as a part of the longest
 
 
@@ -71,7 +72,8 @@ class Tall:
 
     def _bars(self, row: Row) -> Iterable[Bar]:
         label = _label(row, self.labels)
-        yield Bar(label, row["side"], row[self.value], _note(row.get(self.ratio), row.get(self.share)))
+        ratio = row.get(self.ratio) if row["side"] != "usual" else None
+        yield Bar(label, row["side"], row[self.value], _note(ratio, row.get(self.share)))
         if self.bound and row["side"] == "ours":
             yield Bar(f"bound of {label}", "bound", row[self.bound])
 
@@ -84,7 +86,6 @@ class Wide:
     unit: str
     labels: tuple[str, ...]
     columns: dict[str, str]  # side -> column
-    ratio: str = "ratio"
     lower_is_better: bool = True
 
     def panels(self, rows: Sequence[Row]) -> list[Panel]:
@@ -95,15 +96,20 @@ class Wide:
     def _bars(self, row: Row) -> Iterable[Bar]:
         label = _label(row, self.labels)
         values = {side: row[column] for side, column in self.columns.items() if row.get(column) is not None}
-        share = None
-        if {"ours", "bound"} <= values.keys():
-            share = values["bound"] / values["ours"] if self.lower_is_better else values["ours"] / values["bound"]
+        note = _note(*(self._times(values, other) for other in ("usual", "bound")))
         for number, (side, value) in enumerate(values.items()):
-            note = _note(row.get(self.ratio) if "usual" in values else None, share) if side == "ours" else ""
-            yield Bar(f"{label}: {side}" if number == 0 else side, side, value, note)
+            yield Bar(f"{label}: {side}" if number == 0 else side, side, value, note if side == "ours" else "")
+
+    def _times(self, values: Mapping[str, float], other: str) -> float | None:
+        """How many times as fast as another side ours is."""
+        if not {"ours", other} <= values.keys():
+            return None
+        ratio = values["ours"] / values[other]
+        return 1 / ratio if self.lower_is_better else ratio
 
 
-FROZEN = Wide("", "episodes/s", ("trunk", "method"), {"usual": "usual", "ours": "cached"}, lower_is_better=False)
+FROZEN = {"usual": "usual", "ours": "cached"}
+EVALUATED = {"usual": "usual_per_second", "ours": "batched_per_second", "bound": "bound_per_second"}
 # By the part of a result's name before its first "-"
 CHARTS: dict[str, list[Tall | Wide]] = {
     "preprocess": [Tall("videos_per_second", "videos/s", ("side", "product"), "workers")],
@@ -115,7 +121,8 @@ CHARTS: dict[str, list[Tall | Wide]] = {
     ],
     "step": [Tall("frames_per_second", "frames/s", ratio="ratio", bound="bound_frames_per_second")],
     "methods": [Wide("", "ms", ("name",), {"usual": "reference_ms", "ours": "ours_ms", "bound": "bound_ms"})],
-    "frozen": [FROZEN],
+    "evaluate": [Wide("", "episodes/s", ("method", "shot"), EVALUATED, lower_is_better=False)],
+    "frozen": [Wide("", "episodes/s", ("trunk", "method"), FROZEN, lower_is_better=False)],
 }
 
 
@@ -142,7 +149,7 @@ def _label(row: Row, keys: Sequence[str]) -> str:
 
 
 def _note(ratio: float | None, share: float | None) -> str:
-    parts = [f"{ratio:.3g} x usual"] if ratio else []
+    parts = [f"{ratio:.3g} x usual" if ratio < LARGE else f"{ratio:,.0f} x usual"] if ratio else []
     return ", ".join([*parts, f"{share:.0%} of bound"] if share else parts)
 
 
@@ -200,7 +207,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:  # noqa: ANN401 -- of a librar
     else:
         axis.set_xlim(0, max(values) * (1 + NOTE_ROOM))
     for place, bar in zip(places, panel.bars, strict=True):
-        text = f" {bar.value:.3g}" if bar.value < 1000 else f" {bar.value:,.0f}"
+        text = f" {bar.value:.3g}" if bar.value < LARGE else f" {bar.value:,.0f}"
         axis.text(bar.value, place, f"{text}  {bar.note}", va="center", fontsize=8)
     axis.set_xlabel(panel.unit, fontsize=8)
     axis.set_title(panel.title, fontsize=9, loc="left")
