@@ -28,7 +28,6 @@ from benchmarks.clips import make_clips
 from benchmarks.environment import load_average, write_result
 from benchmarks.episodes import make_shards
 from benchmarks.gpu_checks import busy_share, check_step
-from benchmarks.methods import matmul_rate
 from benchmarks.step_counts import Counts, step_gflop
 from benchmarks.step_side import Sizes
 from benchmarks.timing import Contestant, markdown_table, time_in_turn, warm_up
@@ -130,9 +129,7 @@ def _deliver(loader: EpisodeLoader, setting: Setting) -> Callable[[int], None]:
 def measure_step(setting: Setting) -> None:
     """The sides of the training step, for two numbers of frames."""
     place = torch.device(setting.device)
-    rates = {name: matmul_rate(place, dtype=dtype, size=8192 if place.type == "cuda" else 512)
-             for name, dtype in step.DTYPES.items()}  # fmt: skip
-    sides = step.choose_sides(place.type, setting.sides)
+    rates, sides = step.matmul_rates(place), step.choose_sides(place.type, setting.sides)
     for clips in STEP_CLIPS:
         sizes = Sizes(way=setting.way, queries=clips - setting.way, size=setting.size)
         recomputes = {side.recomputes for side in sides}

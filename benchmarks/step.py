@@ -51,6 +51,18 @@ ON_GPU = [
 OURS = {"cpu": ON_CPU[2].name, "cuda": ON_GPU[-1].name}  # what fsar-train does
 
 
+def matmul_rates(device: torch.device) -> dict[str, float]:
+    """GFLOP a second of products of square matrices by precision; in TF32 on a GPU, as convolutions of float32 are."""
+    if device.type != "cuda":
+        return {name: matmul_rate(device, dtype=dtype) for name, dtype in DTYPES.items()}
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return {name: matmul_rate(device, dtype=dtype, size=8192) for name, dtype in DTYPES.items()}
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def measure(
     sides: Sequence[Side], sizes: Sizes, device: str, rates: dict[str, float], counts: Counts, *, rounds: int
 ) -> list[dict[str, Any]]:
@@ -146,7 +158,7 @@ def main(
     small = place.type == "cpu"
     sizes = Sizes(way=way or (2 if small else 5), queries=queries or (1 if small else 30), size=size)
     sides = choose_sides(place.type, names)
-    rates = {name: matmul_rate(place, dtype=dtype) for name, dtype in DTYPES.items()}
+    rates = matmul_rates(place)
     counts = count(sides, sizes)
     rows = measure(sides, sizes, device, rates, counts, rounds=rounds)
     methods = counts.methods

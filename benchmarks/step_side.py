@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bounds import synchronise
@@ -150,10 +151,12 @@ class Work:
     def profile(self) -> dict[str, float]:
         """Seconds of each kind of work in one step: of the processor, or of kernels on a GPU."""
         on_gpu = self.device.type == "cuda"
-        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
             self.run()
         seconds: dict[str, float] = defaultdict(float)
         for event in found.key_averages():
+            if event.device_type != DeviceType.CPU:  # a kernel, which counts with the operation that started it
+                continue
             spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             seconds[kind_of(event.key)] += spent / 1e6
         return {kind: round(value, 3) for kind, value in sorted(seconds.items())}

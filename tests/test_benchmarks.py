@@ -225,8 +225,6 @@ def test_steps_are_counted_without_values():
     assert 0 < recomputed < plain
     twice, whole = (step_counts.step_gflop(recomputes, small) for recomputes in (True, False))
     assert 1.2 * whole < twice < 1.4 * whole  # the forward pass again
-    row = step_counts.methods_row("prototype")
-    assert 2 * row["forward_gflop"] < row["step_gflop"] < 3.1 * row["forward_gflop"]
 
 
 def test_a_side_is_measured_in_a_process_of_its_own():
