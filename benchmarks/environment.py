@@ -17,6 +17,7 @@ from preprocess.decode import ffmpeg_version
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+RESULTS = chart.RESULTS
 PACKAGES = (
     "numpy",
     "opencv-python-headless",
@@ -53,8 +54,8 @@ def load_average() -> list[float]:
 
 def write_result(name: str, rows: list[dict[str, Any]], *, context: Mapping[str, Any] | None = None) -> Path:
     """Write `results/NAME.json`: the hardware, the context (what was measured, and how), the rows; draw them too."""
-    chart.RESULTS.mkdir(exist_ok=True)
-    path = chart.RESULTS / f"{name}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
     content = {"hardware": hardware()} | ({"context": dict(context)} if context else {}) | {"rows": rows}
     path.write_text(json.dumps(content, indent=1) + "\n")
     if chart.is_available():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks import chart, step
+from benchmarks import environment, step
 from benchmarks.__main__ import run
 from benchmarks.bounds import synchronise
 from benchmarks.clips import make_clips
@@ -187,7 +187,7 @@ def _write(name: str, rows: list[dict[str, Any]], setting: Setting, **context: o
 
 def copy_new(out: Path, since: float) -> None:
     """Copy what was written to benchmarks/results since then."""
-    for path in chart.RESULTS.iterdir():
+    for path in environment.RESULTS.iterdir():
         if path.stat().st_mtime >= since:
             shutil.copy(path, out / path.name)
 

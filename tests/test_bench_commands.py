@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as every
-from benchmarks import chart, gpu, gpu_checks, step
+from benchmarks import chart, environment, gpu, gpu_checks, step
 from shards_spec.errors import ConfigError, FsarError
 
 STORED = sorted(path.stem for path in chart.RESULTS.glob("*.json"))
@@ -83,7 +83,7 @@ def test_a_benchmark_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def setting(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu.Setting:
-    monkeypatch.setattr(chart, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(environment, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(gpu, "STEP_CLIPS", (3,))
     monkeypatch.setattr(gpu, "step_gflop", lambda *_: 1.0)  # that and the side's process have tests of their own
     monkeypatch.setattr(step, "matmul_rates", lambda _: dict.fromkeys(step.DTYPES, 100.0))
@@ -114,11 +114,11 @@ def test_parts_run_apart_and_a_failure_is_told(setting: gpu.Setting, monkeypatch
 
 
 def test_new_results_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chart, "RESULTS", tmp_path / "results")
-    chart.RESULTS.mkdir()
+    monkeypatch.setattr(environment, "RESULTS", tmp_path / "results")
+    environment.RESULTS.mkdir()
     for name, age in (("old.json", 100.0), ("new.json", 300.0)):
-        (chart.RESULTS / name).write_text("{}")
-        os.utime(chart.RESULTS / name, (age, age))
+        (environment.RESULTS / name).write_text("{}")
+        os.utime(environment.RESULTS / name, (age, age))
     gpu.copy_new(tmp_path, 200.0)
     assert [path.name for path in tmp_path.glob("*.json")] == ["new.json"]
 
