@@ -1,11 +1,12 @@
-# Two commands: `make demo` and `make test`. Each makes the environment first when it is missing.
+# `make demo`, `make test`, `make bench`. Each makes the environment first when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/fsar-preprocess synthetic --out demo/shards
@@ -22,11 +23,22 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# About a quarter of an hour on two cores; results and charts in benchmarks/results.
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks
+
+bench-gpu: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks.gpu --out gpu-results
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --editable ".[dali,dev]"
 	@touch $@
 
+$(BENCH_STAMP): $(STAMP)
+	$(PIP) --constraint constraints.txt --editable ".[bench]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo gpu-results

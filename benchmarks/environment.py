@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks import chart
 from preprocess.decode import ffmpeg_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = chart.RESULTS
 PACKAGES = (
     "numpy",
     "opencv-python-headless",
@@ -39,7 +40,7 @@ def hardware() -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fsar": version("fsar"),
+        "fsar": _version("fsar"),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "ffmpeg": ffmpeg_version(),
         "load_average": load_average(),
@@ -52,11 +53,13 @@ def load_average() -> list[float]:
 
 
 def write_result(name: str, rows: list[dict[str, Any]], *, context: Mapping[str, Any] | None = None) -> Path:
-    """Write `results/NAME.json`: the hardware, the context (what was measured, and how), the rows."""
+    """Write `results/NAME.json`: the hardware, the context (what was measured, and how), the rows; draw them too."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {"hardware": hardware()} | ({"context": dict(context)} if context else {}) | {"rows": rows}
     path.write_text(json.dumps(content, indent=1) + "\n")
+    if chart.is_available():
+        chart.draw(path)
     return path
 
 

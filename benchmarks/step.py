@@ -3,215 +3,111 @@
     python -m benchmarks.step [--device cuda]
 
 The usual way is float32 in the usual order of memory, run as it comes, with a look at the loss after every episode.
-Ours are bfloat16 with channels last, the same with the trunk's stages recomputed, on a GPU also as a CUDA graph;
-channels last alone stands beside them, to tell the two apart.  Each run is forward and backward of one episode.
+On a CPU ours is channels last in a process that keeps its freed memory, which is what fsar-train does there; on a GPU
+it is bfloat16 with channels last as a CUDA graph.  Sides between tell what each of these gives.  A run is forward and
+backward of one episode; each side has a process of its own.
 
 Operations, and the memory of an episode of the papers' size, are counted on tensors without values.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import asdict, dataclass
-from functools import partial
+import os
+import statistics
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.bounds import synchronise
 from benchmarks.environment import load_average, write_result
-from benchmarks.methods import gflop, matmul_rate
-from benchmarks.timing import Contestant, markdown_table, time_in_turn
-from fsar.episode import Episode
-from fsar.methods import METHODS, create_method, method_options
-from fsar.step import EpisodeStep
-from fsar.trunks import create_trunk
+from benchmarks.methods import matmul_rate
+from benchmarks.step_counts import Counts, count
+from benchmarks.step_side import Job, Side, Sizes, measure_apart
+from benchmarks.timing import markdown_table
+from shards_spec.console import run_command
+from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from fsar.methods import FewShotMethod
-
-FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """An episode: 5-way 1-shot with 6 queries a class in the papers."""
-
-    way: int = 5
-    queries: int = 30  # of all classes together
-    frames: int = 8
-    size: int = 224
-
-    @property
-    def count(self) -> int:
-        """Frames of all videos together."""
-        return (self.way + self.queries) * self.frames
-
-
-@dataclass(frozen=True)
-class Side:
-    """One way of computing the step."""
-
-    name: str
-    precision: str = "fp32"
-    memory_format: str = "contiguous"
-    recomputes: bool = False
-    graph: bool = False
-    looks: bool = False  # at the loss, after every episode
-
-
+LAST = "channels-last"
 USUAL = Side("usual", looks=True)
-SIDES = [
+ON_CPU = [
     USUAL,
-    Side("channels last", memory_format="channels-last"),
-    Side("bf16, channels last", "bf16", "channels-last"),
-    Side("bf16, channels last, recomputed", "bf16", "channels-last", recomputes=True),
+    Side("channels last", memory_format=LAST),
+    Side("channels last, kept memory", memory_format=LAST, keeps=True),
+    Side("channels last, kept memory, recomputed", memory_format=LAST, keeps=True, recomputes=True),
+    Side("bf16, channels last, kept memory", "bf16", LAST, keeps=True),
 ]
-GRAPHED = Side("bf16, channels last, CUDA graph", "bf16", "channels-last", graph=True)
+ON_GPU = [
+    USUAL,
+    Side("channels last", memory_format=LAST),
+    Side("bf16, channels last", "bf16", LAST),
+    Side("bf16, channels last, recomputed", "bf16", LAST, recomputes=True),
+    Side("bf16, channels last, CUDA graph", "bf16", LAST, graph=True),
+]
+OURS = {"cpu": ON_CPU[2].name, "cuda": ON_GPU[-1].name}  # what fsar-train does
 
 
-def make_model(side: Side, method: str = "molo") -> FewShotMethod:
-    """A method with ResNet-50 and random weights, in training mode."""
-    trunk = create_trunk("resnet50")
-    trunk.memory_format, trunk.recomputes = FORMATS[side.memory_format], side.recomputes
-    options = {"num_classes": 64} if "num_classes" in method_options(method) else {}
-    return create_method(method, trunk=trunk, **options).train()
-
-
-def make_episode(sizes: Sizes) -> Episode:
-    """Noise in the place of frames."""
-    shape = (sizes.frames, 3, sizes.size, sizes.size)
-    return Episode(
-        support=torch.randn(sizes.way, 1, *shape),
-        query=torch.randn(sizes.queries, *shape),
-        query_labels=torch.arange(sizes.queries) % sizes.way,
-        class_ids=torch.arange(sizes.way),
-        base_ids=torch.arange(sizes.way),
-    )
-
-
-class Work:
-    """The step of one side, on copies of the same weights."""
-
-    def __init__(self, side: Side, episode: Episode, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.side, self.episode, self.device = side, episode, device
-        self.model = make_model(side).to(device)
-        self.step = EpisodeStep(self.model, precision=side.precision, graph=side.graph)
-
-    def run(self, count: int) -> None:
-        """Forward and backward, `count` times."""
-        for _ in range(count):
-            if self.side.looks:
-                loss = self.model(self.episode).loss
-                loss.backward()
-                loss.item()
-            else:
-                self.step(self.episode, seed=0)
-        synchronise(self.device)
-
-    def peak_mib(self) -> float | None:
-        """Most memory that a step had allocated; None where the device does not say."""
-        if self.device.type != "cuda":
-            return None
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self.run(1)
-        return torch.cuda.max_memory_allocated(self.device) / 2**20
-
-
-class Zeros(TorchDispatchMode):
-    """Answers 0 where a value is asked for: the checks of labels pass, and nothing else asks."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Called for every operation."""
-        return 0 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
-
-
-def without_values(function: Callable[[], Any]) -> Any:  # noqa: ANN401 -- what the function returns
-    """Call a function whose tensors have shapes alone: nothing is computed or allocated."""
-    with FakeTensorMode(), Zeros():
-        return function()
-
-
-def counted_gflop(side: Side, sizes: Sizes, method: str = "molo") -> tuple[float, float]:
-    """Operations in 1e9 of the forward pass and of the whole step, recomputation included."""
-    model, episode = make_model(side, method), make_episode(sizes)
-    return gflop(partial(model, episode)), gflop(partial(EpisodeStep(model).run, episode))
-
-
-def counted_peak_gib(side: Side, sizes: Sizes) -> float:
-    """Most memory in use during a step, in GiB: weights, gradients, episode, inner values; no buffers of libraries."""
-    model, episode = make_model(side), make_episode(sizes)
-    step = EpisodeStep(model, precision=side.precision)
-    tracker = MemTracker()
-    tracker.track_external(model, episode.support, episode.query)
-    with tracker:
-        step.run(episode)
-    peak = tracker.get_tracker_snapshot("peak")
-    return sum(values["Total"] for values in peak.values()) / 2**30
+def matmul_rates(device: torch.device) -> dict[str, float]:
+    """GFLOP a second of products of square matrices by precision; in TF32 on a GPU, as convolutions of float32 are."""
+    if device.type != "cuda":
+        return {name: matmul_rate(device, dtype=dtype) for name, dtype in DTYPES.items()}
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return {name: matmul_rate(device, dtype=dtype, size=8192) for name, dtype in DTYPES.items()}
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def measure(
-    sides: Sequence[Side], sizes: Sizes, device: torch.device, rates: dict[str, float], *, rounds: int
+    sides: Sequence[Side], sizes: Sizes, device: str, rates: dict[str, float], counts: Counts, *, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row a side."""
-    torch.manual_seed(0)
-    episode = make_episode(sizes).to(device)
-    works = [Work(side, copy.copy(episode), device) for side in sides]
-    for work in works:
-        work.run(2 if work.side.graph else 1)  # the second captures the graph
-    contestants = [Contestant(work.side.name, work.run) for work in works]
-    timings = time_in_turn(contestants, rounds=rounds, counts=[1] * len(works))
-    rows = []
-    for work in works:
-        timing, side = timings[work.side.name], work.side
-        _, operations = without_values(partial(counted_gflop, side, sizes))
-        rate, seconds = rates[side.precision], 1 / timing.rate
-        row: dict[str, Any] = asdict(side) | {"ms": round(1000 * seconds, 1)}
-        row |= {"least_ms": round(1000 * min(timing.wall), 1), "most_ms": round(1000 * max(timing.wall), 1)}
-        row |= {"cpu_seconds": round(timing.core_seconds, 2), "frames_per_second": round(sizes.count / seconds, 2)}
-        row |= {"gflop": round(operations, 1), "part_of_matmul_rate": round(operations / seconds / rate, 3)}
-        row["ratio"] = round(timing.rate / timings[USUAL.name].rate, 2)
-        row["peak_mib"] = work.peak_mib()
-        row["papers_gib"] = round(without_values(partial(counted_peak_gib, side, Sizes())), 2)
-        rows.append(row)
+    """One row a side, the usual first."""
+    rows: list[dict[str, Any]] = []
+    roles = {USUAL.name: "usual", OURS[torch.device(device).type]: "ours"}
+    for side in sides:
+        # A graph has no operations to tell apart: its profile is that of the side before it.
+        profiled = side.keeps or (device != "cpu" and not side.graph)
+        found = measure_apart(Job(side, sizes, device, rounds, profiled=profiled))
+        rows.append(_row(side, sizes, found, counts, rates[side.precision]))
+        rows[-1]["side"] = roles.get(side.name, "between")
+        rows[-1]["ratio"] = round(rows[0]["ms"] / rows[-1]["ms"], 2)
     return rows
 
 
-def methods_row(method: str) -> dict[str, Any]:
-    """Parameters of a method with ResNet-50, and the operations of its forward pass on the papers' episode."""
-
-    def count() -> tuple[float, tuple[float, float]]:
-        model = make_model(USUAL, method)
-        return sum(p.numel() for p in model.parameters()) / 1e6, counted_gflop(USUAL, Sizes(), method)
-
-    parameters, (forward, step) = without_values(count)
-    return {
-        "method": method,
-        "parameters_m": round(parameters, 2),
-        "forward_gflop": round(forward, 1),
-        "step_gflop": round(step, 1),
-    }
+def _row(side: Side, sizes: Sizes, found: dict[str, Any], counts: Counts, rate: float) -> dict[str, Any]:
+    walls = [each["wall"] for each in found["rounds"]]
+    seconds, gflop = statistics.median(walls), counts.gflop[side.recomputes]
+    row: dict[str, Any] = asdict(side) | {"ms": round(1000 * seconds, 1)}
+    row |= {"least_ms": round(1000 * min(walls), 1), "most_ms": round(1000 * max(walls), 1)}
+    for key, name in (("cpu", "cpu_seconds"), ("system", "system_seconds"), ("faults", "page_faults")):
+        row[name] = round(statistics.median(each[key] for each in found["rounds"]), 2)
+    row |= {"frames_per_second": round(sizes.count / seconds, 2), "gflop": round(gflop, 1)}
+    row |= {"bound_ms": round(1000 * gflop / rate, 1), "part_of_bound": round(gflop / rate / seconds, 3)}
+    row["bound_frames_per_second"] = round(sizes.count * rate / gflop, 2)
+    row |= {"peak_mib": round(found["peak_mib"])}
+    if counts.papers_gib:
+        row["papers_gib"] = round(counts.papers_gib[side.precision, side.recomputes], 2)
+    return row | ({"profile_seconds": found["profile"]} if "profile" in found else {})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The sides as Markdown."""
-    head = ["side", "ms", "frames/s", "ratio", "part of matmul rate", "papers' episode"]
+    head = ["side", "ms (least-most)", "frames/s", "ratio", "of bound", "system s", "peak MiB", "papers' episode"]
     lines = [
         [
             row["name"],
-            f"{row['ms']:.0f}",
+            f"{row['ms']:.0f} ({row['least_ms']:.0f}-{row['most_ms']:.0f})",
             f"{row['frames_per_second']:.1f}",
             f"{row['ratio']:.2f}",
-            f"{row['part_of_matmul_rate']:.0%}",
-            f"{row['papers_gib']:.1f} GiB",
+            f"{row['part_of_bound']:.0%}",
+            f"{row['system_seconds']:.1f}",
+            f"{row['peak_mib']:,}",
+            f"{row['papers_gib']:.1f} GiB" if "papers_gib" in row else "",
         ]
         for row in rows
     ]
@@ -233,28 +129,46 @@ def methods_table(rows: list[dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
+def choose_sides(device: str, names: Sequence[str]) -> list[Side]:
+    """The sides of a device, or those named, the usual first.
+
+    Raises:
+        ConfigError: there is no such side.
+    """
+    sides = {side.name: side for side in (ON_CPU if device == "cpu" else ON_GPU)}
+    for name in names:
+        if name not in sides:
+            raise ConfigError(f'no side "{name}" on {device}: {suggest(name, sides)}')
+    return [side for name, side in sides.items() if not names or side is USUAL or name in names]
+
+
 @click.command()
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--way", type=click.IntRange(2), help="[default: 2 on a CPU, 5 elsewhere]")
-@click.option("--queries", type=click.IntRange(1), help="Of all classes.  [default: 3 on a CPU, 30 elsewhere]")
+@click.option("--queries", type=click.IntRange(1), help="Of all classes.  [default: 1 on a CPU, 30 elsewhere]")
 @click.option("--size", type=click.IntRange(32), default=224, show_default=True, help="Of a frame.")
-@click.option("--save/--no-save", default=True, show_default=True, help="Write the result's file.")
-def main(device: str, rounds: int, way: int | None, queries: int | None, *, size: int, save: bool) -> None:
-    """Time the sides in turn; print and store a table, and one of all methods."""
+@click.option("--side", "names", multiple=True, help="These and the usual alone.  [default: all of the device]")
+@click.option("--name", help="Of the file below benchmarks/results.  [default: step-DEVICE]")
+def main(
+    device: str, rounds: int, way: int | None, queries: int | None, *, size: int, names: tuple[str, ...], name: str
+) -> None:
+    """Time the sides one after another; print and store a table, and one of all methods."""
     place, before = torch.device(device), load_average()
     small = place.type == "cpu"
-    sizes = Sizes(way=way or (2 if small else 5), queries=queries or (3 if small else 30), size=size)
-    rates = {name: matmul_rate(place, dtype=dtype) for name, dtype in DTYPES.items()}
-    rows = measure([*SIDES, *([] if small else [GRAPHED])], sizes, place, rates, rounds=rounds)
-    methods = [methods_row(method) for method in METHODS]
+    sizes = Sizes(way=way or (2 if small else 5), queries=queries or (1 if small else 30), size=size)
+    sides = choose_sides(place.type, names)
+    rates = matmul_rates(place)
+    counts = count(sides, sizes)
+    rows = measure(sides, sizes, device, rates, counts, rounds=rounds)
+    methods = counts.methods
     click.echo(f"{sizes.count} frames of {sizes.size} x {sizes.size}\n{table(rows)}\n\n{methods_table(methods)}")
-    context = {"episode": asdict(sizes), "device": device, "threads": torch.get_num_threads(), "rounds": rounds}
+    context = {"episode": asdict(sizes), "frames": sizes.count, "device": device, "threads": torch.get_num_threads()}
+    context |= {"rounds": rounds, "cores": os.cpu_count(), "ours": OURS[place.type], "load_average_before": before}
     context |= {"matmul_gflop_per_second": {name: round(rate, 1) for name, rate in rates.items()}}
-    context |= {"methods_on_the_papers_episode": methods, "load_average_before": before}
-    if save:
-        click.echo(f"written: {write_result(f'step-{place.type}', rows, context=context)}")
+    context |= {"methods_on_the_papers_episode": methods}
+    click.echo(f"written: {write_result(name or f'step-{place.type}', rows, context=context)}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, again="nothing was written")

@@ -110,9 +110,11 @@ class RunConfig:
     seed: int = 0
     eval_seed: int = 0
     # Execution
-    precision: str = "fp32"  # or "bf16": autocast; matching, losses, parameters and optimiser stay float32
-    # Order in memory of a trunk's maps. "auto": channels last in bf16, where it is faster, else the trunk's own, since
-    # sums of BatchNorm differ by it and published results are compared with the usual order.
+    # or "bf16": autocast; matching, losses, parameters and optimiser stay float32. On a CPU it is slower than float32,
+    # unless that has AMX.
+    precision: str = "fp32"
+    # Order in memory of a trunk's maps. "auto": channels last on a CPU and in bf16, where it is faster, else the
+    # trunk's own. Sums of BatchNorm in training differ by it (about 1e-4 at 224 x 224).
     memory_format: str = "auto"
     checkpoint_activations: bool = False  # compute the trunk's inner values twice, to keep a fraction of them
     graph: bool = True  # replay the training step as a CUDA graph; a CPU has none

@@ -99,9 +99,10 @@ def set_clips(trunk: Trunk, config: RunConfig) -> None:
 
 
 def memory_format(config: RunConfig, own: torch.memory_format) -> torch.memory_format:
-    """Order in memory of a trunk's maps: what the configuration says, else the trunk's own or what suits bfloat16."""
+    """Order in memory of a trunk's maps: what the configuration says, else what is fastest, or the trunk's own."""
     formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-    return formats.get(config.memory_format, torch.channels_last if config.precision == "bf16" else own)
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    return formats.get(config.memory_format, torch.channels_last if on_cpu or config.precision == "bf16" else own)
 
 
 def prototypes_of_trunk(config: RunConfig) -> RunConfig:

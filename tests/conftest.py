@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from videos import moving_frames, write_video
@@ -12,8 +14,20 @@ from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
 
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
 SPLITS = {"train": ["ant", "bee", "cat"], "val": ["dog", "eel"], "test": ["fox", "gnu"]}
 REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where FSAR_REQUIRE_GPU is set, a test that is marked gpu fails instead of being skipped."""
+    report = yield
+    if report.skipped and item.get_closest_marker("gpu") and os.environ.get("FSAR_REQUIRE_GPU"):
+        report.outcome, report.longrepr = "failed", f"FSAR_REQUIRE_GPU is set, but it was skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

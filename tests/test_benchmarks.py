@@ -9,13 +9,14 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 import pytest
 import simplejpeg
 import torch
 from conftest import SPLITS
 
-from benchmarks import episodes, methods, preprocess, step
+from benchmarks import episodes, methods, preprocess, step, step_counts, step_side
 from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
 from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
@@ -232,8 +233,28 @@ def test_methods_benchmark_runs() -> None:
 
 
 def test_steps_are_counted_without_values():
-    small = step.Sizes(way=2, queries=2, frames=2, size=64)
-    usual, ours = (step.without_values(lambda s=side: step.counted_peak_gib(s, small)) for side in step.SIDES[::3])
-    assert 0 < ours < usual
-    forward, whole = step.without_values(lambda: step.counted_gflop(step.USUAL, small))
-    assert 2 * forward < whole < 3.1 * forward
+    small = step_side.Sizes(way=2, queries=2, frames=4, size=160)
+    recomputed, plain = (step_counts.peak_gib("fp32", recomputes, small) for recomputes in (True, False))
+    assert 0 < recomputed < plain
+    twice, whole = (step_counts.step_gflop(recomputes, small) for recomputes in (True, False))
+    assert 1.2 * whole < twice < 1.4 * whole  # the forward pass again
+
+
+def test_a_side_is_measured_in_a_process_of_its_own():
+    sizes = step_side.Sizes(way=2, queries=2, frames=2, size=32)
+    found = step_side.measure_apart(step_side.Job(step.ON_CPU[2], sizes, "cpu", 1, threads=1, profiled=True))
+    (timed,) = found["rounds"]
+    assert timed["wall"] > 0
+    assert found["peak_mib"] > 100
+    assert found["profile"]["convolutions"] > 0
+    with pytest.raises(click.ClickException, match=r"usual: .*nowhere"):
+        step_side.measure_apart(step_side.Job(step.USUAL, sizes, "nowhere", 1))
+    counts = step_counts.Counts({False: 1.0}, {("fp32", False): 1.0}, [])
+    row = step._row(step.USUAL, sizes, found, counts, rate=1.0) | {"ratio": 1.0}
+    assert row["name"] in step.table([row])
+
+
+def test_sides_are_chosen_by_name():
+    assert [side.name for side in step.choose_sides("cpu", [step.OURS["cpu"]])] == ["usual", step.OURS["cpu"]]
+    with pytest.raises(ConfigError, match="no side"):
+        step.choose_sides("cpu", ["no such"])

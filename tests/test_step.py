@@ -188,12 +188,15 @@ def test_recomputed_activations_change_nothing(name):
     assert all(norm.momentum == 0.1 for norm in trunk.modules() if hasattr(norm, "momentum"))
 
 
-def test_order_in_memory_follows_the_precision():
+def test_order_in_memory_follows_device_and_precision(monkeypatch):
     from fsar.cli.train import resolve  # noqa: PLC0415 -- a command, wanted here alone
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given = {"num_classes": 3, "trunk": "resnet18", "trunk_weights": "random", "frames": 4}
     for options, wanted in (
         ({}, torch.contiguous_format),
+        ({"device": "cpu"}, torch.channels_last),
+        ({"device": "cpu", "memory_format": "contiguous"}, torch.contiguous_format),
         ({"precision": "bf16"}, torch.channels_last),
         ({"precision": "bf16", "memory_format": "contiguous"}, torch.contiguous_format),
         ({"memory_format": "channels-last"}, torch.channels_last),
@@ -202,6 +205,8 @@ def test_order_in_memory_follows_the_precision():
         assert model.trunk.memory_format == model.decoder.memory_format == wanted
     config = resolve("synthetic", "molo", "demo", None, {})
     assert memory_format(config, create_trunk("tiny").memory_format) == torch.channels_last  # its own
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert memory_format(config, torch.contiguous_format) == torch.channels_last  # "auto" is the CPU
 
 
 class StandIn:

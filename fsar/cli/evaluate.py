@@ -14,8 +14,9 @@ from fsar.cli.compare import CompareOptions, check_runs, compare_runs
 from fsar.cli.options import parse_pairs
 from fsar.comparison import check_same
 from fsar.config import build_config
-from fsar.data import class_text_sha256
+from fsar.data import choose_device, class_text_sha256
 from fsar.evaluation import summarise
+from fsar.memory import keep_freed_memory
 from fsar.methods import METHODS, find_method, method_options
 from fsar.results import coverage_text, describe
 from fsar.training import TRUNK_ALONE
@@ -141,6 +142,7 @@ def cli(
                 click.echo(line)
         for one in found:
             trial.check(one)
+            keep_freed_memory(choose_device(one.config.device))
         if first:
             compare_runs(found, trial, options)
         else:

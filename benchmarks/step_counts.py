@@ -1,0 +1,102 @@
+"""Operations and memory of a training step, counted on tensors without values: nothing is computed."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.methods import gflop
+from benchmarks.step_side import Side, Sizes, make_episode, make_model
+from fsar.methods import METHODS
+from fsar.step import EpisodeStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Zeros(TorchDispatchMode):
+    """Answers 0 where a value is asked for: the checks of labels pass, and nothing else asks."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Called for every operation."""
+        return 0 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+
+
+def without_values(function: Callable[[], Any]) -> Any:  # noqa: ANN401 -- what the function returns
+    """Call a function whose tensors have shapes alone: nothing is computed or allocated."""
+    with FakeTensorMode(), Zeros():
+        return function()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted: operations in 1e9 of a step with and without recomputation; GiB; rows of the methods."""
+
+    gflop: dict[bool, float]
+    papers_gib: dict[tuple[str, bool], float]  # by precision, and whether it recomputes
+    methods: list[dict[str, Any]]
+
+
+def count(sides: Sequence[Side], sizes: Sizes, methods: Sequence[str] = tuple(METHODS)) -> Counts:
+    """Count each thing once, in as many processes as cores: the order in memory changes no count."""
+    recomputes = sorted({side.recomputes for side in sides})
+    kinds = sorted({(side.precision, side.recomputes) for side in sides})
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        peaks = pool.map(peak_gib, *zip(*kinds, strict=True))  # the longest first
+        operations = pool.map(step_gflop, recomputes, [sizes] * len(recomputes))
+        rows = list(pool.map(methods_row, methods))
+        gflop = dict(zip(recomputes, operations, strict=True))
+        return Counts(gflop, dict(zip(kinds, peaks, strict=True)), rows)
+
+
+def step_gflop(recomputes: bool, sizes: Sizes) -> float:
+    """Operations in 1e9 of a whole step; the precision changes nothing."""
+
+    def whole() -> float:
+        model = make_model(Side("counted", recomputes=recomputes))
+        return gflop(partial(EpisodeStep(model).run, make_episode(sizes)))
+
+    return float(without_values(whole))
+
+
+def peak_gib(precision: str, recomputes: bool, sizes: Sizes = Sizes()) -> float:  # noqa: B008 -- frozen; mapped
+    """Most memory in use during a step, in GiB: weights, gradients, episode, inner values; no buffers of libraries."""
+
+    def peak() -> float:
+        model, episode = make_model(Side("counted", recomputes=recomputes)), make_episode(sizes)
+        step = EpisodeStep(model, precision=precision)
+        tracker = MemTracker()
+        tracker.track_external(model, episode.support, episode.query)
+        with tracker:
+            step.run(episode)
+        found = tracker.get_tracker_snapshot("peak")
+        return sum(values["Total"] for values in found.values()) / 2**30
+
+    return float(without_values(peak))
+
+
+def methods_row(method: str) -> dict[str, Any]:
+    """Parameters of a method with ResNet-50, and the operations of forward pass and step on the papers' episode."""
+
+    def counted() -> tuple[float, float, float]:
+        model, episode = make_model(Side("counted"), method), make_episode(Sizes())
+        forward = gflop(partial(model, episode))
+        parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        return parameters, forward, gflop(partial(EpisodeStep(model).run, episode))
+
+    parameters, forward, step = without_values(counted)
+    return {
+        "method": method,
+        "parameters_m": round(parameters, 2),
+        "forward_gflop": round(forward, 1),
+        "step_gflop": round(step, 1),
+    }
