@@ -38,7 +38,7 @@ FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "tes
 FREE |= {"graph", "checkpoint_activations"}
 # Smallest sensible values.
 LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
-LEAST |= {"resize_width": 0}
+LEAST |= dict.fromkeys(("resize_width", "views"), 0)
 LEAST |= dict.fromkeys(("unlabelled_per_class", "distractor_classes", "distractors_per_class"), 0)
 LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
 LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
@@ -80,6 +80,7 @@ class RunConfig:
     frames: int = 8
     frame_rule: str = "segment"
     test_frames: str = "centre"
+    views: int = 0  # random views of a test video that are embedded once each; 0: random frames anew in each episode
     kinetics_window: str = "whole"
     resize: int = 256  # height before the crop
     resize_width: int = 0  # 0: as the height
@@ -187,6 +188,8 @@ def _check(config: RunConfig) -> None:
     unlabelled = config.unlabelled_per_class or config.distractor_classes or config.labelled_fraction < 1
     if config.tasks == "augment" and (config.labels or unlabelled):
         raise ConfigError('tasks = "augment" needs no labels and no unlabelled videos: leave those options out')
+    if config.views and config.test_frames != "random":
+        raise ConfigError(f'views = {config.views}: test_frames = "centre" has one view of a video; leave views out')
     if config.class_text and (config.labels or config.tasks == "augment"):
         raise ConfigError(
             'class_text has texts of the true classes, which training with labels or tasks = "augment" does not know: '

@@ -174,4 +174,5 @@ def open_episodes(
         mean=trunk.mean,
         std=trunk.std,
         given=given,
+        views=0 if training else config.views,
     )

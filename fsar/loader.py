@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -10,14 +11,16 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fsar.embeddings import embed_videos
+from fsar.embeddings import centre_views, embed_views, join
 from fsar.episode import Episode
+from fsar.provenance import model_sha256, view_facts
 from pipelines.augment import render, render_windows
 from pipelines.buffers import ClipBuffers
 from pipelines.executors import executor_for
 from pipelines.loader import Prefetcher
 from pipelines.plan import EpisodeRules, EpisodeStream
 from pipelines.raw import RawExecutor
+from pipelines.views import MOST_VIEWS, draw_views, number_views, places_of
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
@@ -25,13 +28,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fsar.class_text import ClassText
+    from fsar.embedding_store import EmbeddingStore
     from fsar.methods import Embedding, FewShotMethod
     from pipelines.lookup import Windows
     from pipelines.plan import Chosen, EpisodePlan
     from pipelines.pools import Labels
 
     Three = tuple[float, float, float]
+    Ints = NDArray[np.int64]
 
 
 class EpisodeLoader:
@@ -55,11 +63,13 @@ class EpisodeLoader:
         std: Standard deviation of each colour.
         class_text: Texts of the split's classes, carried by its episodes; not beside `labels`.
         given: Videos of the episodes, such as `pipelines.given.read_episodes` reads, where none are to be drawn.
+        views: In evaluation, random views of each video that are embedded once each, and that every episode chooses
+            among; 0: a video is seen anew in each episode, where the rules have anything random.
 
     Raises:
         ShardError: there is no such split.
-        ConfigError: a class has too few videos or no text, the rules do not fit the shards, or texts are given
-            beside labels.
+        ConfigError: a class has too few videos or no text, the rules do not fit the shards, views are asked for where
+            all are alike, or texts are given beside labels.
     """
 
     def __init__(
@@ -78,10 +88,13 @@ class EpisodeLoader:
         std: Three = (0.225, 0.225, 0.225),
         class_text: ClassText | None = None,
         given: Sequence[Chosen] | None = None,
+        views: int = 0,
     ) -> None:
         if labels is not None and class_text is not None:
             raise ConfigError("class_text has texts of the split's classes, but labels replace these: give one of both")
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
+        check_views(self.rules, views)
+        self.views = views
         self.device, self._mean, self._std = torch.device(device), mean, std
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
@@ -152,9 +165,41 @@ class EpisodeLoader:
         table[[place[name] for name in names]] = class_text.rows(names)
         return table.to(self.device)
 
-    def embed(self, model: FewShotMethod, rows: Sequence[int], **options: Any) -> Embedding:  # noqa: ANN401
-        """Embedding [V, ...] of videos in evaluation: centre frames, centre crop; options are of `embed_videos`."""
-        return embed_videos(model, self.shards, rows, self.rules, executor=self._executor, progress=True, **options)
+    @property
+    def draws_each_time(self) -> bool:
+        """Whether a video looks different in every episode, so that none is worth embedding before."""
+        return self.rules.random_views and not self.views
+
+    def embed(
+        self,
+        model: FewShotMethod,
+        rows: Ints,
+        *,
+        precision: str = "fp32",
+        shuffled: bool = False,
+        store: EmbeddingStore | None = None,
+    ) -> Embedding:
+        """Embedding [V, ...] of videos [V] (ascending rows), or [V * views, ...]: random views of each, side by side.
+
+        Without views: centre frames and centre crop.  What `store` has is read from there, and the rest put in.
+        """
+        numbers = number_views(rows, self.views)
+        read = partial(draw_views, self.stream) if self.views else partial(centre_views, self.shards, rules=self.rules)
+
+        def make(numbers: Ints) -> Iterator[Embedding]:
+            how: dict[str, Any] = {"executor": self._executor, "precision": precision, "shuffled": shuffled}
+            return embed_views(model, numbers, self.rules, read=read, progress=True, **how)
+
+        if store is None:
+            return join(list(make(numbers)))
+        facts = view_facts(
+            self.shards, self.rules, executor=self._executor, device=self.device, precision=precision
+        ) | {"model": model_sha256(model), "shuffled": shuffled}
+        return store.fetch(facts, numbers, make, device=self.device)
+
+    def places(self, plan: EpisodePlan, videos: Ints) -> tuple[Ints, Ints, Ints]:
+        """Where support, query and unlabelled videos of an episode stand in what `embed` makes of `videos`."""
+        return places_of(plan, videos, self.views, seed=self.stream.seed, flips=self.rules.query_flip)
 
     def close(self) -> None:
         """End its threads and give back the decoder; the shard set stays open."""
@@ -166,6 +211,16 @@ class EpisodeLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_views(rules: EpisodeRules, views: int) -> None:
+    """Refuse a number of views that cannot be: ConfigError."""
+    if not 0 <= views <= MOST_VIEWS:
+        raise ConfigError(f"views = {views}: give a number from 0 to {MOST_VIEWS}")
+    if views and not (rules.random_frames or rules.random_crop):
+        raise ConfigError(
+            f"views = {views}, but test_frames is centre: all views of a video are alike; leave views out"
+        )
 
 
 def base_rows(shards: ShardSet) -> Tensor:

@@ -236,9 +236,9 @@ class EpisodeStream:
         reads = ReadLists()
         query_rows = np.array([row for row, _ in query], dtype=np.int64)
         support_rows, unlabelled_rows = (np.array(rows, dtype=np.int64) for rows in (support, chosen.unlabelled))
-        support_views = self._views(draw, support_rows, reads, query=False)
-        query_views = self._views(draw, query_rows, reads, query=True)
-        unlabelled_views = self._views(draw, unlabelled_rows, reads, query=False)
+        support_views = self.views(draw, support_rows, reads, query=False)
+        query_views = self.views(draw, query_rows, reads, query=True)
+        unlabelled_views = self.views(draw, unlabelled_rows, reads, query=False)
         return EpisodePlan(
             n=n,
             way=way,
@@ -308,8 +308,8 @@ class EpisodeStream:
         draw.shuffle(rows)  # the place of a video must say nothing about its class
         return rows
 
-    def _views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
-        """Draw a clip of each video: frames, then flip, crop x, crop y, jitter."""
+    def views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
+        """Draw a clip of each video, its windows added to `reads`: frames, then flip, crop x, crop y, jitter."""
         rules, rule, views = self.rules, self._rule, []
         steps, random_frames, size = rules.frames, rules.random_frames, None
         whole, crop = rules.resized, (rules.crop, rules.crop)

@@ -102,8 +102,9 @@ def compare_runs(found: Sequence[Candidate], trial: Trial, options: CompareOptio
 
 def _describe(candidate: Candidate, trial: Trial) -> dict[str, Any]:
     config = trial.configured(candidate.config)
-    keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "resize", "crop", "precision")
-    described = {key: getattr(config, key) for key in (*keys, *UNLABELLED, "class_text", "labels", "tasks")}
+    keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "views", "resize", "crop")
+    others = (*UNLABELLED, "precision", "class_text", "labels", "tasks")
+    described = {key: getattr(config, key) for key in keys + others}
     return described | inference(config) | {"class_text_sha256": class_text_sha256(config)} | candidate.stamp
 
 
@@ -139,7 +140,7 @@ def _details(candidate: Candidate, trial: Trial, overlap: Overlap) -> dict[str, 
     return {
         "method": config.method,
         "trunk": config.trunk,
-        "frames": f"{config.frames} {config.test_frames}",
+        "frames": f"{config.frames} {config.test_frames}" + (f", {config.views} views" if config.views else ""),
         "style": config.recipe_style,
         "checkpoint": stamp.get("checkpoint", "none") + (f" on {chosen_on}" if chosen_on != "last" else ""),
         "unlabelled": unlabelled_text(config),

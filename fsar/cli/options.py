@@ -66,6 +66,7 @@ EXPLAINED = {
     "unlabelled_per_class": "Unlabelled videos of each class in an episode.",
     "val_episodes": "Episodes of a validation.",
     "val_every": "Episodes between validations.",
+    "views": "Random views of a test video, embedded once each; 0: anew in every episode.",
     "warmup_lr": "Rate from which --lr is approached.",
     "way": "Classes of an episode in training.",
     "weight_decay": "Weight decay.",

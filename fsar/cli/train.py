@@ -197,7 +197,8 @@ def train_and_test(
             click.echo(str(overlap))
         if test.stream.dropped:
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
-        click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes: {result}")
+        seen_in = f", each video in {config.views} random views" if config.views else ""
+        click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes{seen_in}: {result}")
         if controls.shuffled:
             control = trainer.evaluate(test, config.test_episodes, shuffled=True, label="shuffled")
             table["shuffled_frames"] = control.to_json()
