@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fsar.methods import Embedding, FewShotMethod
-    from fsar.trunks import Trunk
     from pipelines.executors import Executor
     from pipelines.plan import EpisodeRules
     from shards_spec import ShardSet
 
     Ints = NDArray[np.int64]
+    Three = tuple[float, float, float]
     ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> what makes them
 
 BATCH = 8  # videos that go through the model together
@@ -78,7 +78,8 @@ def embed_views(
         starts = range(0, len(numbers), BATCH)
         for start in tqdm(starts, desc="embed", unit_scale=BATCH, unit="video", leave=False, disable=not progress):
             batch = numbers[start : start + BATCH]
-            clips = render_views(read(batch), model.trunk, rules, executor=executor, device=device)
+            how = {"mean": model.trunk.mean, "std": model.trunk.std}
+            clips = render_views(read(batch), rules, executor=executor, device=device, **how)
             clips = shuffle_clips(clips, rows_of(batch).tolist()) if shuffled else clips
             with autocast(device, precision):
                 embedding = model.embed(model.trunk(clips))
@@ -96,16 +97,17 @@ def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
 
 def render_views(
     chosen: tuple[Sequence[Reads], Sequence[View]],
-    trunk: Trunk,
     rules: EpisodeRules,
     *,
+    mean: Three,
+    std: Three,
     executor: Executor,
     device: torch.device,
 ) -> Tensor:
-    """Clips [V, T, 3, crop, crop] of what is to be read and of the views of it, normalised as the trunk wants them."""
+    """Clips [V, T, 3, crop, crop] of what is to be read and of the views of it, normalised."""
     reads, views = chosen
     frames = [executor.decode(each).to(device) for each in reads]
-    return render(frames, views, mean=trunk.mean, std=trunk.std, crop=rules.crop, resize=rules.resized)
+    return render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resized)
 
 
 def centre_views(shards: ShardSet, numbers: Ints, *, rules: EpisodeRules) -> tuple[list[Reads], list[View]]:

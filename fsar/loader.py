@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fsar.embeddings import centre_views, embed_views, join
+from fsar.embeddings import centre_views, embed_views, join, render_views
 from fsar.episode import Episode
 from fsar.provenance import model_sha256, view_facts
 from pipelines.augment import render, render_windows
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from fsar.embedding_store import EmbeddingStore
     from fsar.methods import Embedding, FewShotMethod
     from pipelines.lookup import Windows
-    from pipelines.plan import Chosen, EpisodePlan
+    from pipelines.plan import Chosen, EpisodePlan, View
     from pipelines.pools import Labels
+    from pipelines.reads import Reads
 
     Three = tuple[float, float, float]
     Ints = NDArray[np.int64]
@@ -120,7 +121,7 @@ class EpisodeLoader:
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
         """The same with each episode's plan (which videos, which frames) and the seconds waited for it."""
         for plan, pixels, wait in self.prefetcher.prepared(self._pixels, start, stop, step=step):
-            yield plan, self._episode(plan, self._render(plan, pixels)), wait
+            yield plan, self.assemble(plan, self._render(plan, pixels)), wait
 
     def _pixels(self, plan: EpisodePlan) -> Sequence[Tensor] | Sequence[Windows]:
         """In the background: decoded frames, or the places of raw ones where they are only to be normalised."""
@@ -138,18 +139,25 @@ class EpisodeLoader:
         frames = self.prefetcher.to_device(frames)
         return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
 
-    def _episode(self, plan: EpisodePlan, clips: Tensor) -> Episode:
-        """Parts of the clips [V, T, 3, H, W], support first: all are views of them."""
-        support, query, unlabelled = torch.split(clips, [len(plan.support), len(plan.query), len(plan.unlabelled)])
+    def assemble(self, plan: EpisodePlan, clips: Tensor | None, *, features: Tensor | None = None) -> Episode:
+        """The episode of clips [V, T, 3, H, W], support first: all are views of them; of features [V, ...] likewise.
+
+        Beside features no unlabelled video needs its clip: the clips are the target of a reconstruction then.
+        """
+        support, query, unlabelled = _parts(plan, clips)
+        support_features, query_features, unlabelled_features = _parts(plan, features)
         class_ids = torch.from_numpy(plan.class_ids).to(self.device)
         return Episode(
-            support=rearrange(support, "(way shot) ... -> way shot ...", way=plan.way),
+            support=support,
             query=query,
+            support_features=support_features,
+            query_features=query_features,
             query_labels=torch.from_numpy(plan.query_labels).to(self.device),
             class_ids=class_ids if self._base_rows is not None else torch.full_like(class_ids, -1),
             base_ids=self._base_rows[class_ids] if self._base_rows is not None else class_ids,
             class_text=self.texts(class_ids),
-            unlabelled=unlabelled if plan.unlabelled else None,
+            unlabelled=unlabelled if features is None else None,
+            unlabelled_features=unlabelled_features,
         )
 
     def texts(self, class_ids: Tensor) -> Tensor | None:
@@ -192,10 +200,17 @@ class EpisodeLoader:
 
         if store is None:
             return join(list(make(numbers)))
-        facts = view_facts(
-            self.shards, self.rules, executor=self._executor, device=self.device, precision=precision
-        ) | {"model": model_sha256(model), "shuffled": shuffled}
+        facts = self.view_facts(precision) | {"model": model_sha256(model), "shuffled": shuffled}
         return store.fetch(facts, numbers, make, device=self.device)
+
+    def view_facts(self, precision: str) -> dict[str, Any]:
+        """What the pixels of a view depend on besides its video, and how a network computes with them here."""
+        return view_facts(self.shards, self.rules, executor=self._executor, device=self.device, precision=precision)
+
+    def clips_of(self, chosen: tuple[Sequence[Reads], Sequence[View]]) -> Tensor:
+        """Clips [v, T, 3, H, W] of views, whatever the episode; on the device."""
+        how: dict[str, Any] = {"mean": self._mean, "std": self._std, "executor": self._executor}
+        return render_views(chosen, self.rules, device=self.device, **how)
 
     def places(self, plan: EpisodePlan, videos: Ints) -> tuple[Ints, Ints, Ints]:
         """Where support, query and unlabelled videos of an episode stand in what `embed` makes of `videos`."""
@@ -211,6 +226,15 @@ class EpisodeLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _parts(plan: EpisodePlan, values: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Values [V, ...] of an episode's videos as support [way, shot, ...], queries and unlabelled ones, if any."""
+    if values is None:
+        return None, None, None
+    support, query, unlabelled = torch.split(values, [len(plan.support), len(plan.query), len(plan.unlabelled)])
+    grouped = rearrange(support, "(way shot) ... -> way shot ...", way=plan.way)
+    return grouped, query, unlabelled if plan.unlabelled else None
 
 
 def check_views(rules: EpisodeRules, views: int) -> None:

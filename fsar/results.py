@@ -49,6 +49,7 @@ def describe(
         "distractors_per_class": config.distractors_per_class,
         "labelled_fraction": config.labelled_fraction,
         "views": config.views,
+        "freeze_trunk": config.freeze_trunk,
         "test": test.to_json(),
         "fsar": version("fsar"),
         "torch": torch.__version__,

@@ -268,6 +268,12 @@ class EpisodeStream:
             return _rows_of(self.given)
         return self._pools.videos()
 
+    def drawn_videos(self) -> Ints:
+        """[n] those of `videos` that these rules can draw: the labelled ones, where none is taken as unlabelled."""
+        if self.given is not None or self.rules.unlabelled or self.rules.labelled_fraction == 1:
+            return self.videos()
+        return np.sort(np.concatenate([self._pools[place].rows for place in range(len(self._pools))]))
+
     def _chosen(self, draw: Draw, n: int) -> Chosen:
         if self.given is None:
             return self._choose(draw, n)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fsar import METHODS, EpisodeLoader, EpisodeRules, create_method
 from fsar.embedding_store import EmbeddingStore
-from fsar.embeddings import render_views, shuffle_clips
+from fsar.embeddings import shuffle_clips
 from fsar.evaluation import Answers, answer, collect
 from fsar.methods import FewShotMethod, method_options
 from fsar.provenance import model_sha256
@@ -52,10 +52,8 @@ def in_views(loader: EpisodeLoader, model: FewShotMethod, *, shuffled: bool = Fa
             plan = loader.stream.plan(n)
             rows = np.concatenate([plan.support_rows, plan.query_rows])
             chosen = np.concatenate(choose_views(plan, loader.views, seed=loader.stream.seed, flips=False))
-            how = {"executor": loader._executor, "device": loader.device}
-            numbers = (rows << 16) + chosen
-            clips = render_views(draw_views(loader.stream, numbers), model.trunk, loader.rules, **how)
-            yield plan, loader._episode(plan, shuffle_clips(clips, rows.tolist()) if shuffled else clips)
+            clips = loader.clips_of(draw_views(loader.stream, (rows << 16) + chosen))
+            yield plan, loader.assemble(plan, shuffle_clips(clips, rows.tolist()) if shuffled else clips)
 
     return collect(model, episodes())
 

@@ -78,6 +78,9 @@ def cli(
             recipe = str(saved)
         config = resolve(name, method, recipe, recipe_style, options)
         config = replace(config, num_classes=config.num_classes or _training_classes(shards, config))
+        if config.freeze_trunk and config.query_jitter:
+            click.echo("--freeze-trunk: colours of queries are not jittered, since views are computed once", err=True)
+            config = replace(config, query_jitter=False)
         if print_config:
             click.echo(config.to_toml(), nl=False)
             return
@@ -228,6 +231,9 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
         click.echo(incomplete)
     if not trainer.selects:
         click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
+    if config.freeze_trunk:
+        videos = len(trainer.train_episodes.stream.drawn_videos())
+        click.echo(f"the trunk is frozen: {config.cached_views} views of each of {videos:,} videos go through it once")
     if trainer.model.reads_class_text and not config.class_text:
         click.echo("no --class-text: what the method does with the texts of classes is left out")
     if config.labels:

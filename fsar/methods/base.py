@@ -59,6 +59,7 @@ class FewShotMethod(nn.Module):
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
     reads_class_text: ClassVar[bool] = False  # whether episodes of a run need the text vectors of their classes
     reads_unlabelled: ClassVar[bool] = False  # whether `match` and `forward` take unlabelled videos
+    reads_maps: ClassVar[bool] = False  # whether `embed` needs the trunk's maps, not pooled features alone
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int) -> None:
         super().__init__()
@@ -78,6 +79,11 @@ class FewShotMethod(nn.Module):
         """
         if not self.reads_class_text:
             raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the losses of `forward` need images beside features."""
+        return False
 
     def embed(self, features: Features) -> Embedding:
         """Features of V videos -> their embedding."""

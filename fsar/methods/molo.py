@@ -73,6 +73,8 @@ class MoLo(FewShotMethod):
         )
     } | {"classifier": "classification_layer", **MOTION_NAMES}
 
+    reads_maps: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
@@ -121,6 +123,11 @@ class MoLo(FewShotMethod):
         if temperature is None:
             self.scale = nn.Parameter(torch.ones(1))
             self.scale_motion = nn.Parameter(torch.ones(1))
+
+    @property
+    def reads_images(self) -> bool:
+        """With a reconstruction, the losses need images beside features."""
+        return bool(self.weights["recons"])
 
     def encode(self, features: Features) -> tuple[Embedding, Tensor]:
         """Features of V videos -> embedding with tokens [V, T+1, C] and motion [V, T, C], and the differences.
