@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fsar.methods import FewShotMethod
 
 VIEWS = 96  # in the store, of which each episode draws
+CACHED = 4  # episodes behind the frozen trunk for each one through it
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,16 @@ def noise_store(model: FewShotMethod, setting: Setting, folder: Path) -> Feature
     return make_features(folder, kinds, np.arange(VIEWS), make, batch=8)
 
 
-def measure(setting: Setting, *, rounds: int) -> list[dict[str, Any]]:
+def measure(setting: Setting, methods: list[str], *, rounds: int) -> list[dict[str, Any]]:
     """One row a method."""
     rows = []
-    for method in learning_methods(setting):
+    for method in methods:
         with tempfile.TemporaryDirectory() as folder:
             usual, cached = Usual(method, setting), Cached(method, setting, Path(folder) / "features")
             contestants = [Contestant("usual", usual.run), Contestant("cached", cached.run)]
             for contestant in contestants:
                 contestant.run(1)
-            timings = time_in_turn(contestants, rounds=rounds, counts=[1, 8])
+            timings = time_in_turn(contestants, rounds=rounds, counts=[1, CACHED])
         rates = {name: round(timing.rate, 2) for name, timing in timings.items()}
         ratio = round(timings["cached"].rate / timings["usual"].rate, 1)
         rows.append({"trunk": setting.trunk, "method": method, "ratio": ratio} | rates)
@@ -163,10 +164,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--methods", "names", help="Commas between them.  [default: all that train anything after the trunk]")
 @click.option("--trunks", default="tiny,resnet50", show_default=True, help="Names, commas between them.")
 @click.option("--save/--no-save", default=True, show_default=True, help="Write the result's file.")
-def main(device: str, rounds: int, trunks: str, *, save: bool) -> None:
+def main(device: str, rounds: int, names: str | None, trunks: str, *, save: bool) -> None:
     """Time both sides in turn, method by method; print and store a table."""
     place, before = torch.device(device), load_average()
     small = place.type == "cpu"
@@ -174,7 +176,8 @@ def main(device: str, rounds: int, trunks: str, *, save: bool) -> None:
     rows = []
     for trunk in trunks.split(","):
         sizes = episode(size=64 if trunk == "tiny" else 224)
-        rows += measure(Setting(trunk, sizes, place), rounds=rounds)
+        setting = Setting(trunk, sizes, place)
+        rows += measure(setting, names.split(",") if names else learning_methods(setting), rounds=rounds)
     click.echo(table(rows))
     context = {"device": device, "threads": torch.get_num_threads(), "rounds": rounds, "load_average_before": before}
     context |= {"way": episode().way, "queries": episode().queries}

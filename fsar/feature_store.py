@@ -101,8 +101,8 @@ def make_features(folder: Path, kinds: Sequence[str], numbers: Ints, make: Make,
             bar = tqdm(total=views_missing, unit="view", desc="features", leave=False)
             for done, first in enumerate(missing):
                 views = numbers[first : first + size]
-                parts = [make(views[start : start + batch]) for start in range(0, len(views), batch)]
-                columns = {kind: _stored(kind, [part[kind] for part in parts]) for kind in kinds}
+                parts = [_stored(make(views[start : start + batch])) for start in range(0, len(views), batch)]
+                columns = {kind: np.concatenate([part[kind] for part in parts]) for kind in kinds}
                 if not done:
                     _check_room(folder, sum(column.nbytes for column in columns.values()) * len(missing))
                 for kind, column in columns.items():
@@ -112,11 +112,15 @@ def make_features(folder: Path, kinds: Sequence[str], numbers: Ints, make: Make,
     return FeatureStore.open(folder, kinds, len(numbers))
 
 
-def _stored(kind: str, parts: Sequence[Tensor]) -> NDArray[Any]:
-    column = torch.cat([part.cpu() for part in parts]).to(getattr(torch, np.dtype(TYPES[kind]).name))
-    if not bool(column.isfinite().all()):
-        raise FsarError(f"features ({kind}) of the frozen trunk are not finite as {column.dtype}: train without")
-    return column.numpy()
+def _stored(made: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Features on the host as they are stored."""
+    columns = {}
+    for kind, values in made.items():
+        column = values.to(getattr(torch, np.dtype(TYPES[kind]).name))
+        if not bool(column.isfinite().all()):
+            raise FsarError(f"features ({kind}) of the trunk are not finite as {column.dtype}: leave freeze_trunk out")
+        columns[kind] = column.cpu().numpy()
+    return columns
 
 
 def _check_room(folder: Path, size: int) -> None:

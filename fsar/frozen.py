@@ -19,7 +19,7 @@ from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, json_bytes, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class CachedEpisodes:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "facts.json", json_bytes(facts))
-        make = partial(features_of, loader=loader, trunk=model.trunk, precision=precision)
+        make = partial(features_of, kinds=kinds, loader=loader, trunk=model.trunk, precision=precision)
         self.store = make_features(folder, kinds, numbers, make, batch=BATCH)
 
     def planned(
@@ -107,14 +107,24 @@ class CachedEpisodes:
 
 
 @torch.no_grad()
-def features_of(numbers: Ints, *, loader: EpisodeLoader, trunk: Trunk, precision: str) -> dict[str, Tensor]:
-    """What a trunk in eval mode makes of views: pooled [v, T, C], maps [v, T, C, h, w]; images in grey levels."""
+def features_of(
+    numbers: Ints, *, kinds: Sequence[str], loader: EpisodeLoader, trunk: Trunk, precision: str
+) -> dict[str, Tensor]:
+    """What a trunk in eval mode makes of views: pooled [v, T, C], maps [v, T, C, h, w]; images in grey levels.
+
+    Raises:
+        ConfigError: maps are asked for, and the trunk has none.
+    """
     was_training = trunk.training
     trunk.eval()
     clips = loader.clips_of(draw_views(loader.stream, numbers))  # [v, T, 3, H, W]
     with autocast(loader.device, precision):
         features = trunk(clips)
     trunk.train(was_training)
-    mean, std = (torch.tensor(three, device=clips.device)[:, None, None] for three in (trunk.mean, trunk.std))
-    made = {"pooled": features.pooled, "images": (255 * (clips * std + mean)).round().clamp(0, 255)}
-    return made if features.maps is None else made | {"maps": features.maps}
+    made = {"pooled": features.pooled, "maps": features.maps}
+    if "images" in kinds:
+        mean, std = (torch.tensor(three, device=clips.device)[:, None, None] for three in (trunk.mean, trunk.std))
+        made["images"] = (255 * (clips * std + mean)).round().clamp(0, 255)
+    if any(made[kind] is None for kind in kinds):
+        raise ConfigError(f"the method reads maps, which {type(trunk).__name__} has not: choose another trunk")
+    return {kind: made[kind] for kind in kinds}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import SPLITS
 
-from benchmarks import episodes, methods, preprocess, step
+from benchmarks import episodes, frozen, methods, preprocess, step
 from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
 from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
@@ -224,3 +224,16 @@ def test_steps_are_counted_without_values():
     assert 0 < ours < usual
     forward, whole = step.without_values(lambda: step.counted_gflop(step.USUAL, small))
     assert 2 * forward < whole < 3.1 * forward
+
+
+def test_both_sides_of_a_frozen_trunk_are_stepped(tmp_path: Path) -> None:
+    setting = frozen.Setting("tiny", step.Sizes(way=2, queries=2, frames=4, size=32), torch.device("cpu"))
+    assert frozen.learning_methods(setting) == ["molo", "hyrsm", "hyrsm++", "trx", "ctx", "clip-fsar"]
+    for method in ("molo", "hyrsm"):
+        sides = [frozen.Usual(method, setting), frozen.Cached(method, setting, tmp_path / method)]
+        for side in sides:
+            side.run(2)
+            assert side.step.read().counted == 2
+        trunk = sides[1].step.model.trunk
+        assert all(parameter.grad is None for parameter in trunk.parameters())
+        assert any(parameter.grad is not None for parameter in sides[1].step.parameters)
