@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fsar.methods import Embedding
 from fsar.provenance import key_of
 from shards_spec.errors import ConfigError, FsarError
-from shards_spec.files import TEMPORARY, disk_errors, only_writer, sync_folder, sync_tree, temporary
+from shards_spec.files import TEMPORARY, disk_errors, only_writer, read_json, sync_folder, sync_tree, temporary
 from shards_spec.index import column_sha256
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
+FORMAT = "fsar-embeddings 1"  # of the root group
 PART, CHUNK = 128 << 20, 4 << 20  # bytes of a part, what a killed run may lose, and of a chunk in it
 NUMBERS = "view"  # column of the numbers of views: catalogue row * 65536 + view
 BFLOAT16 = "bfloat16"  # a type that neither NumPy nor zarr has: its bits are stored as int16
@@ -47,7 +48,8 @@ class EmbeddingStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").is_file()):
+        other = path.is_dir() and any(path.iterdir()) and _format_of(path) != FORMAT
+        if other or path.is_file():
             raise ConfigError(f"{path} is no store of embeddings: name a new folder, or one that fsar-eval made")
 
     def fetch(
@@ -77,7 +79,8 @@ class EmbeddingStore:
         tqdm.write(f"{self.path}: {len(numbers) - len(missing):,} of {len(numbers):,} embeddings were there")
         if len(missing):
             with disk_errors(self.path):
-                zarr.open_group(self.path, mode="a", zarr_format=3).require_group(folder.name)
+                root = zarr.open_group(self.path, mode="a", zarr_format=3, attributes={"format": FORMAT})
+                root.require_group(folder.name)
                 zarr.open_group(folder, mode="a").update_attributes(dict(facts))
             with only_writer(folder):
                 for leftover in folder.glob(f"part-*{TEMPORARY}"):  # of a run that was killed
@@ -104,6 +107,15 @@ class _Gathered:
                 shape = (len(self.numbers), *values.shape[1:])
                 self.tensors[name] = torch.empty(shape, dtype=values.dtype, device=self.device)
             self.tensors[name][index] = values.to(self.device)
+
+
+def _format_of(path: Path) -> str | None:
+    """What a zarr group says that it is; None where it is none or does not say."""
+    try:
+        found: str = read_json(path / "zarr.json")["attributes"]["format"]
+    except (FsarError, KeyError, TypeError):
+        return None
+    return found
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.draw import PhiloxDraw
 from pipelines.reads import ReadLists
+from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,7 +28,12 @@ _OF_VIDEO, _OF_EPISODE = 1 << 61, 1 << 62  # bits in a draw's number that no epi
 
 
 def number_views(rows: Ints, views: int) -> Ints:
-    """[V * views] numbers of all views of videos [V], those of a video side by side; at least one of each."""
+    """[V * views] numbers of all views of videos [V], those of a video side by side; at least one of each.
+
+    ConfigError when that many views cannot be numbered.
+    """
+    if views > MOST_VIEWS:
+        raise ConfigError(f"{views} views of a video are too many: give at most {MOST_VIEWS}")
     numbers: Ints = (rows[:, None] << BITS) + np.arange(max(views, 1))
     return numbers.reshape(-1)
 

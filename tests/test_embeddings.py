@@ -166,9 +166,9 @@ def test_what_is_not_whole_is_never_read(tiny_shards: ShardSet, tmp_path: Path, 
             loader.embed(model, rows, store=store)
 
 
-def test_a_folder_of_other_things_is_no_store(tmp_path: Path) -> None:
+def test_a_folder_of_other_things_is_no_store(tiny_path: Path, tmp_path: Path) -> None:
     (tmp_path / "video.mp4").touch()
-    for path in (tmp_path, tmp_path / "video.mp4"):
+    for path in (tmp_path, tmp_path / "video.mp4", tiny_path / "index.zarr"):
         with pytest.raises(ConfigError, match="no store of embeddings"):
             EmbeddingStore(path)
 
