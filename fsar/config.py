@@ -35,14 +35,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
 FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "test_episodes"})
-FREE |= {"graph", "checkpoint_activations"}
+FREE |= {"graph", "checkpoint_activations", "feature_cache"}
 # Smallest sensible values.
 LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
-LEAST |= {"resize_width": 0, "clip_frames": 0, "clip_stride": 1}
+LEAST |= {"resize_width": 0, "views": 0, "clip_frames": 0, "clip_stride": 1}
 LEAST |= dict.fromkeys(("unlabelled_per_class", "distractor_classes", "distractors_per_class"), 0)
 LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
 LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
-LEAST |= dict.fromkeys(("checkpoint_every", "log_every"), 1) | dict.fromkeys(("warmup_lr", "weight_decay"), 0)
+LEAST |= dict.fromkeys(("checkpoint_every", "log_every", "cached_views"), 1) | dict.fromkeys(
+    ("warmup_lr", "weight_decay"), 0
+)
 # Options of methods that a run derives itself.
 DERIVED = frozenset({"trunk", "channels", "frames", "num_classes"})
 
@@ -82,6 +84,7 @@ class RunConfig:
     clip_frames: int = 0  # of each clip that a video trunk reads, with the frame rule segment_clips; 0: single frames
     clip_stride: int = 1
     test_frames: str = "centre"
+    views: int = 0  # random views of a test video that are embedded once each; 0: random frames anew in each episode
     kinetics_window: str = "whole"
     resize: int = 256  # height before the crop
     resize_width: int = 0  # 0: as the height
@@ -89,6 +92,10 @@ class RunConfig:
     random_crop: bool = True
     query_flip: bool = True
     query_jitter: bool = True
+    # What comes after the trunk is trained alone, from features of a few views of each video
+    freeze_trunk: bool = False
+    cached_views: int = 4
+    feature_cache: str = ""  # folder of the features; empty: that of the run
     # Optimisation; the clock counts episodes
     episodes: int = 6000
     episodes_per_step: int = 4
@@ -191,6 +198,10 @@ def _check(config: RunConfig) -> None:
     unlabelled = config.unlabelled_per_class or config.distractor_classes or config.labelled_fraction < 1
     if config.tasks == "augment" and (config.labels or unlabelled):
         raise ConfigError('tasks = "augment" needs no labels and no unlabelled videos: leave those options out')
+    if config.views and config.test_frames != "random":
+        raise ConfigError(f'views = {config.views}: test_frames = "centre" has one view of a video; leave views out')
+    if config.freeze_trunk and config.tasks == "augment":
+        raise ConfigError('tasks = "augment" needs a new view of a video each time: leave freeze_trunk out')
     if config.class_text and (config.labels or config.tasks == "augment"):
         raise ConfigError(
             'class_text has texts of the true classes, which training with labels or tasks = "augment" does not know: '

@@ -183,4 +183,5 @@ def open_episodes(
         std=trunk.std,
         memory_format=trunk.memory_format,
         given=given,
+        views=0 if training else config.views,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from pipelines.augment import render
 from pipelines.draw import PhiloxDraw
 from pipelines.plan import View
 from pipelines.reads import Reads
+from pipelines.views import number_views, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fsar.methods import Embedding, FewShotMethod
@@ -25,10 +28,13 @@ if TYPE_CHECKING:
     from pipelines.plan import EpisodeRules
     from shards_spec import ShardSet
 
+    Ints = NDArray[np.int64]
+    Three = tuple[float, float, float]
+    ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> what makes them
+
 BATCH = 8  # videos that go through the model together
 
 
-@torch.no_grad()
 def embed_videos(
     model: FewShotMethod,
     shards: ShardSet,
@@ -45,21 +51,40 @@ def embed_videos(
     `shuffled` puts each clip's frames in another order.  In eval mode a video's embedding does not depend on the
     episode; the model is left in the mode it had.
     """
+    numbers = number_views(np.asarray(rows, dtype=np.int64), 1)
+    read = partial(centre_views, shards, rules=rules)
+    options: dict[str, Any] = {"executor": executor, "precision": precision, "shuffled": shuffled, "progress": progress}
+    return join(list(embed_views(model, numbers, rules, read=read, **options)))
+
+
+@torch.no_grad()
+def embed_views(
+    model: FewShotMethod,
+    numbers: Ints,
+    rules: EpisodeRules,
+    *,
+    read: ReadViews,
+    executor: Executor,
+    precision: str = "fp32",
+    shuffled: bool = False,
+    progress: bool = False,
+) -> Iterator[Embedding]:
+    """Embeddings [v, ...] of numbered views of videos, some at a time and in order; otherwise as `embed_videos`."""
     assert model.trunk is not None
     device, was_training = next(model.parameters()).device, model.training
-    parts = []
     model.eval()
     try:
-        starts = range(0, len(rows), BATCH)
+        starts = range(0, len(numbers), BATCH)
         for start in tqdm(starts, desc="embed", unit_scale=BATCH, unit="video", leave=False, disable=not progress):
-            batch = rows[start : start + BATCH]
-            clips = _clips(model, shards, batch, rules, executor)
-            clips = shuffle_clips(clips, batch) if shuffled else clips
+            batch = numbers[start : start + BATCH]
+            how = {"mean": model.trunk.mean, "std": model.trunk.std}
+            clips = render_views(read(batch), rules, executor=executor, device=device, **how)
+            clips = shuffle_clips(clips, rows_of(batch).tolist()) if shuffled else clips
             with autocast(device, precision):
-                parts.append(model.embed(model.trunk(clips)))
+                embedding = model.embed(model.trunk(clips))
+            yield embedding
     finally:
         model.train(was_training)
-    return join(parts)
 
 
 def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
@@ -73,17 +98,25 @@ def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
     return frames[torch.arange(len(rows), device=clips.device)[:, None], index].view_as(clips)
 
 
-def _clips(
-    model: FewShotMethod, shards: ShardSet, rows: Sequence[int], rules: EpisodeRules, executor: Executor
+def render_views(
+    chosen: tuple[Sequence[Reads], Sequence[View]],
+    rules: EpisodeRules,
+    *,
+    mean: Three,
+    std: Three,
+    executor: Executor,
+    device: torch.device,
 ) -> Tensor:
-    """Frames [V, T, 3, crop, crop], or clips [V, S, clip, ...] of them, normalised as the trunk wants them."""
-    assert model.trunk is not None
-    device = next(model.parameters()).device
-    pairs = [centre_view(shards, row, number, rules) for number, row in enumerate(rows)]
-    frames = [executor.decode(reads).to(device) for reads, _ in pairs]
-    views = [view for _, view in pairs]
-    mean, std = model.trunk.mean, model.trunk.std
+    """Frames [V, T, 3, crop, crop], or clips [V, S, clip, ...] of them, of what is to be read and seen; normalised."""
+    reads, views = chosen
+    frames = [executor.decode(each).to(device) for each in reads]
     return rules.parted(render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resized))
+
+
+def centre_views(shards: ShardSet, numbers: Ints, *, rules: EpisodeRules) -> tuple[list[Reads], list[View]]:
+    """The centre view of each video of these numbers."""
+    pairs = [centre_view(shards, row, place, rules) for place, row in enumerate(rows_of(numbers).tolist())]
+    return [reads for reads, _ in pairs], [view for _, view in pairs]
 
 
 def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) -> tuple[Reads, View]:

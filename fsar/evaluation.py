@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fsar.embedding_store import EmbeddingStore
     from fsar.episode import Episode
     from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
@@ -97,12 +98,14 @@ def evaluate(
     precision: str = "fp32",
     shuffled: bool = False,
     label: str = "evaluate",
+    store: EmbeddingStore | None = None,
 ) -> Result:
     """Accuracy of a model on episodes 0 to `episodes` of a loader; the model is left in the mode it had.
 
     Where a video looks the same in every episode (no random frames or crops), each is decoded and embedded
-    once, and an episode costs its matching alone; the answers are those of the direct way.  Unlabelled videos of
-    an episode are given to a model that reads them; neither the intervals nor the number of videos count them.
+    once, and an episode costs its matching alone; the answers are those of the direct way.  So is each of the views
+    that the loader was made with.  Unlabelled videos of an episode are given to a model that reads them; neither
+    the intervals nor the number of videos count them.
 
     Args:
         model: The model, on the loader's device.
@@ -111,13 +114,14 @@ def evaluate(
         precision: fp32 or bf16 (autocast).
         shuffled: Put the frames of each clip in another order: the control for the use of time.
         label: Name of the progress bar.
+        store: Where embeddings are kept from one evaluation to the next.
 
     Raises:
         ConfigError: the loader was given fewer episodes than that.
     """
     if episodes is None:
         episodes = 1000 if loader.stream.given is None else len(loader.stream.given)
-    answers = answer(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
+    answers = answer(model, loader, episodes, precision=precision, shuffled=shuffled, label=label, store=store)
     return summarise(answers, loader.shards.dataset.classes)
 
 
@@ -129,12 +133,14 @@ def answer(
     precision: str = "fp32",
     shuffled: bool = False,
     label: str = "evaluate",
+    store: EmbeddingStore | None = None,
 ) -> Answers:
     """What a model says to the queries of episodes 0 to `episodes` of a loader; arguments as of `evaluate`."""
     loader.stream.choose(episodes - 1)  # refused before anything is computed, where fewer were given
-    if loader.rules.random_views:
+    if loader.draws_each_time:
         return collect(model, _watched(loader, episodes, label, shuffled=shuffled), precision=precision)
-    return collect_embedded(model, loader, episodes, precision=precision, shuffled=shuffled, label=label)
+    options: dict[str, Any] = {"precision": precision, "shuffled": shuffled, "label": label, "store": store}
+    return collect_embedded(model, loader, episodes, **options)
 
 
 def _watched(
@@ -172,16 +178,18 @@ def collect_embedded(
     precision: str = "fp32",
     shuffled: bool = False,
     label: str = "evaluate",
+    store: EmbeddingStore | None = None,
 ) -> Answers:
-    """The same answers from videos that are embedded once each."""
+    """The same answers from videos that are embedded once each, or once in each view."""
     chosen = [loader.stream.choose(n) for n in range(episodes)]
     rows = EpisodeVideos.of(chosen, unlabelled=model.reads_unlabelled)
     videos = rows.videos()
-    embedding = loader.embed(model, videos.tolist(), precision=precision, shuffled=shuffled)  # [V, ...]
+    embedding = loader.embed(model, videos, precision=precision, shuffled=shuffled, store=store)  # [V * views, ...]
     said, was_training = [], model.training
     model.eval()
     try:
-        batches = episode_logits(model, embedding, rows.within(videos), texts=loader.texts, precision=precision)
+        places = loader.places(rows, videos)
+        batches = episode_logits(model, embedding, places, texts=loader.texts, precision=precision)
         with tqdm(total=episodes, unit="episode", desc=label, leave=False) as bar:
             for logits in batches:  # [B, Q, way]
                 said.append(logits.argmax(dim=2).cpu().numpy())

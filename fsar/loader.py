@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import starmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
@@ -12,14 +13,16 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fsar.embeddings import embed_videos
+from fsar.embeddings import centre_views, embed_views, join, render_views
 from fsar.episode import Episode
+from fsar.provenance import model_sha256, view_facts
 from pipelines.augment import Target, render, render_windows
 from pipelines.buffers import ClipBuffers
 from pipelines.executors import executor_for
 from pipelines.loader import Prefetcher
 from pipelines.plan import EpisodeRules, EpisodeStream
 from pipelines.raw import RawExecutor
+from pipelines.views import draw_views, number_views
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
@@ -27,12 +30,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fsar.class_text import ClassText
+    from fsar.embedding_store import EmbeddingStore
+    from fsar.matched import EpisodeVideos
     from fsar.methods import Embedding, FewShotMethod
-    from pipelines.plan import Chosen, EpisodePlan
+    from pipelines.plan import Chosen, EpisodePlan, View
     from pipelines.pools import Labels
+    from pipelines.reads import Reads
 
     Three = tuple[float, float, float]
+    Ints = NDArray[np.int64]
 
 
 class EpisodeLoader:
@@ -58,11 +68,13 @@ class EpisodeLoader:
             colours lie side by side, as in its pixels, which a CPU writes faster; shapes and values are the same.
         class_text: Texts of the split's classes, carried by its episodes; not beside `labels`.
         given: Videos of the episodes, such as `pipelines.given.read_episodes` reads, where none are to be drawn.
+        views: In evaluation, random views of each video that are embedded once each, and that every episode chooses
+            among; 0: a video is seen anew in each episode, where the rules have anything random.
 
     Raises:
         ShardError: there is no such split.
-        ConfigError: a class has too few videos or no text, the rules do not fit the shards, or texts are given
-            beside labels.
+        ConfigError: a class has too few videos or no text, the rules do not fit the shards, views are asked for where
+            all are alike, or texts are given beside labels.
     """
 
     def __init__(
@@ -82,10 +94,13 @@ class EpisodeLoader:
         memory_format: torch.memory_format = torch.contiguous_format,
         class_text: ClassText | None = None,
         given: Sequence[Chosen] | None = None,
+        views: int = 0,
     ) -> None:
         if labels is not None and class_text is not None:
             raise ConfigError("class_text has texts of the split's classes, but labels replace these: give one of both")
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
+        check_views(self.rules, views)
+        self.views = views
         self.device, self._mean, self._std = torch.device(device), mean, std
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
@@ -128,26 +143,32 @@ class EpisodeLoader:
     ) -> tuple[EpisodePlan, Episode, float]:
         if not isinstance(made, Tensor):
             made = self._rendered(plan, self.prefetcher.to_device(made), target=self._target)
-        return plan, self._episode(plan, made), wait
+        return plan, self.assemble(plan, self.rules.parted(made)), wait
 
     def _rendered(self, plan: EpisodePlan, frames: list[Tensor], *, target: Target) -> Tensor:
         """Clips [V, T, 3, H, W] on the device."""
         look: dict[str, Any] = {"mean": self._mean, "std": self._std, "target": target}
         return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
 
-    def _episode(self, plan: EpisodePlan, clips: Tensor) -> Episode:
-        """Parts of the clips [V, T, 3, H, W], support first: all are views of them."""
-        clips = self.rules.parted(clips)
-        support, query, unlabelled = torch.split(clips, [len(plan.support), len(plan.query), len(plan.unlabelled)])
+    def assemble(self, plan: EpisodePlan, clips: Tensor | None, *, features: Tensor | None = None) -> Episode:
+        """The episode of clips [V, T, 3, H, W], support first, or of features [V, ...]: its parts are views of them.
+
+        Beside features no unlabelled video needs its clip: the clips are the target of a reconstruction then.
+        """
+        support, query, unlabelled = _parts(plan, clips)
+        support_features, query_features, unlabelled_features = _parts(plan, features)
         class_ids = torch.from_numpy(plan.class_ids).to(self.device)
         return Episode(
-            support=rearrange(support, "(way shot) ... -> way shot ...", way=plan.way),
+            support=support,
             query=query,
+            support_features=support_features,
+            query_features=query_features,
             query_labels=torch.from_numpy(plan.query_labels).to(self.device),
             class_ids=class_ids if self._base_rows is not None else torch.full_like(class_ids, -1),
             base_ids=self._base_rows[class_ids] if self._base_rows is not None else class_ids,
             class_text=self.texts(class_ids),
-            unlabelled=unlabelled if plan.unlabelled else None,
+            unlabelled=unlabelled if features is None else None,
+            unlabelled_features=unlabelled_features,
         )
 
     def texts(self, class_ids: Tensor) -> Tensor | None:
@@ -163,9 +184,49 @@ class EpisodeLoader:
         table[[place[name] for name in names]] = class_text.rows(names)
         return table.to(self.device)
 
-    def embed(self, model: FewShotMethod, rows: Sequence[int], **options: Any) -> Embedding:  # noqa: ANN401
-        """Embedding [V, ...] of videos in evaluation: centre frames, centre crop; options are of `embed_videos`."""
-        return embed_videos(model, self.shards, rows, self.rules, executor=self._executor, progress=True, **options)
+    @property
+    def draws_each_time(self) -> bool:
+        """Whether a video looks different in every episode, so that none is worth embedding before."""
+        return self.rules.random_views and not self.views
+
+    def embed(
+        self,
+        model: FewShotMethod,
+        rows: Ints,
+        *,
+        precision: str = "fp32",
+        shuffled: bool = False,
+        store: EmbeddingStore | None = None,
+    ) -> Embedding:
+        """Embedding [V, ...] of videos [V] (ascending rows), or [V * views, ...]: random views of each, side by side.
+
+        Without views: centre frames and centre crop.  What `store` has is read from there, and the rest put in.
+        """
+        numbers = number_views(rows, self.views)
+        read = partial(draw_views, self.stream) if self.views else partial(centre_views, self.shards, rules=self.rules)
+
+        def make(numbers: Ints) -> Iterator[Embedding]:
+            how: dict[str, Any] = {"executor": self._executor, "precision": precision, "shuffled": shuffled}
+            return embed_views(model, numbers, self.rules, read=read, progress=True, **how)
+
+        if store is None:
+            return join(list(make(numbers)))
+        facts = self.view_facts(precision) | {"model": model_sha256(model), "shuffled": shuffled}
+        return store.fetch(facts, numbers, make, device=self.device)
+
+    def view_facts(self, precision: str) -> dict[str, Any]:
+        """What the pixels of a view depend on besides its video, and how a network computes with them here."""
+        return view_facts(self.shards, self.rules, executor=self._executor, device=self.device, precision=precision)
+
+    def clips_of(self, chosen: tuple[Sequence[Reads], Sequence[View]]) -> Tensor:
+        """Clips [v, T, 3, H, W] of views, whatever the episode; on the device."""
+        how: dict[str, Any] = {"mean": self._mean, "std": self._std, "executor": self._executor}
+        return render_views(chosen, self.rules, device=self.device, **how)
+
+    def places(self, episodes: EpisodeVideos, videos: Ints) -> EpisodeVideos:
+        """Where the videos of episodes 0, 1, ... stand in what `embed` makes of `videos` (ascending rows)."""
+        found = episodes.within(videos)
+        return found.in_views(self.views, seed=self.stream.seed, flips=self.rules.query_flip) if self.views else found
 
     def close(self) -> None:
         """End its threads and give back the decoder; the shard set stays open."""
@@ -177,6 +238,25 @@ class EpisodeLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _parts(plan: EpisodePlan, values: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Values [V, ...] of an episode's videos as support [way, shot, ...], queries and unlabelled ones, if any."""
+    if values is None:
+        return None, None, None
+    support, query, unlabelled = torch.split(values, [len(plan.support), len(plan.query), len(plan.unlabelled)])
+    grouped = rearrange(support, "(way shot) ... -> way shot ...", way=plan.way)
+    return grouped, query, unlabelled if plan.unlabelled else None
+
+
+def check_views(rules: EpisodeRules, views: int) -> None:
+    """Refuse a number of views that cannot be: ConfigError."""
+    if views < 0:
+        raise ConfigError(f"views = {views}: must be at least 0")
+    if views and not (rules.random_frames or rules.random_crop):
+        raise ConfigError(
+            f"views = {views}, but test_frames is centre: all views of a video are alike; leave views out"
+        )
 
 
 def base_rows(shards: ShardSet) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fsar.methods import Embedding
 from fsar.precision import autocast
+from pipelines.views import choose_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,16 @@ class EpisodeVideos:
         places = (np.searchsorted(videos, part) for part in (self.support, self.query, self.unlabelled))
         support, query, unlabelled = places
         return EpisodeVideos(self.classes, support, query, self.labels, unlabelled)
+
+    def in_views(self, views: int, *, seed: int, flips: bool) -> EpisodeVideos:
+        """Of episodes 0, 1, ...: places among the views of all videos, those of a video side by side."""
+        of_videos = (self.support.reshape(len(self), -1), self.query, self.unlabelled)
+        counts = tuple(part.shape[1] for part in of_videos)
+        chosen = [choose_views(n, counts, views, seed=seed, flips=flips) for n in range(len(self))]
+        support, query, unlabelled = (
+            part * views + np.stack(own) for part, own in zip(of_videos, zip(*chosen, strict=True), strict=True)
+        )
+        return replace(self, support=support.reshape(self.support.shape), query=query, unlabelled=unlabelled)
 
     def part(self, start: int, stop: int) -> EpisodeVideos:
         """Episodes start to stop."""

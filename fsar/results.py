@@ -48,6 +48,8 @@ def describe(
         "distractor_classes": config.distractor_classes,
         "distractors_per_class": config.distractors_per_class,
         "labelled_fraction": config.labelled_fraction,
+        "views": config.views,
+        "freeze_trunk": config.freeze_trunk,
         "test": test.to_json(),
         "fsar": version("fsar"),
         "torch": torch.__version__,

@@ -7,6 +7,7 @@ import resource
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from fsar.data import check_unlabelled, class_text_of, open_episodes
 from fsar.evaluation import evaluate
+from fsar.frozen import CachedEpisodes, freeze_trunk
 from fsar.log import RunLog
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
@@ -26,8 +28,6 @@ from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fsar.config import RunConfig
     from fsar.episode import Episode
     from fsar.evaluation import Result
@@ -137,6 +137,8 @@ class Trainer:
         self.config, self.shards, self.run, self.device = config, shards, run, device
         self.model = build_model(config, weights=not resume).to(device)
         check_unlabelled(config)
+        if config.freeze_trunk:
+            freeze_trunk(self.model, config.method)
         self.optimizer = create_optimizer(
             self.model,
             lr=config.lr,
@@ -189,17 +191,24 @@ class Trainer:
             FsarError: the loss stays not finite, or the disk is full.
         """
         config, start = self.config, self.progress.n
+        source = self._cached() if config.freeze_trunk else self.train_episodes
         meter, began = _Meter(), time.monotonic() - self.progress.seconds
         with (
             RunLog(self.run, start) as log,
             tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
         ):
             self.model.train()
-            for plan, episode, wait in self.train_episodes.planned(start, config.episodes):
+            for plan, episode, wait in source.planned(start, config.episodes):
                 self.train_episode(plan.n, episode)
                 meter.wait(wait)
                 self.progress.seconds = round(time.monotonic() - began, 3)
                 self._after(plan.n + 1, meter, log, bar)
+
+    def _cached(self) -> CachedEpisodes:
+        config = self.config
+        cache = Path(config.feature_cache) if config.feature_cache else self.run / "features"
+        views, precision = config.cached_views, config.precision
+        return CachedEpisodes(self.train_episodes, self.model, views, cache=cache, precision=precision)
 
     def train_episode(self, n: int, episode: Episode) -> None:
         """Forward and backward of episode n, and the optimiser step that ends a group of episodes."""

@@ -15,6 +15,7 @@ from fsar.data import (
     takes_unlabelled,
 )
 from fsar.evaluation import answer
+from fsar.loader import check_views
 from fsar.methods import find_method
 from fsar.seen import check_overlap, find_overlap
 from pipelines.given import read_episodes, write_episodes
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from fsar.candidates import Candidate
     from fsar.config import RunConfig
+    from fsar.embedding_store import EmbeddingStore
     from fsar.evaluation import Answers
     from fsar.methods import FewShotMethod
     from fsar.seen import Overlap
@@ -61,6 +63,7 @@ class Trial:
         given: The episodes of a file, where there is one.
         stream: The episodes as this configuration draws them.
         shuffled: Shuffle the frames of each clip.
+        embeddings: Where embeddings are kept from one evaluation to the next.
     """
 
     shards: ShardSet
@@ -69,6 +72,7 @@ class Trial:
     given: GivenEpisodes | None
     stream: EpisodeStream
     shuffled: bool = False
+    embeddings: EmbeddingStore | None = None
 
     @property
     def left_out(self) -> list[str]:
@@ -142,6 +146,7 @@ class Trial:
         if text:
             text.rows(self.shards.dataset.splits[self.split].classes)
         rules = evaluation_rules(config)
+        check_views(rules, config.views)
         EpisodeStream(self.shards, self.split, rules, seed=config.eval_seed, given=self.videos_for(config))
 
     def run(self, candidate: Candidate) -> tuple[FewShotMethod, Answers, torch.device]:
@@ -166,6 +171,7 @@ class Trial:
                 precision=config.precision,
                 shuffled=self.shuffled,
                 label=candidate.name,
+                store=self.embeddings,
             )
         return model, answers, device
 
@@ -178,6 +184,7 @@ def open_trial(
     asked: Mapping[str, Any],
     episodes_file: Path | None = None,
     shuffled: bool = False,
+    embeddings: EmbeddingStore | None = None,
 ) -> Trial:
     """The episodes of the first model, or those of a file, which is written first where it does not exist.
 
@@ -188,6 +195,7 @@ def open_trial(
         asked: Keys of the configuration that were given by hand: a file that says otherwise is refused.
         episodes_file: The file.
         shuffled: Shuffle the frames of each clip.
+        embeddings: Where embeddings are kept from one evaluation to the next.
 
     Raises:
         ConfigError: a class has too few videos, the models take other unlabelled videos, or the file has other or
@@ -204,7 +212,7 @@ def open_trial(
         config = _as_given(config, given, asked, episodes_file)
     chosen = given.chosen[: config.test_episodes] if given else None
     stream = EpisodeStream(shards, split, evaluation_rules(config), seed=config.eval_seed, given=chosen)
-    return Trial(shards, split, config, given, stream, shuffled)
+    return Trial(shards, split, config, given, stream, shuffled, embeddings)
 
 
 def _of_all(found: Sequence[Candidate], *, in_file: bool) -> RunConfig:

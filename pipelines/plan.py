@@ -257,9 +257,9 @@ class EpisodeStream:
         reads = ReadLists()
         query_rows = np.array([row for row, _ in query], dtype=np.int64)
         support_rows, unlabelled_rows = (np.array(rows, dtype=np.int64) for rows in (support, chosen.unlabelled))
-        support_views = self._views(draw, support_rows, reads, query=False)
-        query_views = self._views(draw, query_rows, reads, query=True)
-        unlabelled_views = self._views(draw, unlabelled_rows, reads, query=False)
+        support_views = self.views(draw, support_rows, reads, query=False)
+        query_views = self.views(draw, query_rows, reads, query=True)
+        unlabelled_views = self.views(draw, unlabelled_rows, reads, query=False)
         return EpisodePlan(
             n=n,
             way=way,
@@ -288,6 +288,12 @@ class EpisodeStream:
         if self.given is not None:
             return _rows_of(self.given)
         return self._pools.videos()
+
+    def drawn_videos(self) -> Ints:
+        """[n] those of `videos` that these rules can draw: the labelled ones, where none is taken as unlabelled."""
+        if self.given is not None or self.rules.unlabelled or self.rules.labelled_fraction == 1:
+            return self.videos()
+        return np.sort(np.concatenate([self._pools[place].rows for place in range(len(self._pools))]))
 
     def _chosen(self, draw: Draw, n: int) -> Chosen:
         if self.given is None:
@@ -329,8 +335,8 @@ class EpisodeStream:
         draw.shuffle(rows)  # the place of a video must say nothing about its class
         return rows
 
-    def _views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
-        """Draw a clip of each video: frames, then flip, crop x, crop y, jitter."""
+    def views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
+        """Draw a clip of each video, its windows added to `reads`: frames, then flip, crop x, crop y, jitter."""
         rules, rule, views = self.rules, self._rule, []
         steps, random_frames, size = rules.frames, rules.random_frames, None
         whole, crop = rules.resized, (rules.crop, rules.crop)

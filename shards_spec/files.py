@@ -94,6 +94,16 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make all files below `folder` durable, and their names."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)
+    sync_folder(folder)
+
+
 def temporary(path: Path) -> Path:
     """The name under which `path` is written before it is whole."""
     return path.with_name(path.name + TEMPORARY)

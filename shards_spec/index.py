@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from shards_spec.errors import ShardError
-from shards_spec.files import disk_errors, json_line, sync_file, sync_folder, temporary
+from shards_spec.files import disk_errors, json_line, sync_folder, sync_tree, temporary
 from shards_spec.index_columns import SeriesColumns, VideoColumns
 from shards_spec.schema import FORMAT, Dataset, Failure
 from shards_spec.summary import load_or_make
@@ -148,7 +148,7 @@ def _write(folder: Path, groups: Iterable[tuple[str, Columns]]) -> None:
     attributes: dict[str, Any] = {"format": FORMAT, "columns": hashes, "files": pinned_hashes(folder)}
     with disk_errors(final):
         root.update_attributes(attributes | {"sha256": attributes_sha256(attributes)})
-        _sync_tree(building)
+        sync_tree(building)
         drop_index(folder)
         building.replace(final)
         sync_folder(folder)
@@ -159,12 +159,3 @@ def _write_group(root: zarr.Group, name: str, columns: Columns) -> None:
     for column, values in columns.items():
         chunks = (min(max(len(values), 1), CHUNK), *values.shape[1:])
         group.create_array(column, data=values, chunks=chunks)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            sync_file(path)
-    sync_folder(folder)

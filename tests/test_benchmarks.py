@@ -16,7 +16,7 @@ import simplejpeg
 import torch
 from conftest import SPLITS
 
-from benchmarks import episodes, methods, preprocess, step, step_counts, step_side
+from benchmarks import episodes, frozen, methods, preprocess, step, step_counts, step_side
 from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
 from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
@@ -258,3 +258,16 @@ def test_sides_are_chosen_by_name():
     assert [side.name for side in step.choose_sides("cpu", [step.OURS["cpu"]])] == ["usual", step.OURS["cpu"]]
     with pytest.raises(ConfigError, match="no side"):
         step.choose_sides("cpu", ["no such"])
+
+
+def test_both_sides_of_a_frozen_trunk_are_stepped(tmp_path: Path) -> None:
+    setting = frozen.Setting("tiny", step_side.Sizes(way=2, queries=2, frames=4, size=32), torch.device("cpu"))
+    assert frozen.learning_methods(setting) == ["molo", "hyrsm", "hyrsm++", "trx", "ctx", "clip-fsar"]
+    for method in ("molo", "hyrsm"):
+        sides = [frozen.Usual(method, setting), frozen.Cached(method, setting, tmp_path / method)]
+        for side in sides:
+            side.run(2)
+            assert side.step.read().counted == 2
+        trunk = sides[1].step.model.trunk
+        assert all(parameter.grad is None for parameter in trunk.parameters())
+        assert any(parameter.grad is not None for parameter in sides[1].step.parameters)

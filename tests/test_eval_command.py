@@ -176,6 +176,34 @@ def test_episodes_of_a_file_are_run_again(runs: dict[str, Path], tiny_path: Path
         assert compared["episodes_sha256"] == first["episodes_sha256"]
 
 
+def test_embeddings_are_kept_for_the_next_evaluation(
+    runs: dict[str, Path], tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all views of the test's 10 videos, another seed and shot find every one; another run finds none."""
+    path, out = tmp_path / "e.zarr", tmp_path / "out.json"
+    shared = ["--shards", tiny_path, "--embeddings", path, "--episodes", 60]
+    first = result_of(out, "--weights", runs["reference"], *shared, "--views", 3)
+    assert first["views"] == 3
+    printed = capsys.readouterr().out
+    assert "0 of 30 embeddings were there" in printed
+    assert "1-shot on test, each video in 3 random views (overlap with training: none)" in printed
+    plain = result_of(out, "--weights", runs["reference"], "--shards", tiny_path, "--episodes", 60, "--views", 3)
+    assert plain == first
+    capsys.readouterr()
+    for words, there in (
+        (["--weights", runs["reference"], "--views", 3, "--seed", 7, "--shot", 2], 30),
+        (["--weights", runs["reference"], "--views", 2], 20),
+        (["--compare", runs["molo"], "--prototype-control"], 0),
+        (["--compare", runs["molo"], "--prototype-control"], 10),
+    ):
+        assert call(*words, *shared) == 0
+        assert f"{there} of {there or 10} embeddings were there" in capsys.readouterr().out
+    assert call("--weights", runs["molo"], *shared, "--views", 2) == 2
+    assert "views = 2, but test_frames is centre" in capsys.readouterr().err
+    assert call("--weights", runs["molo"], "--shards", tiny_path, "--embeddings", runs["molo"]) == 2
+    assert "is no store of embeddings" in capsys.readouterr().err
+
+
 def test_a_file_of_other_episodes_than_asked_for_is_refused(
     runs: dict[str, Path], tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

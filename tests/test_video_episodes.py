@@ -21,6 +21,7 @@ from fsar.config import build_config
 from fsar.embeddings import shuffle_clips
 from fsar.training import build_model
 from fsar.trunks.thin import ThinResNet18
+from pipelines.augment import Target
 from pipelines.draw import PhiloxDraw
 from pipelines.plan import EpisodeStream
 from pipelines.sampling import frame_rule, segment_clips
@@ -107,7 +108,7 @@ def test_an_episode_of_clips_holds_the_frames_of_its_plan(random_views) -> None:
     with EpisodeLoader(FakeShards(), "all", single, executor="portable", threads=1) as loader:
         view = plan.support[2]
         pixels = loader._executor.decode(plan.reads[view.reads])
-        frame = loader._render(dataclasses.replace(plan, support=(view,), query=()), [pixels])[0]
+        frame = loader._rendered(dataclasses.replace(plan, support=(view,), query=()), [pixels], target=Target())[0]
     assert torch.equal(episode.support[1, 0, 1, 2], frame[1 * 4 + 2])
 
 
@@ -118,7 +119,7 @@ def test_evaluation_embeds_the_clips_of_its_episodes(shuffled) -> None:
     look = {"mean": model.trunk.mean, "std": model.trunk.std}
     with EpisodeLoader(FakeShards(), "all", RULES, executor="portable", threads=1, **look) as loader:
         ((plan, episode, _),) = loader.planned(0, 1)
-        embedded = loader.embed(model, plan.query_rows.tolist(), shuffled=shuffled)
+        embedded = loader.embed(model, plan.query_rows, shuffled=shuffled)
     clips = shuffle_clips(episode.query, plan.query_rows.tolist()) if shuffled else episode.query
     with torch.no_grad():
         direct = model.embed(model.trunk(clips))

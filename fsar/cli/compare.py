@@ -103,9 +103,9 @@ def compare_runs(found: Sequence[Candidate], trial: Trial, options: CompareOptio
 
 def _describe(candidate: Candidate, trial: Trial) -> dict[str, Any]:
     config = trial.configured(candidate.config)
-    keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "resize", "crop", "precision")
-    clips = ("clip_frames", "clip_stride")
-    described = {key: getattr(config, key) for key in (*keys, *clips, *UNLABELLED, "class_text", "labels", "tasks")}
+    keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "views", "resize", "crop")
+    others = ("clip_frames", "clip_stride", *UNLABELLED, "precision", "class_text", "labels", "tasks")
+    described = {key: getattr(config, key) for key in keys + others}
     return described | inference(config) | {"class_text_sha256": class_text_sha256(config)} | candidate.stamp
 
 
@@ -137,7 +137,8 @@ def _write(
 def frames_text(config: RunConfig) -> str:
     """How many frames of a video are looked at, or clips of how many, every how many-th; and where they are taken."""
     clips = f" clips of {config.clip_frames}/{config.clip_stride}" if config.clip_frames else ""
-    return f"{config.frames}{clips} {config.test_frames}"
+    views = f", {config.views} views" if config.views else ""
+    return f"{config.frames}{clips} {config.test_frames}{views}"
 
 
 def _details(candidate: Candidate, trial: Trial, overlap: Overlap) -> dict[str, str]:

@@ -15,6 +15,7 @@ from fsar.cli.options import parse_pairs
 from fsar.comparison import check_same
 from fsar.config import build_config
 from fsar.data import choose_device, class_text_sha256
+from fsar.embedding_store import EmbeddingStore
 from fsar.evaluation import summarise
 from fsar.memory import keep_freed_memory
 from fsar.methods import METHODS, find_method, method_options
@@ -51,6 +52,7 @@ KEYS = {
     "precision": "precision",
     "executor": "executor",
     "class_text": "class_text",
+    "views": "views",
 }
 
 
@@ -97,6 +99,8 @@ class Source:
 @click.option(
     "--inference", type=click.Choice(["visual", "text", "combined"]), help="Of clip-fsar.  [default: the run's]"
 )
+@click.option("--views", type=click.IntRange(0), help="Random views a video, embedded once each.  [default: the run's]")
+@click.option("--embeddings", type=FILE, help="Folder (zarr) that keeps embeddings of videos for the next evaluation.")
 @click.option("--shuffle-frames", "shuffled", is_flag=True, help="Shuffle the frames of each clip: a control.")
 @click.option("--prototype-control", "control", is_flag=True, help="Also test prototypes of the untrained trunk.")
 @click.option("--allow-overlap", is_flag=True, help="Test on what training saw; the result is stamped with it.")
@@ -112,6 +116,7 @@ def cli(
     more: tuple[Path, ...],
     *,
     episodes_file: Path | None,
+    embeddings: Path | None,
     inference: str | None,
     shuffled: bool,
     **given: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of KEYS
@@ -126,7 +131,8 @@ def cli(
     """  # noqa: D301 -- \b is click's mark of lines to be left as they are
     source, options = _take(Source, given), _take(CompareOptions, given)
     _check(source, options, first, more)
-    _check_folders(options, episodes_file)
+    _check_folders(options, {"episodes-file": episodes_file, "embeddings": embeddings})
+    store = EmbeddingStore(embeddings) if embeddings else None
     asked = {KEYS[name]: value for name, value in given.items() if value is not None}
     changes = asked | {"inference": inference, "trunk_weights": source.trunk_weights}
     with ShardSet.open(folder) as shards:
@@ -136,7 +142,8 @@ def cli(
             found = check_runs(found, first + more, options)
         elif options.control:
             found.append(prototype_candidate(found[0].config))
-        trial = open_trial(shards, split, found, asked=asked, episodes_file=episodes_file, shuffled=shuffled)
+        kept: dict[str, Any] = {"episodes_file": episodes_file, "embeddings": store}
+        trial = open_trial(shards, split, found, asked=asked, shuffled=shuffled, **kept)
         for line in (coverage_text(shards), _left_out(trial), *map(trial.chosen_on, found)):
             if line:
                 click.echo(line)
@@ -209,9 +216,9 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
         raise ConfigError(f"--method and --trunk are those of the run {source.weights}: leave them out, or --weights")
 
 
-def _check_folders(options: CompareOptions, episodes_file: Path | None) -> None:
+def _check_folders(options: CompareOptions, others: dict[str, Path | None]) -> None:
     """Refuse files that could not be written, before anything is computed."""
-    files = {name: getattr(options, name) for name in ("out", "markdown", "csv")} | {"episodes-file": episodes_file}
+    files = {name: getattr(options, name) for name in ("out", "markdown", "csv")} | others
     for name, path in files.items():
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"--{name} {path}: there is no folder {path.parent}; make it first")
@@ -253,7 +260,9 @@ def _evaluate(found: list[Candidate], trial: Trial, options: CompareOptions) -> 
     table = describe(config, trial.shards, model, result, device=device, class_text=class_text)
     table |= candidate.stamp | trial.stamp()
     table["overlap"] = overlap.to_json()
-    _print(f"{config.method}, {config.test_way}-way {config.test_shot}-shot on {trial.split} ({overlap})", result)
+    task = f"{config.test_way}-way {config.test_shot}-shot on {trial.split}"
+    seen_in = f", each video in {config.views} random views" if config.views else ""
+    _print(f"{config.method}, {task}{seen_in} ({overlap})", result)
     for control in controls:
         _, others, _ = trial.run(control)
         check_same(others, answers, f"{control.name} and {candidate.name}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # What the help says of a key besides its choices.
 EXPLAINED = {
+    "cached_views": "With --freeze-trunk: random views of each video.",
     "checkpoint_activations": "Compute the trunk's stages again in backward: less memory, more time.",
     "checkpoint_every": "Episodes between checkpoints.",
     "class_text": "File of fsar-text, for clip-fsar.",
@@ -29,8 +30,10 @@ EXPLAINED = {
     "episodes_per_step": "Episodes whose gradients make one step of the optimiser.",
     "eval_seed": "Seed of the validation and test episodes.",
     "executor": "What decodes frames; auto is DALI where it is installed.",
+    "feature_cache": "With --freeze-trunk: folder of features that runs share.  [default: in the run folder]",
     "frame_rule": "How frames are chosen; the recipe's is that of its data set.",
     "frames": "Frames of a video that the model sees, or clips of it for a video trunk.",
+    "freeze_trunk": "Train what comes after the trunk, from features that are computed once.",
     "graph": "On a GPU, replay forward and backward as one CUDA graph.",
     "groups": "Support and query of a class share no group, or any.",
     "kinetics_window": "With the frame rule of Kinetics: where a clip may lie.",
@@ -68,6 +71,7 @@ EXPLAINED = {
     "unlabelled_per_class": "Unlabelled videos of each class in an episode.",
     "val_episodes": "Episodes of a validation.",
     "val_every": "Episodes between validations.",
+    "views": "Random views of a test video, embedded once each; 0: anew in every episode.",
     "warmup_lr": "Rate from which --lr is approached.",
     "way": "Classes of an episode in training.",
     "weight_decay": "Weight decay.",
@@ -80,8 +84,10 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option a key of the configuration; those that are not given stay out of the overrides."""
     kinds = TYPES | method_option_types()
     for key in sorted(set(kinds) - OWN, reverse=True):
-        option = click.option(f"--{key.replace('_', '-')}", key, default=None, metavar="VALUE", help=_help(key))
-        command = option(command)
+        said: dict[str, Any] = {"default": None, "metavar": "VALUE", "help": _help(key)}
+        if kinds[key] is bool:  # alone it means true
+            said |= {"is_flag": False, "flag_value": "true"}
+        command = click.option(f"--{key.replace('_', '-')}", key, **said)(command)
     return command
 
 

@@ -79,6 +79,9 @@ def cli(
             recipe = str(saved)
         config = resolve(name, method, recipe, recipe_style, options)
         config = replace(config, num_classes=config.num_classes or _training_classes(shards, config))
+        if config.freeze_trunk and config.query_jitter:
+            click.echo("--freeze-trunk: colours of queries are not jittered, since views are computed once", err=True)
+            config = replace(config, query_jitter=False)
         if print_config:
             click.echo(config.to_toml(), nl=False)
             return
@@ -199,7 +202,8 @@ def train_and_test(
             click.echo(str(overlap))
         if test.stream.dropped:
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
-        click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes: {result}")
+        seen_in = f", each video in {config.views} random views" if config.views else ""
+        click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes{seen_in}: {result}")
         if controls.shuffled:
             control = trainer.evaluate(test, config.test_episodes, shuffled=True, label="shuffled")
             table["shuffled_frames"] = control.to_json()
@@ -229,6 +233,9 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
         click.echo(incomplete)
     if not trainer.selects:
         click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
+    if config.freeze_trunk:
+        videos = len(trainer.train_episodes.stream.drawn_videos())
+        click.echo(f"the trunk is frozen: {config.cached_views} views of each of {videos:,} videos go through it once")
     if trainer.model.reads_class_text and not config.class_text:
         click.echo("no --class-text: what the method does with the texts of classes is left out")
     if config.labels:

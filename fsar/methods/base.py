@@ -59,7 +59,7 @@ class FewShotMethod(nn.Module):
     # Our name prefix -> official name (without "head.") in published state dicts.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
     reads_class_text: ClassVar[bool] = False  # whether episodes of a run need the text vectors of their classes
-    reads_maps: ClassVar[bool] = False  # whether it needs maps of single frames
+    reads_maps: ClassVar[bool] = False  # whether `embed` needs maps of single frames, not pooled features alone
     reads_unlabelled: ClassVar[bool] = False  # whether `match` and `forward` take unlabelled videos
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int, least: int = 1) -> None:
@@ -86,6 +86,11 @@ class FewShotMethod(nn.Module):
         """
         if not self.reads_class_text:
             raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the losses of `forward` need images beside features."""
+        return False
 
     def embed(self, features: Features) -> Embedding:
         """Features of V videos -> their embedding."""

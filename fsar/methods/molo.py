@@ -123,6 +123,11 @@ class MoLo(FewShotMethod):
             self.scale = nn.Parameter(torch.ones(1))
             self.scale_motion = nn.Parameter(torch.ones(1))
 
+    @property
+    def reads_images(self) -> bool:
+        """With a reconstruction, the losses need images beside features."""
+        return bool(self.weights["recons"])
+
     def encode(self, features: Features) -> tuple[Embedding, Tensor]:
         """Features of V videos -> embedding with tokens [V, T+1, C] and motion [V, T, C], and the differences.
 

@@ -1,0 +1,185 @@
+"""Training behind a frozen trunk: features that are computed once give what the trunk would, killed or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import SMALL, call, words
+
+from fsar import EpisodeLoader, EpisodeRules, create_method, feature_store
+from fsar.cli.evaluate import cli as evaluate_cli
+from fsar.cli.train import cli as train_cli
+from fsar.cli.train import resolve
+from fsar.frozen import CachedEpisodes, freeze_trunk
+from fsar.methods import FewShotMethod, method_options
+from fsar.training import Trainer
+from pipelines.views import choose_views, draw_views
+from shards_spec.errors import ConfigError, FsarError
+from shards_spec.files import DiskError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shards_spec import ShardSet
+
+RULES = EpisodeRules(
+    way=3, queries=2, frames=4, resize=72, crop=56, groups="any", random_frames=True, random_crop=True, query_flip=True
+)
+FROZEN = SMALL | {"freeze_trunk": True, "cached_views": 2, "query_flip": True, "num_classes": 3}
+LEARNING = ["molo", "hyrsm", "hyrsm++", "trx", "ctx", "clip-fsar"]
+
+
+def make_model(method: str, **options) -> FewShotMethod:
+    torch.manual_seed(0)
+    given = {"trunk": "tiny", "frames": 4, "num_classes": 3} | options
+    known = method_options(method)
+    model = create_method(method, **{key: value for key, value in given.items() if key in known})
+    freeze_trunk(model, method)
+    return model
+
+
+def open_loader(shards: ShardSet, rules: EpisodeRules = RULES) -> EpisodeLoader:
+    return EpisodeLoader(shards, "train", rules, seed=3, executor="portable", threads=1, prefetch=1)
+
+
+def learn(model: FewShotMethod, episode) -> list[torch.Tensor]:
+    """Loss terms and gradients; dropout is the same each time."""
+    torch.manual_seed(1)
+    output = model(episode)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(output.loss, learned, allow_unused=True)
+    return [*output.losses.values(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_losses_and_gradients_are_those_behind_the_trunk(tiny_shards: ShardSet, tmp_path: Path, method: str) -> None:
+    rules = replace(RULES, unlabelled_per_class=1) if method == "hyrsm++" else RULES
+    model = make_model(method, semi_threshold=0.1)
+    model.train()
+    with open_loader(tiny_shards, rules) as loader:
+        episodes = CachedEpisodes(loader, model, 3, cache=tmp_path)
+        for plan, cached, _ in episodes.planned(0, 3):
+            counts = [len(own) for own in (plan.support_rows, plan.query_rows, plan.unlabelled_rows)]
+            chosen = np.concatenate(choose_views(plan.n, counts, 3, seed=3, flips=True))
+            rows = np.concatenate([plan.support_rows, plan.query_rows, plan.unlabelled_rows])
+            clips = loader.clips_of(draw_views(loader.stream, (rows << 16) + chosen))
+            model.trunk.eval()
+            direct = learn(model, loader.assemble(plan, clips))
+            model.trunk.train()
+            before = [buffer.clone() for buffer in model.trunk.buffers()]
+            for ours, theirs in zip(learn(model, cached), direct, strict=True):
+                close = 2e-2 if method == "molo" else 1e-5  # maps are float16
+                torch.testing.assert_close(
+                    ours, theirs, rtol=close, atol=close * float(theirs.detach().abs().max()) + 1e-7
+                )
+            assert all(torch.equal(*pair) for pair in zip(before, model.trunk.buffers(), strict=True))
+    kinds = {path.name.partition("-")[0] for path in tmp_path.glob("*/*.npy")}
+    assert kinds == ({"maps", "images"} if method == "molo" else {"pooled"})
+
+
+@pytest.mark.parametrize(("method", "options"), [("prototype", {"temperature": None}), ("otam", {})])
+def test_methods_that_learn_nothing_after_the_trunk_refuse(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, options: dict
+) -> None:
+    with pytest.raises(ConfigError, match="nothing to train after its trunk"):
+        make_model(method, **options)
+    given = words(tiny_path, tmp_path / "run", freeze_trunk=True)
+    assert call(train_cli, *given, "--method", method) == 2
+    assert f"{method} has nothing to train after its trunk: leave --freeze-trunk out" in capsys.readouterr().err
+    assert call(train_cli, *given, "--tasks", "augment") == 2
+    assert 'tasks = "augment" needs a new view' in capsys.readouterr().err
+
+
+def test_features_are_made_once_a_file_at_a_time(tiny_shards: ShardSet, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(feature_store.IN_A_FILE, "pooled", 8)
+    model, made = make_model("hyrsm"), []
+    trunk_forward = model.trunk.forward
+
+    def counting(clips: torch.Tensor):
+        if len(made) == 2:
+            made.append(0)
+            raise KeyboardInterrupt
+        made.append(len(clips))
+        return trunk_forward(clips)
+
+    model.trunk.forward = counting
+    with open_loader(tiny_shards) as loader:
+        with pytest.raises(KeyboardInterrupt):
+            CachedEpisodes(loader, model, 2, cache=tmp_path)
+        first = CachedEpisodes(loader, model, 2, cache=tmp_path)
+        assert made == [8, 8, 0, 8, 6]
+        again = CachedEpisodes(loader, model, 2, cache=tmp_path)
+        assert len(made) == 5
+        places = np.array([29, 0, 17])
+        assert torch.equal(first.store.read(places)["pooled"], again.store.read(places)["pooled"])
+        other = CachedEpisodes(loader, model, 1, cache=tmp_path)  # of other views: other features
+        assert sum(made[5:]) == 15
+        assert torch.equal(other.store.read(places[1:2])["pooled"], first.store.read(places[1:2])["pooled"])
+        (path,) = tmp_path.glob("*/pooled-000003.npy")
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(FsarError, match=r"pooled-000003\.npy is damaged"):
+            CachedEpisodes(loader, model, 2, cache=tmp_path)
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+        with pytest.raises(DiskError, match="take fewer --cached-views"):
+            CachedEpisodes(loader, model, 3, cache=tmp_path)
+
+
+def test_only_labelled_videos_are_put_through_the_trunk(tiny_shards: ShardSet) -> None:
+    with open_loader(tiny_shards, replace(RULES, labelled_fraction=0.6)) as loader:
+        drawn = loader.stream.drawn_videos()
+        plans = [loader.stream.plan(n) for n in range(40)]
+    assert len(drawn) == 9
+    assert set(drawn) == {row for plan in plans for row in (*plan.support_rows, *plan.query_rows)}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("frozen") / "run"
+    flags = ["--freeze-trunk", "--cached-views", "2", "--query-flip", "--query-jitter", "true"]
+    assert call(train_cli, *words(tiny_path, run), *flags) == 0
+    return run
+
+
+def test_a_frozen_run_is_a_run_like_others(finished: Path, tiny_path: Path, tmp_path: Path) -> None:
+    result, out = json.loads((finished / "result.json").read_text()), tmp_path / "again.json"
+    assert result["freeze_trunk"] is True
+    assert "query_jitter = false" in (finished / "config.toml").read_text()
+    assert call(evaluate_cli, "--weights", str(finished), "--shards", str(tiny_path), "--out", str(out)) == 0
+    again = json.loads(out.read_text())
+    assert (again["test"], again["overlap"]["status"]) == (result["test"], "none")
+    log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "recons", "episodes_per_s", "data_wait"} <= set(log[0])
+
+
+def test_killed_it_resumes_bit_for_bit_and_the_trunk_stays(
+    finished: Path, tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    config = resolve("synthetic", "molo", "demo", None, FROZEN | {"feature_cache": str(tmp_path / "features")})
+    config, device = replace(config, query_jitter=False), torch.device("cpu")
+    with Trainer(config, tiny_shards, tmp_path, device=device) as trainer:
+        start = {name: value.clone() for name, value in trainer.model.trunk.state_dict().items()}
+        step = trainer.train_episode
+
+        def dies(n: int, episode) -> None:
+            if n == 6:
+                raise KeyboardInterrupt
+            step(n, episode)
+
+        trainer.train_episode = dies
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    with Trainer(config, tiny_shards, tmp_path, device=device, resume=True) as trainer:
+        assert trainer.progress.n == 4
+        held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+        assert held
+        assert held.isdisjoint(map(id, trainer.model.trunk.parameters()))
+        trainer.train()
+    ours, theirs = (load_file(run / "checkpoints" / "last.safetensors") for run in (tmp_path, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(ours[f"model.trunk.{name}"], value) for name, value in start.items())
