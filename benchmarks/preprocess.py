@@ -100,13 +100,15 @@ def main(videos: Path | None, workers: tuple[int, ...], rounds: int, scratch: Pa
 
     "ratio" is to the usual way with as many workers; ours stores the frame difference beside the flow, which the
     usual way does not. A shard is a worker's unit of work: the number of videos in one is set so that each worker
-    gets about four shards, as in a real data set, where it gets many, of three videos at least. All videos are in the page cache; a warm-up
-    is left out, and the processes of OpenCV are started before the clock. Medians, with the least and the most.
+    gets about four shards, as in a real data set, where it gets many, of three videos at least. All videos are in
+    the page cache; a warm-up is left out, and the processes of OpenCV are started before the clock. Medians, with the
+    least and the most.
 
     A worker is two processes, ffmpeg and ours, of several threads, so that one alone keeps more than one core busy.
     "cores" says on how many cores a row ran. Rows of one worker come twice where there are more cores: on all of them,
     and held to one core. "speed-up" is over ours of one worker on one core: what a further core and worker bring.
-    "of bound" compares rates of as many workers on as many cores; "of bound, CPU" compares frames a core-second.
+    "of bound" compares rates of as many workers on as many cores; "of bound, CPU" compares frames a core-second;
+    "of DIS" is to DIS alone, with decoding, scaling, JPEG and the differences all on our side.
     """
     counts = sorted(set(workers))
     with ExitStack() as stack:
