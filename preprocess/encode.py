@@ -39,6 +39,16 @@ def series_plans(geometry: Geometry, motion: list[str], *, codec: str = "jpeg") 
     return plans
 
 
+def steady() -> None:
+    """Make OpenCV's results depend on no machine; call it in every thread that encodes.
+
+    DIS cuts a picture into as many stripes as there are threads, and Intel's library, which each thread switches off
+    for itself, chooses its code by the CPU.
+    """
+    cv2.setNumThreads(1)
+    cv2.ipp.setUseIPP(False)
+
+
 class Encoder(Protocol):
     """Turns the frames of one video into the members and the description of one series."""
 

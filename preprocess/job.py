@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from preprocess.decode import Geometry, VideoError, VideoReader
-from preprocess.encode import MOTION, Alongside, Encoder, create_encoder
+from preprocess.encode import MOTION, Alongside, Encoder, create_encoder, steady
 from shards_spec.files import json_line
 from shards_spec.index import shard_path
 from shards_spec.schema import Failure, sample_key
@@ -63,7 +63,7 @@ def run(job: Job, report: Callable[[int], None]) -> Finished:
     with ExitStack() as stack:
         paths = {name: shard_path(job.out, name, job.shard) for name in job.series}
         writers = {name: stack.enter_context(TarSeriesWriter(path)) for name, path in paths.items()}
-        thread = stack.enter_context(ThreadPoolExecutor(1))
+        thread = stack.enter_context(ThreadPoolExecutor(1, initializer=steady))
         readers = stack.enter_context(closing(_readers(job)))
         for row, reader in readers:
             video = job.videos[row]

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from preprocess.encode import steady
 from preprocess.job import Finished, run
 from shards_spec import FsarError
 
@@ -128,11 +129,8 @@ def _receive(connection: Connection) -> Progress | Finished:
 
 def _serve(connection: Connection) -> None:
     """Do jobs until the parent closes the pipe or is gone."""
-    import cv2  # noqa: PLC0415 -- the thread count belongs to this process alone
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)  # DIS cuts a picture into as many stripes as there are threads: its result depends on it
-    cv2.ipp.setUseIPP(False)  # Intel's library chooses its code by the CPU, too
+    steady()
     try:
         if any(os.environ.get(name) != value for name, value in STEADY.items()):
             connection.send(FsarError(f"a fork server ran before fsar set {', '.join(STEADY)}; use a fresh process"))

@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import pytest
 from click.testing import CliRunner
 from folders import ROOT, command_line, digests, stamps
@@ -252,6 +254,24 @@ def test_decoders_end_with_a_job_that_fails(videos: Path, tmp_path: Path, monkey
     assert len(started) == 2
     assert all(reader._process.poll() is not None for reader in started)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_thread_of_a_job_is_steady(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[bool, bool]] = set()
+
+    class Watched(encode.FlowEncoder):
+        def add(self, frame: Planes) -> None:
+            seen.add((threading.current_thread() is threading.main_thread(), cv2.ipp.useIPP()))
+            super().add(frame)
+
+    monkeypatch.setattr(encode, "FlowEncoder", Watched)
+    threads = cv2.getNumThreads()
+    work = job.Job(
+        0, {0: folder_catalogue(videos).videos[0]}, {"a": 0}, ("rgb", "flow1"), tmp_path, Geometry(64, 64), 60
+    )
+    job.run(work, lambda _: None)
+    cv2.setNumThreads(threads)
+    assert seen == {(False, False)}
 
 
 def stop() -> None:
