@@ -6,11 +6,15 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from preprocess.encode import steady
 from preprocess.job import Finished, run
 from shards_spec import FsarError
 
@@ -46,25 +50,30 @@ def work(jobs: Sequence[Job], workers: int) -> Generator[Progress | Finished]:
     context = multiprocessing.get_context("forkserver")
     _start_server()
     waiting = list(reversed(jobs))
-    pool: dict[Connection, ForkServerProcess] = {}
+    pool: list[Connection] = []
+    processes: list[ForkServerProcess] = []
     try:
         for _ in range(min(workers, len(jobs))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
+            with _without_main():
+                process.start()
             theirs.close()
-            pool[ours] = process
+            pool.append(ours)
+            processes.append(process)
             _send(ours, waiting.pop())
         while pool:
-            for ready in wait(list(pool)):
+            for ready in wait(pool):
                 message = _receive(ready)  # type: ignore[arg-type]  # only our connections are waited for
-                yield message
-                if isinstance(message, Finished):
+                if isinstance(message, Finished):  # the worker goes on while its shard is made durable
                     _next(ready, waiting, pool)  # type: ignore[arg-type]
+                yield message
     finally:
-        for connection, process in pool.items():
+        for connection in pool:
             connection.close()
+        for process in processes:
             process.terminate()
+        for process in processes:
             process.join()
 
 
@@ -73,21 +82,31 @@ def _start_server() -> None:
     before = dict(os.environ)
     os.environ.update(STEADY)
     try:
-        forkserver.set_forkserver_preload(["preprocess.pool", "webdataset"])
+        forkserver.set_forkserver_preload(["preprocess.pool"])
         forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def _next(connection: Connection, waiting: list[Job], pool: dict[Connection, ForkServerProcess]) -> None:
+@contextmanager
+def _without_main() -> Generator[None]:
+    """Keep a starting worker from importing the program that we run as: it needs nothing of it, and may pay seconds."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _next(connection: Connection, waiting: list[Job], pool: list[Connection]) -> None:
     """Give a free worker its next job, or let it go."""
     if waiting:
         _send(connection, waiting.pop())
         return
-    process = pool.pop(connection)
+    pool.remove(connection)
     connection.close()
-    process.join()
 
 
 def _send(connection: Connection, job: Job) -> None:
@@ -110,11 +129,8 @@ def _receive(connection: Connection) -> Progress | Finished:
 
 def _serve(connection: Connection) -> None:
     """Do jobs until the parent closes the pipe or is gone."""
-    import cv2  # noqa: PLC0415 -- the thread count belongs to this process alone
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)  # DIS cuts a picture into as many stripes as there are threads: its result depends on it
-    cv2.ipp.setUseIPP(False)  # Intel's library chooses its code by the CPU, too
+    steady()
     try:
         if any(os.environ.get(name) != value for name, value in STEADY.items()):
             connection.send(FsarError(f"a fork server ran before fsar set {', '.join(STEADY)}; use a fresh process"))
