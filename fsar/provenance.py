@@ -25,9 +25,8 @@ OF_VIEWS = (
     "frames", "frame_rule", "clip_frames", "clip_stride", "random_frames", "resize", "resize_width", "crop",
     "random_crop", "query_flip",
 )  # fmt: skip
-MAKERS = tuple(f"pipelines.{name}" for name in ("augment", "colours", "lookup", "plan", "sampling", "views")) + (
-    "fsar.embeddings",
-)
+_PIXELS = ("augment", "colours", "lookup", "plan", "sampling", "views")
+MAKERS = ("fsar.embeddings", *(f"pipelines.{name}" for name in _PIXELS))
 PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype, torch.memory_format)
 
 

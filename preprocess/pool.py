@@ -82,7 +82,7 @@ def _start_server() -> None:
     before = dict(os.environ)
     os.environ.update(STEADY)
     try:
-        forkserver.set_forkserver_preload(["preprocess.pool"])
+        forkserver.set_forkserver_preload(["preprocess.pool", "webdataset"])
         forkserver.ensure_running()
     finally:
         os.environ.clear()

@@ -47,7 +47,7 @@ def _nameless() -> bytes:
 def header(name: str, size: int) -> bytes:
     """The only ustar header that our writer gives to a member of this name and size.
 
-    Put together from a template: by `tarfile` a header takes half as long as the JPEG that follows it.
+    Put together from a template, three times as fast as by `tarfile`: `verify` makes one for every member.
 
     Raises:
         ValueError: the name is no ASCII or has more than 100 characters, or the size has more than 11 octal digits.
@@ -79,6 +79,19 @@ class Member:
         return self.name.partition(".")[2]
 
 
+class _Hashed:
+    """A file to write to whose bytes are hashed and counted on their way, so that none need be read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Write all of it."""
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+
 class TarSeriesWriter:
     """Writes one shard of one series under a temporary name of its own; making it durable and naming it is `publish`'s.
 
@@ -87,23 +100,31 @@ class TarSeriesWriter:
 
     Attributes:
         members: What was added, in stored order.
-        size: Bytes written so far; those of the whole archive once it is closed.
     """
 
     def __init__(self, path: Path) -> None:
+        from webdataset import TarWriter  # noqa: PLC0415 -- a third of a second that readers need not pay
+
         self.path = path
         # The process number keeps what an orphan of a killed run still writes apart from what we write.
         self.written = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
         self.members: list[Member] = []
-        self.size = 0
-        self._digest = hashlib.sha256()
         with disk_errors(path):
             self._file: BinaryIO = self.written.open("wb")
+        self._out = _Hashed(self._file)
+        self._tar = TarWriter(
+            self._out, user=OWNER, group=OWNER, mode=MODE, encoder=False, mtime=0, format="USTAR_FORMAT"
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes written; those of the whole archive once it is closed."""
+        return self._out.size
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 of what was written: nothing need be read again."""
-        return self._digest.hexdigest()
+        """Hex SHA-256 of what was written."""
+        return self._out.digest.hexdigest()
 
     def add(self, key: str, files: Mapping[str, bytes]) -> None:
         """Append one sample: extension -> content; members are stored sorted by extension.
@@ -113,20 +134,16 @@ class TarSeriesWriter:
         """
         with disk_errors(self.path):
             for extension in sorted(files):
-                data, name = files[extension], f"{key}.{extension}"
-                self.members.append(Member(name, self.size + BLOCK, len(data), zlib.crc32(data)))
-                self._write(b"".join((header(name, len(data)), data, bytes(-len(data) % BLOCK))))
+                data = files[extension]
+                offset = self._tar.tarstream.offset + BLOCK
+                self._tar.write({"__key__": key, extension: data})
+                self.members.append(Member(f"{key}.{extension}", offset, len(data), zlib.crc32(data)))
 
     def close(self) -> None:
         """End the archive, still under the temporary name."""
         with disk_errors(self.path):
-            self._write(bytes(archive_size(self.size) - self.size))
+            self._tar.close()
             self._file.close()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.size += len(data)
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +154,7 @@ class TarSeriesWriter:
                 self.close()
         finally:
             if not self._file.closed:  # what was written is not whole: it goes
+                self._tar.tarstream.fileobj.closed = True  # else its destructor would write more
                 with suppress(OSError):
                     self._file.close()
                 self.written.unlink(missing_ok=True)
