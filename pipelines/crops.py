@@ -51,10 +51,8 @@ def gathered(frames: torch.Tensor, views: Sequence[CropView], *, size: int) -> t
     """The clips [v, T, C, size, size] of views of frames [R, h, w, C], in a few operations however many they are."""
     device = frames.device
     index = _on(device, [view.indices for view in views])[:, :, None, None]  # [v, T, 1, 1]
-    boxes, flips = (
-        _on(device, [view.box for view in views]).T,
-        _on(device, [view.flip for view in views]),
-    )  # [4, v], [v]
+    boxes = _on(device, [view.box for view in views]).T  # [4, v]
+    flips = _on(device, [view.flip for view in views])
     top, bottom, down = _places(boxes[0], boxes[2], size)  # [v, size] each
     left, right, across = (torch.where(flips[:, None], x.flip(1), x) for x in _places(boxes[1], boxes[3], size))
 
