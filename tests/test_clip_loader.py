@@ -11,11 +11,12 @@ from fake_shards import FakeShards
 from fsar.clip_loader import ClipLoader
 from fsar.pretrain_batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
 from fsar.pretraining.flow_rotation import FlowViews
+from pipelines import crops
 from pipelines.augment import crop_resize, normalise
 from pipelines.boxes import Box
 from pipelines.clip_views import PairViews, WindowViews
 from pipelines.clips import CropView
-from pipelines.crops import crop_views, gathered
+from pipelines.crops import crop_views
 from pipelines.dali import dali_is_installed
 from pipelines.flow_views import FlowPairViews
 from pipelines.photometric import Photometric
@@ -49,20 +50,22 @@ def same(one, other) -> bool:
     return all(same(value, vars(other)[name]) for name, value in vars(one).items())
 
 
-def test_crops_of_a_gpu_are_those_of_a_cpu():
+@pytest.mark.parametrize("together", [1 << 27, 3000])  # all views of some reads at a time, or one or two
+def test_crops_of_a_gpu_are_those_of_a_cpu(together, monkeypatch):
+    monkeypatch.setattr(crops, "TOGETHER", together)
     frames = [torch.randint(0, 256, (9, *size, 3), dtype=torch.uint8) for size in ((40, 52), (33, 64))]
     boxes = [Box(0, 0, 40, 52), Box(3, 7, 11, 9), Box(22, 40, 11, 12), Box(5, 5, 1, 1)]
     views = [
         CropView(reads, (8, 0, 3), box, flip) for reads in (0, 1) for box in boxes[reads:] for flip in (False, True)
     ]
-    together = crop_views(frames, views, size=16)
+    views = views[::2] + views[1::2]  # those of one size do not lie together
+    clips = crop_views(frames, views, size=16)
     for number, view in enumerate(views):
         images = frames[view.reads][[8, 0, 3]].permute(0, 3, 1, 2)
-        alone = crop_resize(images.float(), view.box, size=16, flip=view.flip)
-        assert torch.equal(together[number], alone)
-        torch.testing.assert_close(gathered(frames[view.reads], [view], size=16)[0], alone, rtol=0, atol=1e-3)
-    both = [view for view in views if view.reads == 1]
-    torch.testing.assert_close(gathered(frames[1], both, size=16), together[-len(both) :], rtol=0, atol=1e-3)
+        assert torch.equal(clips[number], crop_resize(images.float(), view.box, size=16, flip=view.flip))
+    on_gpu = torch.empty_like(clips)
+    crops.crops_together(frames, views, out=on_gpu)
+    torch.testing.assert_close(on_gpu, clips, rtol=0, atol=1e-3)
 
 
 def test_clips_show_the_frames_and_boxes_of_the_plan():
