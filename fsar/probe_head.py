@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,9 +146,12 @@ class Training:
             DiskError: the disk is full.
         """
         start = self._resume() if resume else 0
-        log = None if self.run is None else RunLog(self.run, start)
-        bar = tqdm(range(start, self.fit.epochs), initial=start, total=self.fit.epochs, unit="epoch", desc="train")
-        try:
+        with ExitStack() as stack:
+            log = None if self.run is None else stack.enter_context(RunLog(self.run, start))
+            epochs = range(start, self.fit.epochs)
+            bar = stack.enter_context(
+                tqdm(epochs, initial=start, total=self.fit.epochs, unit="epoch", desc="train", leave=False)
+            )
             for epoch in bar:
                 record = self.epoch(epoch)
                 bar.set_postfix_str(f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.1%}")
@@ -156,10 +159,6 @@ class Training:
                 if log is not None:
                     log.write("train", epoch + 1, **record)
                     self._save(epoch + 1)
-        finally:
-            bar.close()
-            if log is not None:
-                log.__exit__()
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """One epoch: mean loss, share of right answers, learning rate, clips a second."""

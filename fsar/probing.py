@@ -12,7 +12,7 @@ import torch
 
 from fsar.knn import vote
 from fsar.precision import autocast
-from fsar.probe_features import video_features
+from fsar.probe_features import PART, video_features
 from fsar.probe_head import Classifier, Fit, Training
 from fsar.probe_loader import ProbeLoader
 from fsar.retrieval import AT, retrieve
@@ -187,8 +187,8 @@ class Prober:
         """Accuracy of a classifier on the test videos."""
         model.eval()
         if model.frozen:
-            logits = [model.head(part.to(self.device)) for part in self._parts(self.division.test)]
-            scores = torch.cat([average_clips(each.float(), self.rules.clip_average) for each in logits])
+            logits = [model.head(part.to(self.device)) for part in self._test_clips.split(PART)]
+            scores = torch.cat([average_clips(each, self.rules.clip_average) for each in logits])
         else:
             scores = torch.stack(
                 [
@@ -211,7 +211,12 @@ class Prober:
     @cached_property
     def queries(self) -> Tensor:
         """[Q, C] mean features of the test videos."""
-        return torch.cat([part.mean(dim=1) for part in self._parts(self.division.test)])
+        return self._test_clips.mean(dim=1)
+
+    @cached_property
+    def _test_clips(self) -> Tensor:
+        """[Q, clips, C] features of the test videos' clips."""
+        return torch.cat(list(self._parts(self.division.test)))
 
     @cached_property
     def _training_clips(self) -> Tensor:
