@@ -165,8 +165,14 @@ class Prober:
 
     def _training(self, fit: Fit, *, frozen: bool, views: str, run: Path | None) -> Training:
         rules, rows = self.rules, self.division.train.tolist()
-        classes, keep = len(self.asked.classes), {"dropout": fit.dropout, "l2norm": fit.l2norm}
-        model = Classifier(self.probed.trunk, classes, frozen=frozen, seed=rules.seed, **keep).to(self.device)
+        model = Classifier(
+            self.probed.trunk,
+            len(self.asked.classes),
+            dropout=fit.dropout,
+            l2norm=fit.l2norm,
+            frozen=frozen,
+            seed=rules.seed,
+        ).to(self.device)
         stream = RandomClips(self.shards, rows, rules.clips, batch=fit.batch, seed=rules.seed)
         facts = asdict(fit) | asdict(rules.clips) | {"weights": self.probed.sha256, "views": views}
         facts |= {"division": self.division.sha256(self.shards), "precision": rules.precision, "seed": rules.seed}
@@ -187,7 +193,7 @@ class Prober:
         """Accuracy of a classifier on the test videos."""
         model.eval()
         if model.frozen:
-            logits = [model.head(part.to(self.device)) for part in self._test_clips.split(PART)]
+            logits = [model.head(part.to(self.device)) for part in torch.split(self._test_clips, PART)]
             scores = torch.cat([average_clips(each, self.rules.clip_average) for each in logits])
         else:
             scores = torch.stack(
