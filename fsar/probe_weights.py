@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from shards_spec.errors import ConfigError
 if TYPE_CHECKING:
     from fsar.trunks import Trunk
 
+# What a clip has -> the key of a run's configuration that says it.
+KEYS = {"frames": "clip_frames", "stride": "clip_stride", "size": "crop"}
 RANDOM = "random"  # what stands for the weights of a trunk that was never trained
 
 
@@ -34,6 +36,7 @@ class Probed:
         sha256: Hash of the weights.
         seen: What they saw in training; None where they do not say.
         method: What they were trained with, where they are of a run.
+        clips: How the run cut its clips: frames, stride and size, as far as it says.
     """
 
     trunk: Trunk
@@ -42,6 +45,7 @@ class Probed:
     sha256: str
     seen: Seen | None
     method: str | None = None
+    clips: dict[str, int] = field(default_factory=dict)
 
 
 def open_probed(weights: str | None, name: str | None, *, checkpoint: str | None = None, seed: int = 0) -> Probed:
@@ -84,7 +88,9 @@ def _of_run(run: Path, name: str | None, checkpoint: str | None) -> Probed:
         load_reference_state_dict(trunk, below or given)
     except ConfigError as error:
         raise ConfigError(f"{path} does not hold the trunk {own}: {error}") from error
-    return Probed(trunk, own, str(run), weights_sha256(trunk), seen, str(config.get("method", "")) or None)
+    method = str(config.get("method", "")) or None
+    clips = {ours: int(config[key]) for ours, key in KEYS.items() if config.get(key)}
+    return Probed(trunk, own, str(run), weights_sha256(trunk), seen, method, clips)
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -189,20 +189,21 @@ class Pretrained(nn.Module):
 def test_the_command_probes_a_pretrained_run_but_not_on_videos_that_it_saw(tiny_path, tiny_shards, tmp_path, capsys):
     run, method = tmp_path / "run", Pretrained()
     run.mkdir()
-    (run / "config.toml").write_text('method = "moco"\ntrunk = "tiny"\n')
+    (run / "config.toml").write_text('method = "moco"\ntrunk = "tiny"\nclip_frames = 2\ncrop = 32\n')
     checkpoint = run / "checkpoints" / "last.safetensors"
     save_state(checkpoint, method, None, {}, seen=seen_in(tiny_shards, np.arange(35)))
     probed = open_probed(str(run), None)
-    assert (probed.name, probed.method) == ("tiny", "moco")
+    assert (probed.name, probed.method, probed.clips) == ("tiny", "moco", {"frames": 2, "size": 32})
     assert torch.equal(
         probed.trunk.state_dict()["stages.0.0.weight"], method.encoder_q.state_dict()["stages.0.0.weight"]
     )
-    given = LOOK | {"shards": tiny_path, "weights": run, "mode": "knn"}
+    given = {"shards": tiny_path, "weights": run, "mode": "knn", "executor": "portable", "clips": 2, "stride": 3}
     assert "was trained on 21 of the 21 test videos" in probe(capsys, **given, code=2)
     out = tmp_path / "out"
     assert "knn, weights: " in probe(capsys, "--untrained", "--allow-overlap", **given, out=out)
     result = json.loads((out / "result.json").read_bytes())
     assert result["overlap"]["videos"] == 21
+    assert result["clips"] == {"frames": 2, "stride": 3, "size": 32, "clips": 2}
     assert result["untrained"]["knn"]["videos"] == 21
 
 

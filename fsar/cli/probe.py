@@ -69,9 +69,9 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
     show_default=True,
     help="Without --lists: share of each class that is tested; groups stay together.",
 )
-@click.option("--frames", type=click.IntRange(1), default=16, show_default=True, help="Of a clip.")
-@click.option("--stride", type=click.IntRange(1), default=2, show_default=True, help="Distance of a clip's frames.")
-@click.option("--size", type=click.IntRange(1), help="Side of a clip.  [default: 224 for i3d, else 112]")
+@click.option("--frames", type=click.IntRange(1), help="Of a clip.  [default: the run's, or 16]")
+@click.option("--stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 2]")
+@click.option("--size", type=click.IntRange(1), help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]")
 @click.option("--clips", type=click.IntRange(1), default=10, show_default=True, help="Uniform clips of a test video.")
 @click.option(
     "--clip-average", type=click.Choice(AVERAGES), help="Of a classifier.  [default: logprob for i3d, else logit]"
@@ -163,7 +163,7 @@ def cli(
         for line in (coverage_text(shards), _division_text(division), str(overlap)):
             if line:
                 click.echo(line)
-        rules = _rules(probed.name, given)
+        rules = _rules(probed, given)
         run = _Run(shards, division, rules, choose_device(device), cache, out)
         found, picture = run.probe(probed, modes, given)
         result = run.stamps(probed, overlap) | {"probes": found}
@@ -203,8 +203,8 @@ def _overlap(probed: Probed, shards: ShardSet, division: Division, *, allowed: b
     overlap = UNKNOWN if probed.seen is None else find_overlap(probed.seen, shards, division.test)
     if overlap.videos and not allowed:
         raise ConfigError(
-            f"{probed.source} was trained on {overlap.videos:,} of the {len(division.test):,} test videos: take lists "
-            "that hold them out, or --allow-overlap to have the result stamped with it"
+            f"{probed.source} was trained on {overlap.videos:,} of the {len(division.test):,} test videos: take --lists "
+            "or a --split that it has not seen, or --allow-overlap to have the result stamped with it"
         )
     return overlap
 
@@ -215,11 +215,13 @@ def _division_text(division: Division) -> str:
     return text + (f"; {missing:,} listed videos are not stored" if missing else "")
 
 
-def _rules(trunk: str, given: Mapping[str, Any]) -> Rules:
-    cut = {name: given[name] for name in ("frames", "stride", "clips")}
+def _rules(probed: Probed, given: Mapping[str, Any]) -> Rules:
+    """What was given, else how the run cut its clips, else the published values."""
+    chosen = {name: given[name] for name in ("frames", "stride", "size", "clips") if given[name] is not None}
+    cut = {"size": SIZES.get(probed.name, ClipRules.size)} | probed.clips | chosen
     how = {name: given[name] for name in ("precision", "executor", "threads", "seed", "test_every")}
-    average = given["clip_average"] or ("logprob" if trunk == "i3d" else "logit")
-    return Rules(ClipRules(**cut, size=given["size"] or SIZES.get(trunk, 112)), clip_average=average, **how)
+    average = given["clip_average"] or ("logprob" if probed.name == "i3d" else "logit")
+    return Rules(ClipRules(**cut), clip_average=average, **how)
 
 
 class _Run:
