@@ -203,8 +203,8 @@ def _overlap(probed: Probed, shards: ShardSet, division: Division, *, allowed: b
     overlap = UNKNOWN if probed.seen is None else find_overlap(probed.seen, shards, division.test)
     if overlap.videos and not allowed:
         raise ConfigError(
-            f"{probed.source} was trained on {overlap.videos:,} of the {len(division.test):,} test videos: take --lists "
-            "or a --split that it has not seen, or --allow-overlap to have the result stamped with it"
+            f"{probed.source} was trained on {overlap.videos:,} of the {len(division.test):,} test videos: take "
+            "--lists or a --split that it has not seen, or --allow-overlap to have the result stamped with it"
         )
     return overlap
 
