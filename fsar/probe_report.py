@@ -27,6 +27,7 @@ OWN_STYLE = """
 .found figcaption{font-size:12px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 """
 QUERIES, NEIGHBOURS = 12, 5  # of the picture
+MARKS = {"query": "query: ", "right": "\u2713 ", "wrong": "\u2717 "}  # before the class, for those who see no colour
 
 
 def figures(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -35,6 +36,10 @@ def figures(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _figures(result["probes"], who)
     if "untrained" in result:
         yield from _figures(result["untrained"], "untrained")
+    for name, share in result.get("difference", {}).items():
+        half = share["interval_groups"]
+        text = "unknown" if half is None else f"+-{100 * half:.1f}"
+        yield f"{name}, weights less untrained", f"{100 * share['value']:+.1f} points, paired 95 % interval {text}"
 
 
 def _figures(probes: Mapping[str, Any], who: str) -> Iterator[tuple[str, str]]:
@@ -63,17 +68,24 @@ def _share(share: Mapping[str, Any], chance: float) -> str:
 def page(result: Mapping[str, Any], picture: str) -> str:
     """The whole page as text."""
     heading = f"{result['weights']['trunk']} on {result['dataset']}: {', '.join(result['probes'])}"
-    provenance = {key: result[key] for key in ("weights", "division", "clips", "shards_sha256", "fsar", "torch")}
     parts = [
         f"<h1>{escape(heading)}</h1>",
         _table(figures(result)),
-        f"<h2>Provenance</h2>{_table((key, str(value)) for key, value in provenance.items())}",
+        f"<h2>Provenance</h2>{_table(_provenance(result))}",
         picture,
     ]
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(heading)}</title>"
         f"<style>{STYLE}{OWN_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
+
+
+def _provenance(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in ("weights", "overlap", "division", "clips"):
+        for name, value in result[key].items():
+            yield f"{key}: {name}", str(value)
+    for key in ("shards_sha256", "seed", "precision", "device", "fsar", "torch"):
+        yield key, str(result[key])
 
 
 def _table(rows: Iterator[tuple[str, str]]) -> str:
@@ -106,7 +118,7 @@ def _row(shards: ShardSet, query: int, near: NDArray[np.int64]) -> str:
 def _video(shards: ShardSet, row: int, mark: str) -> str:
     name, label = shards.name(row), shards.dataset.classes[int(shards.labels[row])]
     data = base64.b64encode(_middle_frame(shards, row)).decode()
-    caption = f"{'query: ' if mark == 'query' else ''}{label}"
+    caption = MARKS[mark] + label
     return (
         f'<figure class={mark} title="{escape(name.encode("utf-8", "replace").decode(), quote=True)}">'
         f'<img alt="{escape(caption, quote=True)}, {mark}" src="data:image/jpeg;base64,{data}">'

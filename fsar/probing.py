@@ -94,13 +94,8 @@ class Prober:
             threads=rules.threads,
             prefetch=rules.prefetch,
         )
-        self.numbers = np.unique(shards.labels[np.concatenate([division.train, division.test])])
-        self.asked = Asked(
-            truth=self._places(division.test),
-            groups=shards.groups[division.test].astype(np.int64),
-            short=shards.frames[division.test] < rules.clips.window,
-            classes=[shards.dataset.classes[number] for number in self.numbers.tolist()],
-        )
+        self.numbers = class_numbers(shards, division)
+        self.asked = ask(shards, division, rules.clips)
 
     def retrieval(self) -> tuple[dict[str, Any], Retrieval]:
         """Recall at 1, 5, 10, 20 and 50, as far as the gallery goes, and what was found for each query."""
@@ -262,6 +257,22 @@ class Prober:
 
     def __exit__(self, *_: object) -> None:
         self.loader.close()
+
+
+def class_numbers(shards: ShardSet, division: Division) -> NDArray[np.int64]:
+    """[K] numbers in the data set of the classes of a division's videos, ascending."""
+    return np.unique(shards.labels[np.concatenate([division.train, division.test])]).astype(np.int64)
+
+
+def ask(shards: ShardSet, division: Division, clips: ClipRules) -> Asked:
+    """What the test videos of a division are asked."""
+    numbers = class_numbers(shards, division)
+    return Asked(
+        truth=np.searchsorted(numbers, shards.labels[division.test]).astype(np.int64),
+        groups=shards.groups[division.test].astype(np.int64),
+        short=shards.frames[division.test] < clips.window,
+        classes=[shards.dataset.classes[number] for number in numbers.tolist()],
+    )
 
 
 def chance_recall(gallery: NDArray[np.int64], queries: NDArray[np.int64], k: int) -> float:

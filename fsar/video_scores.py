@@ -13,7 +13,7 @@ from fsar.evaluation import Z95
 from shards_spec.errors import choice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -72,13 +72,19 @@ class Asked:
     classes: Sequence[str]
 
     def share(self, right: NDArray[np.bool_]) -> dict[str, Any]:
-        """A share of right answers [V] with its intervals."""
+        """A share of right answers [V] with its intervals, and the answers: a 1 or 0 for each test video in order."""
         accuracy = float(right.mean())
         return {
             "value": accuracy,
             "interval_wilson": list(wilson(accuracy, len(right))),
             "interval_groups": group_interval(right.astype(np.float64), self.groups),
+            "right": "".join("01"[answer] for answer in right.tolist()),
         }
+
+    def difference(self, share: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+        """One share less another on the same videos, with the interval of the paired difference."""
+        values = np.array([int(a) - int(b) for a, b in zip(share["right"], other["right"], strict=True)], np.float64)
+        return {"value": float(values.mean()), "interval_groups": group_interval(values, self.groups)}
 
     def summarise(self, scores: Tensor) -> dict[str, Any]:
         """All figures of scores [V, K]."""

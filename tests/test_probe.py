@@ -200,11 +200,14 @@ def test_the_command_probes_a_pretrained_run_but_not_on_videos_that_it_saw(tiny_
     given = {"shards": tiny_path, "weights": run, "mode": "knn", "executor": "portable", "clips": 2, "stride": 3}
     assert "was trained on 21 of the 21 test videos" in probe(capsys, **given, code=2)
     out = tmp_path / "out"
-    assert "knn, weights: " in probe(capsys, "--untrained", "--allow-overlap", **given, out=out)
+    printed = probe(capsys, "--untrained", "--allow-overlap", **given, out=out)
+    assert "knn, weights less untrained: " in printed
     result = json.loads((out / "result.json").read_bytes())
     assert result["overlap"]["videos"] == 21
     assert result["clips"] == {"frames": 2, "stride": 3, "size": 32, "clips": 2}
-    assert result["untrained"]["knn"]["videos"] == 21
+    own, control = (table["knn"]["accuracy"] for table in (result["probes"], result["untrained"]))
+    assert result["difference"]["knn"]["value"] == pytest.approx(own["value"] - control["value"])
+    assert own["right"].count("1") / 21 == own["value"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fsar.data import choose_device
 from fsar.probe_head import FINETUNE, LINEAR
 from fsar.probe_report import figures, page, retrieval_picture
 from fsar.probe_weights import RANDOM, open_probed
-from fsar.probing import VIEWS, Prober, Rules
+from fsar.probing import VIEWS, Prober, Rules, ask
 from fsar.results import coverage_text
 from fsar.seen import UNKNOWN, find_overlap
 from fsar.video_scores import AVERAGES
@@ -69,6 +69,7 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
     show_default=True,
     help="Without --lists: share of each class that is tested; groups stay together.",
 )
+@click.option("--held-out-seed", type=click.IntRange(0), default=0, show_default=True, help="Another holds out others.")
 @click.option("--frames", type=click.IntRange(1), help="Of a clip.  [default: the run's, or 16]")
 @click.option("--stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 2]")
 @click.option("--size", type=click.IntRange(1), help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]")
@@ -134,6 +135,7 @@ def cli(
     number: int,
     split: str | None,
     held_out: float,
+    held_out_seed: int,
     device: str,
     cache: Path | None,
     allow_overlap: bool,
@@ -155,7 +157,7 @@ def cli(
         raise ConfigError("give --weights RUN or FILE, or --untrained with --trunk for random weights")
     with ShardSet.open(folder) as shards:
         if lists is None:
-            division = held_out_division(shards, split=split, share=held_out, seed=given["seed"])
+            division = held_out_division(shards, split=split, share=held_out, seed=held_out_seed)
         else:
             division = listed_division(shards, lists, number=number)
         probed = open_probed(weights, trunk, checkpoint=checkpoint, seed=given["seed"])
@@ -170,6 +172,7 @@ def cli(
         if untrained and weights is not None:
             control = open_probed(None, probed.name, seed=given["seed"])
             result["untrained"], _ = run.probe(control, modes, given)
+            result["difference"] = run.differences(found, result["untrained"])
         for name, text in figures(result):
             click.echo(f"{name}: {text}")
         if out is not None:
@@ -238,6 +241,7 @@ class _Run:
     ) -> None:
         self.shards, self.division, self.rules = shards, division, rules
         self.device, self.cache, self.out = device, cache, out
+        self.asked = ask(shards, division, rules.clips)
 
     def probe(self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """The results of a trunk by mode, fine-tuning last, and the picture of its retrieval."""
@@ -260,9 +264,15 @@ class _Run:
         begun = run is not None and (run / "checkpoints").exists()
         if begun and not given["resume"]:
             raise ConfigError(f"{run} holds a classifier already: go on with --resume, or name another --out")
-        resume = begun
         fit, frozen = self.fit(mode, given), mode == "linear"
-        return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=resume)
+        return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
+
+    def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+        """What each mode's first figure is above the control's, on the same videos."""
+        pairs = {mode: (found[mode]["accuracy"], other[mode]["accuracy"]) for mode in found if mode != "retrieval"}
+        if "retrieval" in found:
+            pairs["retrieval R@1"] = (found["retrieval"]["recall"]["R@1"], other["retrieval"]["recall"]["R@1"])
+        return {name: self.asked.difference(*pair) for name, pair in pairs.items()}
 
     def fit(self, mode: str, given: Mapping[str, Any]) -> Fit:
         """How a mode's classifier is trained: its defaults, and what was given."""
