@@ -51,7 +51,8 @@ def _figures(probes: Mapping[str, Any], who: str) -> Iterator[tuple[str, str]]:
         yield f"{mode}, {who}", _share(found["accuracy"], found["chance"])
         short = found["videos"] - found["without_short"]["videos"]
         if short and found["without_short"]["accuracy"] is not None:
-            text = f"{found['without_short']['accuracy']:.1%} ({short} videos shorter than a clip left out)"
+            count = found["without_short"]["videos"]
+            text = f"{found['without_short']['accuracy']:.1%} of {count} ({short} videos shorter than a clip left out)"
             yield f"{mode}, as published code counts, {who}", text
         if "chosen_on_test" in found:
             best = found["chosen_on_test"]

@@ -71,13 +71,18 @@ class Asked:
     short: NDArray[np.bool_]
     classes: Sequence[str]
 
+    @property
+    def grouped(self) -> bool:
+        """Whether the group of any video is known."""
+        return bool((self.groups >= 0).any())
+
     def share(self, right: NDArray[np.bool_]) -> dict[str, Any]:
         """A share of right answers [V] with its intervals, and the answers: a 1 or 0 for each test video in order."""
         accuracy = float(right.mean())
         return {
             "value": accuracy,
             "interval_wilson": list(wilson(accuracy, len(right))),
-            "interval_groups": group_interval(right.astype(np.float64), self.groups),
+            "interval_groups": group_interval(right.astype(np.float64), self.groups) if self.grouped else None,
             "right": "".join("01"[answer] for answer in right.tolist()),
         }
 
