@@ -114,7 +114,8 @@ class Photometric:
         clips = torch.where(_each(grey), augment.greyscale(clips), clips)
         for place in draws.order:
             clips = _OPERATIONS[place](clips, factors[place])
-        clips = torch.where(_each(blurs), gaussian_blur(clips, sigma), clips)
+        if self.blur:
+            clips = torch.where(_each(blurs), gaussian_blur(clips, sigma), clips)
         return augment.normalise(clips, self.mean, self.std)
 
 

@@ -1,0 +1,319 @@
+"""The command `fsar-probe`: features of pre-training, or of any trunk -> what they are good for on labelled videos."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+
+from fsar.data import choose_device
+from fsar.probe_head import FINETUNE, LINEAR
+from fsar.probe_report import figures, page, retrieval_picture
+from fsar.probe_weights import RANDOM, open_probed
+from fsar.probing import VIEWS, Prober, Rules, ask
+from fsar.results import coverage_text
+from fsar.seen import UNKNOWN, find_overlap
+from fsar.video_scores import AVERAGES
+from pipelines.probe_views import ClipRules
+from shards_spec import ShardSet
+from shards_spec.console import run_command
+from shards_spec.errors import ConfigError
+from shards_spec.files import json_bytes, write_whole
+from shards_spec.video_lists import held_out_division, listed_division
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fsar.probe_head import Fit
+    from fsar.probe_weights import Probed
+    from fsar.seen import Overlap
+    from shards_spec.video_lists import Division
+
+FILE = click.Path(path_type=Path)
+MODES = ("retrieval", "knn", "linear", "finetune")
+SIZES = {"i3d": 224}  # of a clip; 112 for all others, as the published code has them
+FIT = ("lr", "weight_decay", "batch", "epochs", "milestones", "dropout", "l2norm")
+
+
+def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Rising numbers with commas between them."""
+    if text is None:
+        return None
+    try:
+        found = tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise ConfigError(f"--milestones {text}: expected epochs with commas between them, such as 60,120") from None
+    if any(epoch < 1 for epoch in found) or list(found) != sorted(set(found)):
+        raise ConfigError(f"--milestones {text}: expected epochs that rise from 1")
+    return found
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--weights", help="A run folder of fsar-pretrain or fsar-train, a file of weights, or fetch.")
+@click.option("--shards", "folder", type=FILE, required=True, help="Folder of the shards.")
+@click.option("--mode", "modes", type=click.Choice(MODES), multiple=True, required=True, help="May be given again.")
+@click.option("--trunk", help="Of a file of weights, or of none.")
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), help="Of a run.  [default: best where there is one]")
+@click.option("--untrained", is_flag=True, help="Also probe the trunk with random weights; alone without --weights.")
+@click.option("--lists", type=FILE, help="Official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file.")
+@click.option("--list", "number", type=click.IntRange(1), default=1, show_default=True, help="Which official list.")
+@click.option("--split", help="Without --lists: hold out videos of this split's classes.  [default: of all]")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Without --lists: share of each class that is tested; groups stay together.",
+)
+@click.option("--held-out-seed", type=click.IntRange(0), default=0, show_default=True, help="Another holds out others.")
+@click.option("--frames", type=click.IntRange(1), help="Of a clip.  [default: the run's, or 16]")
+@click.option("--stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 2]")
+@click.option("--size", type=click.IntRange(1), help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]")
+@click.option("--clips", type=click.IntRange(1), default=10, show_default=True, help="Uniform clips of a test video.")
+@click.option(
+    "--clip-average", type=click.Choice(AVERAGES), help="Of a classifier.  [default: logprob for i3d, else logit]"
+)
+@click.option("--k", type=click.IntRange(1), default=20, show_default=True, help="Neighbours of knn.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.07,
+    show_default=True,
+    help="Of knn: votes are exp(cosine / temperature); 0: a plain majority.",
+)
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="[default: finetune 0.01, linear 30]")
+@click.option("--weight-decay", type=click.FloatRange(0), help="[default: finetune 0.0001, linear 0]")
+@click.option("--batch", type=click.IntRange(1), help="[default: finetune 16, linear 256]")
+@click.option("--epochs", type=click.IntRange(1), help="[default: finetune 150, linear 100]")
+@click.option(
+    "--milestones",
+    callback=_epochs,
+    help="Epochs from which lr is times 0.1.  [default: finetune 60,120, linear 60,80]",
+)
+@click.option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="[default: finetune 0.7 on ucf101, else 0.5; linear 0]",
+)
+@click.option("--probe-l2norm", "l2norm", is_flag=True, default=None, help="linear: features of length 1.")
+@click.option(
+    "--views",
+    type=click.Choice(VIEWS),
+    default="fresh",
+    show_default=True,
+    help="linear: train on new random clips, or on the cached features of the uniform ones.",
+)
+@click.option(
+    "--test-every",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Epochs between tests in training; 0: at the end alone.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--executor", type=click.Choice(["auto", "dali", "portable"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Of decoding; 0: one a core.")
+@click.option("--features", "cache", type=FILE, help="Folder in which features are kept for the next command.")
+@click.option("--resume", is_flag=True, help="Go on with the classifier in --out.")
+@click.option("--allow-overlap", is_flag=True, help="Test on videos that training saw; the result is stamped with it.")
+@click.option("--out", type=FILE, help="Folder for result.json, report.html, and the classifier's log.")
+def cli(
+    weights: str | None,
+    folder: Path,
+    modes: tuple[str, ...],
+    *,
+    trunk: str | None,
+    checkpoint: str | None,
+    untrained: bool,
+    lists: Path | None,
+    number: int,
+    split: str | None,
+    held_out: float,
+    held_out_seed: int,
+    device: str,
+    cache: Path | None,
+    allow_overlap: bool,
+    out: Path | None,
+    **given: Any,  # noqa: ANN401 -- fields of ClipRules, Rules and Fit, and the options of single modes
+) -> None:
+    """Probe features on labelled videos: retrieval, nearest neighbours, a linear classifier, fine-tuning.
+
+    Training and test videos have the same classes here: --lists names UCF101's or HMDB51's official lists; without
+    them a share of the videos of each class is held out, whole groups together.
+
+    \b
+    fsar-probe --weights RUN --shards DIR --mode retrieval --mode knn --lists ucfTrainTestlist
+    fsar-probe --weights FILE.pth --trunk i3d --shards DIR --mode finetune --out RUN
+    fsar-probe --trunk r3d18 --untrained --shards DIR --mode retrieval
+    """  # noqa: D301 -- \b is click's mark of lines to be left as they are
+    _check(weights, lists, split, out, given)
+    if weights is None and not untrained:
+        raise ConfigError("give --weights RUN or FILE, or --untrained with --trunk for random weights")
+    with ShardSet.open(folder) as shards:
+        if lists is None:
+            division = held_out_division(shards, split=split, share=held_out, seed=held_out_seed)
+        else:
+            division = listed_division(shards, lists, number=number)
+        probed = open_probed(weights, trunk, checkpoint=checkpoint, seed=given["seed"])
+        overlap = _overlap(probed, shards, division, allowed=allow_overlap)
+        for line in (coverage_text(shards), _division_text(division), str(overlap)):
+            if line:
+                click.echo(line)
+        rules = _rules(probed, given)
+        run = _Run(shards, division, rules, choose_device(device), cache, out)
+        found, picture = run.probe(probed, modes, given)
+        result = run.stamps(probed, overlap) | {"probes": found}
+        if untrained and weights is not None:
+            control = open_probed(None, probed.name, seed=given["seed"])
+            result["untrained"], _ = run.probe(control, modes, given)
+            result["difference"] = run.differences(found, result["untrained"])
+        for name, text in figures(result):
+            click.echo(f"{name}: {text}")
+        if out is not None:
+            write_whole(out / "result.json", json_bytes(result))
+            write_whole(out / "report.html", page(result, picture).encode())
+            click.echo(f"{out / 'report.html'}")
+
+
+def _check(
+    weights: str | None, lists: Path | None, split: str | None, out: Path | None, given: Mapping[str, Any]
+) -> None:
+    """Refuse options that say nothing together, and folders that could not be written."""
+    if lists is not None and not lists.exists():
+        raise ConfigError(f"--lists {lists}: there is no such file or folder")
+    if lists is not None and split is not None:
+        raise ConfigError("--split and --held-out divide the videos where there are no --lists: leave one of them out")
+    if weights not in {None, "fetch"} and not Path(str(weights)).exists():
+        raise ConfigError(f"--weights {weights}: there is no such file or folder")
+    if given["resume"] and out is None:
+        raise ConfigError("--resume goes on in a folder: give --out RUN")
+    if out is not None:
+        if not out.parent.is_dir():
+            raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
+        if (out / "checkpoints").exists():
+            raise ConfigError(f"--out {out} is a run of another command: name a new folder")
+        out.mkdir(exist_ok=True)
+
+
+def _overlap(probed: Probed, shards: ShardSet, division: Division, *, allowed: bool) -> Overlap:
+    """What the weights saw of the test videos; classes may be shared, since their labels are what a probe learns."""
+    overlap = UNKNOWN if probed.seen is None else find_overlap(probed.seen, shards, division.test)
+    if overlap.videos and not allowed:
+        raise ConfigError(
+            f"{probed.source} was trained on {overlap.videos:,} of the {len(division.test):,} test videos: take "
+            "--lists or a --split that it has not seen, or --allow-overlap to have the result stamped with it"
+        )
+    return overlap
+
+
+def _division_text(division: Division) -> str:
+    missing = sum(division.absent.values())
+    text = f"{len(division.train):,} training and {len(division.test):,} test videos ({division.name})"
+    return text + (f"; {missing:,} listed videos are not stored" if missing else "")
+
+
+def _rules(probed: Probed, given: Mapping[str, Any]) -> Rules:
+    """What was given, else how the run cut its clips, else the published values."""
+    chosen = {name: given[name] for name in ("frames", "stride", "size", "clips") if given[name] is not None}
+    cut = {"size": SIZES.get(probed.name, ClipRules.size)} | probed.clips | chosen
+    how = {name: given[name] for name in ("precision", "executor", "threads", "seed", "test_every")}
+    average = given["clip_average"] or ("logprob" if probed.name == "i3d" else "logit")
+    return Rules(ClipRules(**cut), clip_average=average, **how)
+
+
+class _Run:
+    """What all probes of a command share."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        division: Division,
+        rules: Rules,
+        device: torch.device,
+        cache: Path | None,
+        out: Path | None,
+    ) -> None:
+        self.shards, self.division, self.rules = shards, division, rules
+        self.device, self.cache, self.out = device, cache, out
+        self.asked = ask(shards, division, rules.clips)
+
+    def probe(self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """The results of a trunk by mode, fine-tuning last, and the picture of its retrieval."""
+        results: dict[str, Any] = {}
+        picture = ""
+        with Prober(self.shards, self.division, probed, self.rules, device=self.device, cache=self.cache) as prober:
+            for mode in sorted(set(modes), key=MODES.index):
+                if mode == "retrieval":
+                    results[mode], found = prober.retrieval()
+                    picture = retrieval_picture(self.shards, self.division, found)
+                elif mode == "knn":
+                    results[mode] = prober.knn(k=given["k"], temperature=given["temperature"])
+                else:
+                    results[mode] = self._classify(prober, mode, given)
+        return results, picture
+
+    def _classify(self, prober: Prober, mode: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        name = mode if prober.probed.source != RANDOM else f"{mode}-untrained"
+        run = None if self.out is None else self.out / name
+        begun = run is not None and (run / "checkpoints").exists()
+        if begun and not given["resume"]:
+            raise ConfigError(f"{run} holds a classifier already: go on with --resume, or name another --out")
+        fit, frozen = self.fit(mode, given), mode == "linear"
+        return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
+
+    def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+        """What each mode's first figure is above the control's, on the same videos."""
+        pairs = {mode: (found[mode]["accuracy"], other[mode]["accuracy"]) for mode in found if mode != "retrieval"}
+        if "retrieval" in found:
+            pairs["retrieval R@1"] = (found["retrieval"]["recall"]["R@1"], other["retrieval"]["recall"]["R@1"])
+        return {name: self.asked.difference(*pair) for name, pair in pairs.items()}
+
+    def fit(self, mode: str, given: Mapping[str, Any]) -> Fit:
+        """How a mode's classifier is trained: its defaults, and what was given."""
+        default = LINEAR
+        if mode == "finetune":
+            default = replace(FINETUNE, dropout=0.7 if self.shards.dataset.name == "ucf101" else FINETUNE.dropout)
+        return replace(default, **{name: given[name] for name in FIT if given[name] is not None})
+
+    def stamps(self, probed: Probed, overlap: Overlap) -> dict[str, Any]:
+        """What the figures rest on."""
+        division = self.division
+        return {
+            "dataset": self.shards.dataset.name,
+            "weights": {
+                "source": probed.source,
+                "trunk": probed.name,
+                "method": probed.method,
+                "sha256": probed.sha256,
+            },
+            "overlap": overlap.to_json(),
+            "division": {
+                "name": division.name,
+                "train": len(division.train),
+                "test": len(division.test),
+                "absent": division.absent,
+                "sha256": division.sha256(self.shards),
+            },
+            "clips": asdict(self.rules.clips),
+            "seed": self.rules.seed,
+            "precision": self.rules.precision,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "shards_sha256": self.shards.sha256,
+            "fsar": version("fsar"),
+            "torch": torch.__version__,
+        }
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(cli, again="type the same command with --resume to go on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Clips of labelled videos on the device, ready for a trunk: decoded ahead, resized, jittered, normalised there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from pipelines.augment import normalise, resize_bilinear
+from pipelines.draw import PhiloxDraw
+from pipelines.executors import executor_for
+from pipelines.loader import Prefetcher
+from pipelines.photometric import Photometric
+from pipelines.probe_views import UniformClips
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fsar.trunks import Trunk
+    from pipelines.plan import EpisodeStream
+    from pipelines.probe_views import ClipRules, ProbePlan, RandomClips
+    from shards_spec import ShardSet
+
+    Ints = NDArray[np.int64]
+
+_JITTER = 1 << 63  # the bit in a draw's number that seeds a batch's colours
+
+
+class ProbeLoader:
+    """Clips of the videos of a shard set as a trunk wants them; close it when done.
+
+    Args:
+        shards: The opened shard set.
+        rules: How clips are cut.
+        trunk: Whose constants of colour they are normalised with.
+        device: Where they are wanted.
+        executor: "dali", "portable", or "auto": DALI where it is installed.
+        threads: Decoding threads; 0: one a core.
+        prefetch: Videos or batches prepared ahead.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        rules: ClipRules,
+        trunk: Trunk,
+        *,
+        device: torch.device,
+        executor: str = "auto",
+        threads: int = 0,
+        prefetch: int = 2,
+    ) -> None:
+        self.shards, self.rules, self.device, self._prefetch = shards, rules, device, prefetch
+        self._mean, self._std = trunk.mean, trunk.std
+        self._photometric = Photometric(trunk.mean, trunk.std, blur=0.0)
+        self._executor = executor_for(shards, device, name=executor, threads=threads)
+
+    def uniform(self, rows: Sequence[int]) -> Iterator[Tensor]:
+        """The test clips [clips, T, 3, S, S] of each video, in order."""
+        stream = UniformClips(self.shards, rows, self.rules)
+        for plan, frames in self._prepared(stream, 0, len(stream)):
+            yield normalise(self._clips(plan, frames), self._mean, self._std)
+
+    def random(self, stream: RandomClips, start: int, stop: int) -> Iterator[tuple[Tensor, Ints]]:
+        """Training batches `start` to `stop`: clips [B, T, 3, S, S] and the catalogue rows [B] of their videos."""
+        for n, (plan, frames) in enumerate(self._prepared(stream, start, stop), start):
+            generator = torch.Generator().manual_seed(PhiloxDraw(stream.seed, _JITTER | n).randint(0, 2**62))
+            yield self._photometric(self._clips(plan, frames), generator), np.array(plan.rows, dtype=np.int64)
+
+    def _prepared(
+        self, stream: UniformClips | RandomClips, start: int, stop: int
+    ) -> Iterator[tuple[ProbePlan, list[Tensor]]]:
+        plans = cast("EpisodeStream", stream)  # it is asked for its plans alone, whatever they are of
+        with Prefetcher(plans, self._executor, device=self.device, prefetch=self._prefetch) as prefetcher:
+            made: Iterator[Any] = prefetcher.prepared(prefetcher.decode, start, stop)
+            for plan, frames, _ in made:
+                yield plan, prefetcher.to_device(frames)
+
+    def _clips(self, plan: ProbePlan, frames: Sequence[Tensor]) -> Tensor:
+        """All clips [N, T, 3, S, S] of a plan, in [0, 1]."""
+        parts = []
+        for pixels, places, flip in zip(frames, plan.places, plan.flips, strict=True):
+            images = rearrange(pixels, "r h w c -> r c h w").float().div_(255)
+            images = resize_bilinear(images, (self.rules.size, self.rules.size))
+            images = images.flip(-1) if flip else images
+            parts.append(images[torch.from_numpy(places).to(self.device)])  # [clips, T, 3, S, S]
+        return torch.cat(parts)
+
+    def close(self) -> None:
+        """Give back the decoder; the shard set stays open."""
+        self._executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
