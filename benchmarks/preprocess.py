@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from contextlib import ExitStack, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from subprocess import DEVNULL, run
@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.clips import make_clips
 from benchmarks.environment import load_average, write_result
-from benchmarks.timing import Contestant, markdown_table, read_whole, time_in_turn
+from benchmarks.timing import Contestant, markdown_table, on_cores, read_whole, time_in_turn
 from benchmarks.usual import extract_flow, extract_frames, flow_pool, in_processes
 from preprocess.decode import Geometry, VideoReader, ffmpeg_program
 from preprocess.encode import FLOW_SHORT_SIDE, shrink
@@ -45,6 +45,19 @@ FRAMES, DIFFERENCE, FLOW = "frames", "frames, difference", "frames, difference, 
 USUAL_FLOW = "frames, flow"
 PRODUCTS: dict[str, tuple[str, ...]] = {FRAMES: (), DIFFERENCE: ("diff",), FLOW: ("diff", "flow")}
 DECODE, SCALE, DIS = "ffmpeg decoding alone", "ffmpeg decoding and scaling alone", "OpenCV DIS alone"
+LEAST_PER_SHARD = 3  # a real shard has 64: with one video in each, what a shard costs would count 64 times
+ON_ONE_CORE = {FRAMES, FLOW, SCALE, DIS}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant, what it makes, and with how many workers on how many cores."""
+
+    side: str
+    product: str
+    workers: int
+    cores: int
+    contestant: Contestant
 
 
 @dataclass(frozen=True)
@@ -87,8 +100,13 @@ def main(videos: Path | None, workers: tuple[int, ...], rounds: int, scratch: Pa
 
     "ratio" is to the usual way with as many workers; ours stores the frame difference beside the flow, which the
     usual way does not. A shard is a worker's unit of work: the number of videos in one is set so that each worker
-    gets about four shards, as in a real data set, where it gets many. All videos are in the page cache; one warm-up
-    round is left out, and the processes of OpenCV are started before the clock. Medians, with the least and the most.
+    gets about four shards, as in a real data set, where it gets many, of three videos at least. All videos are in the page cache; a warm-up
+    is left out, and the processes of OpenCV are started before the clock. Medians, with the least and the most.
+
+    A worker is two processes, ffmpeg and ours, of several threads, so that one alone keeps more than one core busy.
+    "cores" says on how many cores a row ran. Rows of one worker come twice where there are more cores: on all of them,
+    and held to one core. "speed-up" is over ours of one worker on one core: what a further core and worker bring.
+    "of bound" compares rates of as many workers on as many cores; "of bound, CPU" compares frames a core-second.
     """
     counts = sorted(set(workers))
     with ExitStack() as stack:
@@ -96,7 +114,7 @@ def main(videos: Path | None, workers: tuple[int, ...], rounds: int, scratch: Pa
         before = load_average()
         if videos is None:
             click.echo("making clips of UCF101's size ...")
-            videos = make_clips(place / "videos")
+            videos = make_clips(place / "videos", classes=4, per_class=3)
         work = prepare(videos, place, counts, stack)
         click.echo(f"{len(work.videos)} videos; load average {before[0]} before")
         rows, context = measure(work, counts, rounds=rounds)
@@ -113,7 +131,7 @@ def store(
     Raises:
         FsarError: a video could not be stored: the others would be compared with more.
     """
-    per_shard = max(1, len(catalogue.videos) // (4 * workers))
+    per_shard = max(LEAST_PER_SHARD, len(catalogue.videos) // (4 * workers))
     settings = Settings(Geometry(SIZE, SIZE), motion=motion, rows_per_shard=per_shard, workers=workers, codec=codec)
     with redirect_stderr(io.StringIO()):
         failures = preprocess(catalogue, out, settings)
@@ -142,12 +160,16 @@ def save_luma(video: Path, out: Path) -> None:
 def measure(work: Work, counts: Sequence[int], *, rounds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Time all contestants in turn: one row each, and what was measured."""
     entries = [entry for workers in counts for entry in contestants(work, workers)]
-    every = [contestant for *_, contestant in entries]
-    ones = [1] * len(every)
-    time_in_turn(every, rounds=1, counts=ones)  # starts the server of our workers, warms caches
-    timings = time_in_turn(every, rounds=rounds, counts=ones)
+    if 1 in counts and CORES > 1:
+        entries += [
+            _held_to_one_core(entry) for entry in entries if entry.workers == 1 and entry.product in ON_ONE_CORE
+        ]
+    every = [entry.contestant for entry in entries]
+    first = [entry.contestant for entry in entries if entry.product in {FRAMES, SCALE}]
+    time_in_turn(first, rounds=1, counts=[1] * len(first))  # starts the server of our workers, warms caches
+    timings = time_in_turn(every, rounds=rounds, counts=[1] * len(every))
     frames = _check_same_frames(work, counts)
-    rows = [_row(work, timings[each.name], side, product, workers, frames) for side, product, workers, each in entries]
+    rows = [_row(work, timings[entry.contestant.name], entry, frames) for entry in entries]
     context = {
         "videos": len(work.videos),
         "video_frames": frames,
@@ -156,8 +178,8 @@ def measure(work: Work, counts: Sequence[int], *, rounds: int) -> tuple[list[dic
     return _with_ratios(rows), context
 
 
-def contestants(work: Work, workers: int) -> list[tuple[str, str, int, Contestant]]:
-    """Who runs with so many workers: (side, product, workers, contestant)."""
+def contestants(work: Work, workers: int) -> list[Entry]:
+    """Who runs with so many workers, on all cores."""
     pool = work.pools[workers]
     runs: dict[tuple[str, str], Callable[[int], None]] = {
         ("ours", product): _ours(work, product, workers) for product in PRODUCTS
@@ -165,14 +187,27 @@ def contestants(work: Work, workers: int) -> list[tuple[str, str, int, Contestan
     runs["usual", FRAMES] = _usual(work, FRAMES, workers)
     runs["usual", USUAL_FLOW] = _usual(work, USUAL_FLOW, workers)
     runs["bound", DECODE] = lambda _: in_processes(pool, decode_to_nowhere, work.videos, [()] * len(work.videos))
-    scale = ("-vf", f"scale={SIZE}:{SIZE}")
+    # one thread: with as many as cores, ffmpeg's default, the slices of so small a picture cost more than they bring
+    scale = ("-filter_threads", "1", "-vf", f"scale={SIZE}:{SIZE}")
     runs["bound", SCALE] = lambda _: in_processes(pool, decode_to_nowhere, work.videos, [scale] * len(work.videos))
     runs["bound", DIS] = lambda _: in_processes(pool, flow_alone, work.luma)
     found = []
     for (side, product), each in runs.items():
         before = _cleaner(work.folder(f"{side} {product}", workers))
-        found.append((side, product, workers, Contestant(f"{side} {product} {workers}", each, before)))
+        contestant = Contestant(f"{side} {product} {workers}", each, before)
+        found.append(Entry(side, product, workers, CORES, contestant))
     return found
+
+
+def _held_to_one_core(entry: Entry) -> Entry:
+    """The same with all of its processes on one core."""
+
+    def run_held(count: int) -> None:
+        with on_cores(1):
+            entry.contestant.run(count)
+
+    contestant = replace(entry.contestant, name=f"{entry.contestant.name}, one core", run=run_held)
+    return replace(entry, cores=1, contestant=contestant)
 
 
 def _cleaner(folder: Path) -> Callable[[], None]:
@@ -223,19 +258,21 @@ def _check_same_frames(work: Work, counts: Sequence[int]) -> int:
     return ours
 
 
-def _row(work: Work, timing: Timing, side: str, product: str, workers: int, frames: int) -> dict[str, Any]:
+def _row(work: Work, timing: Timing, entry: Entry, frames: int) -> dict[str, Any]:
     videos = len(work.videos)
     row = {
-        "side": side,
-        "product": product,
-        "workers": workers,
+        "side": entry.side,
+        "product": entry.product,
+        "workers": entry.workers,
+        "cores": entry.cores,
         "videos_per_second": round(timing.rate * videos, 3),
         "least": round(min(timing.rates) * videos, 3),
         "most": round(max(timing.rates) * videos, 3),
         "frames_per_second": round(timing.rate * frames),
         "core_seconds_per_video": round(timing.core_seconds / videos, 4),
+        "frames_per_core_second": round(frames / max(timing.core_seconds, 0.01)),
     }
-    folder = work.folder(f"{side} {product}", workers)
+    folder = work.folder(f"{entry.side} {entry.product}", entry.workers)
     if folder.exists():
         files = [path for path in folder.rglob("*") if path.is_file()]
         row |= {
@@ -246,17 +283,23 @@ def _row(work: Work, timing: Timing, side: str, product: str, workers: int, fram
 
 
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to our rows the ratio to the usual way of as many workers, and the part of the bound."""
-    rates = {(row["side"], row["product"], row["workers"]): row["videos_per_second"] for row in rows}
+    """Add to each row but the bounds' its part of the bound; to ours the ratio to the usual way and the speed-up."""
+    found = {(row["side"], row["product"], row["workers"], row["cores"]): row for row in rows}
     for row in rows:
         if row["side"] == "bound":
             continue
-        workers, rate, flow = row["workers"], row["videos_per_second"], "flow" in row["product"]
-        decode = rates["bound", SCALE, workers]
-        bound = 1 / (1 / decode + 1 / rates["bound", DIS, workers]) if flow else decode
-        row["part_of_bound"] = round(rate / bound, 3)
-        if row["side"] == "ours" and row["product"] != DIFFERENCE:  # the usual way has none
-            row["ratio_to_usual"] = round(rate / rates["usual", USUAL_FLOW if flow else FRAMES, workers], 2)
+        key, flow = (row["workers"], row["cores"]), "flow" in row["product"]
+        for column, part in (("videos_per_second", "part_of_bound"), ("frames_per_core_second", "part_of_bound_cpu")):
+            bounds = [found["bound", product, *key][column] for product in ((SCALE, DIS) if flow else (SCALE,))]
+            row[part] = round(row[column] * sum(1 / bound for bound in bounds), 3)
+        if flow:
+            row["part_of_dis"] = round(row["videos_per_second"] / found["bound", DIS, *key]["videos_per_second"], 3)
+        usual = found.get(("usual", USUAL_FLOW if flow else FRAMES, *key))
+        if row["side"] == "ours" and row["product"] != DIFFERENCE and usual:  # the usual way has no difference
+            row["ratio_to_usual"] = round(row["videos_per_second"] / usual["videos_per_second"], 2)
+        alone = found.get((row["side"], row["product"], 1, 1))
+        if alone:
+            row["speed_up"] = round(row["videos_per_second"] / alone["videos_per_second"], 2)
     return rows
 
 
@@ -266,11 +309,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "way",
         "stored",
         "workers",
+        "cores",
         "videos/s (least-most)",
         "frames/s",
-        "core-s/video",
+        "frames/core-s",
         "ratio",
         "of bound",
+        "of bound, CPU",
+        "of DIS",
+        "speed-up",
         "kB/video",
     ]
     return markdown_table(head, [_line(row) for row in rows])
@@ -281,11 +328,13 @@ def _line(row: dict[str, Any]) -> list[str]:
         row["side"],
         row["product"],
         str(row["workers"]),
+        str(row["cores"]),
         f"{row['videos_per_second']:.2f} ({row['least']:.2f}-{row['most']:.2f})",
         str(row["frames_per_second"]),
-        f"{row['core_seconds_per_video']:.3f}",
+        str(row["frames_per_core_second"]),
         f"{row['ratio_to_usual']:.2f}" if "ratio_to_usual" in row else "",
-        f"{row['part_of_bound']:.0%}" if "part_of_bound" in row else "",
+        *(f"{row[part]:.0%}" if part in row else "" for part in ("part_of_bound", "part_of_bound_cpu", "part_of_dis")),
+        f"{row['speed_up']:.2f}" if "speed_up" in row else "",
         f"{row['bytes_per_video'] / 1000:.0f}" if "bytes_per_video" in row else "",
     ]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 def _nothing() -> None:
@@ -92,6 +93,29 @@ def cpu_seconds() -> float:
     """CPU time of this process and of all below it, those that ended included (in ticks of 10 ms)."""
     if not Path("/proc/self/stat").exists():
         return time.process_time()
+    return sum(_processes().values()) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Let this process and all below it, those that it starts later included, run on `count` cores only."""
+    allowed = os.sched_getaffinity(0)
+    _allow(set(sorted(allowed)[:count]))
+    try:
+        yield
+    finally:
+        _allow(allowed)
+
+
+def _allow(cores: set[int]) -> None:
+    for pid in _processes():
+        for thread in Path(f"/proc/{pid}/task").glob("*"):
+            with suppress(OSError):  # it ended just now
+                os.sched_setaffinity(int(thread.name), cores)
+
+
+def _processes() -> dict[int, int]:
+    """This process and all below it: number -> CPU ticks, those of ended children included."""
     parents: dict[int, int] = {}
     spent: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -102,7 +126,7 @@ def cpu_seconds() -> float:
         parents[int(path.parent.name)] = int(fields[1])
         spent[int(path.parent.name)] = sum(map(int, fields[11:15]))  # user and system, own and of ended children
     ours = os.getpid()
-    return sum(ticks for pid, ticks in spent.items() if _descends(pid, ours, parents)) / os.sysconf("SC_CLK_TCK")
+    return {pid: ticks for pid, ticks in spent.items() if _descends(pid, ours, parents)}
 
 
 def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:

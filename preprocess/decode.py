@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import signal
 import stat
 import subprocess
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -36,6 +38,9 @@ MIN_FRAMES = 2
 SOURCE_SIZE = re.compile(  # not the tag "0x0002", nor a title that looks alike
     r"^\[info\] +Stream #0:\d+[^ ]*: Video: .*?\b([1-9]\d{0,4})x([1-9]\d{0,4})\b", re.MULTILINE
 )
+
+FRAME_MARK = b"FRAME\n"  # of YUV4MPEG2, before each picture
+PIPE_BYTES = 1 << 20  # ten frames of 256x256 wait there, where Linux gives not even one of its own accord
 
 ERROR_LINE = re.compile(r"(?:\[[^\]]*\] )*\[(?:error|fatal)\] ?(.*)")
 
@@ -96,8 +101,13 @@ def ffmpeg_version() -> str:
 
 def command(path: Path, geometry: Geometry) -> list[str]:
     """The ffmpeg call that decodes `path` to YUV4MPEG2 on standard output, bit-exact on every CPU."""
+    return [f"file:{path}" if argument == "PATH" else argument for argument in _command(geometry)]
+
+
+@cache
+def _command(geometry: Geometry) -> tuple[str, ...]:
     source = ffmpeg.input(
-        "PATH",  # put in below: ffmpeg-python takes no name that is not UTF-8
+        "PATH",  # put in above: ffmpeg-python takes no name that is not UTF-8
         protocol_whitelist="file",
         format_whitelist=CONTAINERS,
         threads=1,
@@ -115,12 +125,13 @@ def command(path: Path, geometry: Geometry) -> list[str]:
     )
     output = scaled.output("pipe:1", format="yuv4mpegpipe", pix_fmt="yuvj420p", strict=-1, fps_mode="passthrough")
     log = ["-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info"]
-    call = output.global_args(*log, "-filter_threads", "1").compile(cmd=ffmpeg_program())
-    return [f"file:{path}" if argument == "PATH" else argument for argument in call]
+    return tuple(output.global_args(*log, "-filter_threads", "1").compile(cmd=ffmpeg_program()))
 
 
 class VideoReader:
     """Iterates the `Planes` of a video; a context manager that leaves no process behind.
+
+    Decoding begins at once and rests when the pipe is full; the time limit runs from the first frame asked for.
 
     Attributes:
         fps: Nominal frames a second.
@@ -139,8 +150,10 @@ class VideoReader:
             stderr=self._log,
             process_group=0,  # Ctrl-C is for us: a decoder that it ends would look like a damaged video
         )
+        assert self._process.stdout is not None
+        with suppress(OSError):  # a user's pipes may hold only so much in all
+            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._watch = threading.Timer(time_limit, self._stop_late)
-        self._watch.start()
         self.fps, self.size, self.source_size = 0.0, (0, 0), (0, 0)
 
     def __iter__(self) -> Iterator[Planes]:
@@ -150,6 +163,7 @@ class VideoReader:
             VideoError: the video is not whole, not sound or too large; frames before the fault were delivered.
         """
         assert self._process.stdout is not None
+        self._watch.start()
         count = 0
         for count, planes in enumerate(self._frames(self._process.stdout), 1):
             if count > MOST_FRAMES:
@@ -169,11 +183,12 @@ class VideoReader:
             raise VideoError("too-large", f"frames of {width}x{height}")
         half = (-(-height // 2), -(-width // 2))
         luma, chroma = height * width, half[0] * half[1]
-        while pipe.readline():  # "FRAME\n"
-            data = pipe.read(luma + 2 * chroma)
-            if len(data) < luma + 2 * chroma:
+        while True:
+            data = np.empty(len(FRAME_MARK) + luma + 2 * chroma, np.uint8)
+            if pipe.readinto(data) < len(data):  # type: ignore[attr-defined]  # a buffered reader, without a copy
                 return
-            flat = np.frombuffer(data, np.uint8)
+            assert data[: len(FRAME_MARK)].tobytes() == FRAME_MARK
+            flat = data[len(FRAME_MARK) :]
             u, v = flat[luma : luma + chroma], flat[luma + chroma :]
             yield Planes(flat[:luma].reshape(height, width), u.reshape(half), v.reshape(half))
 
@@ -208,6 +223,10 @@ class VideoReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decoder, whether it was read to its end or not."""
         self._watch.cancel()
         if self._process.poll() is None:
             self._process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
@@ -12,11 +13,14 @@ from preprocess.decode import Geometry, Planes, ffmpeg_version
 from shards_spec.schema import picture_name
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
     from numpy.typing import NDArray
 
 QUALITY = 90
 FLOW_SHORT_SIDE = 128  # DIS runs 653 pairs a core-second here, 142 at 256; its error is a tenth of a pixel
 FLOW_CODES = 127
+FRAMES_BEHIND = 16
 MOTION = {"diff": "diff1", "flow": "flow1"}  # option of the command -> name of the series
 
 
@@ -58,6 +62,34 @@ def create_encoder(series: str, *, codec: str = "jpeg") -> Encoder:
 def member(number: int) -> str:
     """Extension of the JPEG whose first frame is source frame `number`."""
     return picture_name(number, "jpeg")
+
+
+class Alongside:
+    """An encoder at work in another thread, a few frames behind: its pictures are those that it would make alone."""
+
+    def __init__(self, encoder: Encoder, pool: Executor) -> None:
+        self._encoder, self._pool = encoder, pool
+        self._pending: deque[Future[None]] = deque()
+
+    def add(self, frame: Planes) -> None:
+        """Take the next frame; waits while too many are held."""
+        if len(self._pending) == FRAMES_BEHIND:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._encoder.add, frame))
+
+    def members(self) -> dict[str, bytes]:
+        """Those of the encoder, when all frames are done."""
+        self._wait()
+        return self._encoder.members()
+
+    def info(self) -> dict[str, Any]:
+        """That of the encoder, when all frames are done."""
+        self._wait()
+        return self._encoder.info()
+
+    def _wait(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
 
 
 class FrameEncoder:
@@ -120,7 +152,8 @@ class DifferenceEncoder:
         if self._before is not None:
             halved = Planes(*(difference(a, b) for a, b in zip(self._before, frame, strict=True)))
             self._members[member(len(self._members))] = encode_planes(halved)
-            self._magnitude.append(round(float(cv2.absdiff(frame.y, self._before.y).mean()), 3))
+            total = cv2.norm(frame.y, self._before.y, cv2.NORM_L1)  # a sum of whole numbers: exact
+            self._magnitude.append(round(total / frame.y.size, 3))
         self._before = frame
 
     def members(self) -> dict[str, bytes]:
@@ -152,12 +185,11 @@ class FlowEncoder:
         luma = shrink(frame.y, FLOW_SHORT_SIDE)
         if self._before is not None:
             field = self._dis.calc(self._before, luma, None)  # [h, w, 2] pixels
-            code, scale = quantise(field)
-            stacked = np.concatenate([code[..., 0], code[..., 1]])  # [2h, w]
-            self._members[member(len(self._members))] = encode_grey(stacked)
+            stacked = np.concatenate([field[..., 0], field[..., 1]])  # [2h, w]
+            code, scale = quantise(stacked)
+            self._members[member(len(self._members))] = encode_grey(code)
             self._scale.append(scale)
-            length = np.sqrt(np.square(field, dtype=np.float64).sum(-1))  # [h, w]
-            self._magnitude.append(round(float(length.mean()), 4))
+            self._magnitude.append(round(mean_length(stacked), 4))
         self._before = luma
 
     def members(self) -> dict[str, bytes]:
@@ -213,10 +245,20 @@ def shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
     return result
 
 
+def mean_length(stacked: NDArray[np.float32]) -> float:
+    """Mean length of the vectors of a flow field [2h, w], u above v."""
+    squares = np.square(stacked, dtype=np.float64)
+    u, v = np.split(squares, 2)
+    u += v
+    return float(np.sqrt(u, out=u).mean())
+
+
 def quantise(field: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
     """A flow field as bytes, and the pixels that code 127 stands for (0 for a field without motion)."""
-    scale = round(float(np.abs(field).max()), 4)
+    scale = round(float(max(field.max(), -field.min())), 4)
     if scale == 0:
         return np.full(field.shape, 128, np.uint8), 0.0
-    code = np.rint(field * (FLOW_CODES / scale)) + 128
-    return np.clip(code, 0, 255).astype(np.uint8), scale
+    code = field * (FLOW_CODES / scale)
+    np.rint(code, out=code)
+    code += 128
+    return np.clip(code, 0, 255, out=code).astype(np.uint8), scale

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from preprocess.decode import Geometry, VideoError, VideoReader
-from preprocess.encode import create_encoder
+from preprocess.encode import MOTION, Alongside, Encoder, create_encoder
 from shards_spec.files import json_line
 from shards_spec.index import shard_path
 from shards_spec.schema import Failure, sample_key
 from shards_spec.summary import Summary, summarise
-from shards_spec.tar import TarSeriesWriter, file_sha256
+from shards_spec.tar import TarSeriesWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from preprocess.catalogue import Video
@@ -60,9 +63,12 @@ def run(job: Job, report: Callable[[int], None]) -> Finished:
     with ExitStack() as stack:
         paths = {name: shard_path(job.out, name, job.shard) for name in job.series}
         writers = {name: stack.enter_context(TarSeriesWriter(path)) for name, path in paths.items()}
-        for row, video in job.videos.items():
+        thread = stack.enter_context(ThreadPoolExecutor(1))
+        readers = stack.enter_context(closing(_readers(job)))
+        for row, reader in readers:
+            video = job.videos[row]
             try:
-                infos[row] = _store(row, video, job, writers)
+                infos[row] = _store(row, reader, job, writers, thread)
             except VideoError as error:
                 failures.append(Failure(row, video.name, video.label, video.group, error.reason, error.detail))
             report(next(iter(infos[row].values()))["frames"] if row in infos else 0)
@@ -73,11 +79,43 @@ def run(job: Job, report: Callable[[int], None]) -> Finished:
     return Finished(job.shard, set(job.videos), tars, failures)
 
 
-def _store(row: int, video: Video, job: Job, writers: Mapping[str, TarSeriesWriter]) -> dict[str, dict[str, Any]]:
+def _readers(job: Job) -> Generator[tuple[int, VideoReader | VideoError]]:
+    """The rows of a job, each with its reader or with the reason why it has none.
+
+    The decoder of the next video starts before a reader is handed over: it is at work while this one is encoded, as
+    far as its pipe holds frames, and the start of a process costs no time.
+    """
+    rows = iter(job.videos.items())
+    started = [_start(*item, job) for item in islice(rows, 1)]
+    try:
+        while started:
+            started += [_start(*item, job) for item in islice(rows, 1)]
+            yield started.pop(0)
+    finally:
+        for _, reader in started:
+            if isinstance(reader, VideoReader):
+                reader.close()
+
+
+def _start(row: int, video: Video, job: Job) -> tuple[int, VideoReader | VideoError]:
+    try:
+        return row, VideoReader(video.path, job.geometry, time_limit=job.time_limit)
+    except VideoError as error:
+        return row, error
+
+
+def _store(
+    row: int, decoded: VideoReader | VideoError, job: Job, writers: Mapping[str, TarSeriesWriter], thread: Executor
+) -> dict[str, dict[str, Any]]:
     """Decode one video once, and append it to every series; nothing is written before all of it is known good."""
-    encoders = {name: create_encoder(name, codec=job.codec) for name in writers}
+    if isinstance(decoded, VideoError):
+        raise decoded
+    video = job.videos[row]
+    encoders: dict[str, Encoder] = {name: create_encoder(name, codec=job.codec) for name in writers}
+    if MOTION["flow"] in encoders:  # as dear as all others and the decoder together
+        encoders[MOTION["flow"]] = Alongside(encoders[MOTION["flow"]], thread)
     count = 0
-    with VideoReader(video.path, job.geometry, time_limit=job.time_limit) as reader:
+    with decoded as reader:
         for frame in reader:
             count += 1
             for encoder in encoders.values():
@@ -95,4 +133,4 @@ def _store(row: int, video: Video, job: Job, writers: Mapping[str, TarSeriesWrit
 
 def _summary(writer: TarSeriesWriter, infos: dict[int, dict[str, Any]]) -> Summary:
     samples = summarise(writer.members, infos, writer.path)
-    return Summary(writer.written.stat().st_size, file_sha256(writer.written), samples)
+    return Summary(writer.size, writer.sha256, samples)

@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from preprocess.job import Finished, run
@@ -46,25 +49,30 @@ def work(jobs: Sequence[Job], workers: int) -> Generator[Progress | Finished]:
     context = multiprocessing.get_context("forkserver")
     _start_server()
     waiting = list(reversed(jobs))
-    pool: dict[Connection, ForkServerProcess] = {}
+    pool: list[Connection] = []
+    processes: list[ForkServerProcess] = []
     try:
         for _ in range(min(workers, len(jobs))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
+            with _without_main():
+                process.start()
             theirs.close()
-            pool[ours] = process
+            pool.append(ours)
+            processes.append(process)
             _send(ours, waiting.pop())
         while pool:
-            for ready in wait(list(pool)):
+            for ready in wait(pool):
                 message = _receive(ready)  # type: ignore[arg-type]  # only our connections are waited for
-                yield message
-                if isinstance(message, Finished):
+                if isinstance(message, Finished):  # the worker goes on while its shard is made durable
                     _next(ready, waiting, pool)  # type: ignore[arg-type]
+                yield message
     finally:
-        for connection, process in pool.items():
+        for connection in pool:
             connection.close()
+        for process in processes:
             process.terminate()
+        for process in processes:
             process.join()
 
 
@@ -73,21 +81,31 @@ def _start_server() -> None:
     before = dict(os.environ)
     os.environ.update(STEADY)
     try:
-        forkserver.set_forkserver_preload(["preprocess.pool", "webdataset"])
+        forkserver.set_forkserver_preload(["preprocess.pool"])
         forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def _next(connection: Connection, waiting: list[Job], pool: dict[Connection, ForkServerProcess]) -> None:
+@contextmanager
+def _without_main() -> Generator[None]:
+    """Keep a starting worker from importing the program that we run as: it needs nothing of it, and may pay seconds."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _next(connection: Connection, waiting: list[Job], pool: list[Connection]) -> None:
     """Give a free worker its next job, or let it go."""
     if waiting:
         _send(connection, waiting.pop())
         return
-    process = pool.pop(connection)
+    pool.remove(connection)
     connection.close()
-    process.join()
 
 
 def _send(connection: Connection, job: Job) -> None:

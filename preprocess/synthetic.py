@@ -15,7 +15,7 @@ import numpy as np
 from preprocess.decode import ffmpeg_program
 from preprocess.synthetic_motion import CLASSES, Poses
 from shards_spec.errors import ConfigError, FsarError
-from shards_spec.files import disk_errors, json_bytes, publish, read_json, sync_file, temporary, write_whole
+from shards_spec.files import disk_errors, json_bytes, publish, read_json, temporary, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,8 +202,6 @@ def write_video(path: Path, name: str, number: int, *, seed: int) -> None:
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
         raise FsarError(f"ffmpeg cannot write {path}: {reason[0]}; make room or install another ffmpeg")
-    with disk_errors(path):
-        sync_file(unfinished)
     publish(unfinished, path)
 
 

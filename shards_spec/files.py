@@ -100,12 +100,13 @@ def temporary(path: Path) -> Path:
 
 
 def publish(written: Path, path: Path) -> None:
-    """Give a finished temporary file its final name, durably.
+    """Give a finished temporary file its final name: its bytes are made durable before, the name after.
 
     Raises:
         DiskError: the disk refuses.
     """
     with disk_errors(path):
+        sync_file(written)
         written.replace(path)
         sync_folder(path.parent)
 
@@ -117,10 +118,7 @@ def write_whole(path: Path, data: bytes) -> None:
         DiskError: the disk is full or cannot be written.
     """
     with disk_errors(path):
-        with temporary(path).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary(path).write_bytes(data)
         publish(temporary(path), path)
 
 

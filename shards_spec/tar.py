@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from shards_spec.errors import ShardError
@@ -33,12 +34,29 @@ def archive_size(end: int) -> int:
     return -(-(end + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
-def header(name: str, size: int) -> bytes:
-    """The only ustar header that our writer gives to a member of this name and size."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, MODE, 0
+@cache
+def _nameless() -> bytes:
+    """A header without name, size and checksum, which alone differ between our members: blanks for the checksum."""
+    info = tarfile.TarInfo()
+    info.mode, info.mtime = MODE, 0
     info.uname = info.gname = OWNER
-    return info.tobuf(tarfile.USTAR_FORMAT)
+    block = info.tobuf(tarfile.USTAR_FORMAT)
+    return block[:148] + b" " * 8 + block[156:]
+
+
+def header(name: str, size: int) -> bytes:
+    """The only ustar header that our writer gives to a member of this name and size.
+
+    Put together from a template: by `tarfile` a header takes half as long as the JPEG that follows it.
+
+    Raises:
+        ValueError: the name is no ASCII or has more than 100 characters, or the size has more than 11 octal digits.
+    """
+    path, digits, block = name.encode("ascii"), b"%011o" % size, _nameless()
+    if not 0 < len(path) <= 100 or len(digits) > 11:
+        raise ValueError(f"no plain ustar header holds {len(path)} characters and {size} bytes")
+    checksum = b"%06o\0" % (sum(block) + sum(path) + sum(digits) - sum(block[124:135]))
+    return b"".join((path.ljust(100, b"\0"), block[100:124], digits, block[135:148], checksum, block[155:]))
 
 
 @dataclass(frozen=True)
@@ -62,24 +80,30 @@ class Member:
 
 
 class TarSeriesWriter:
-    """Writes one shard of one series under a temporary name of its own; publishing it is the caller's.
+    """Writes one shard of one series under a temporary name of its own; making it durable and naming it is `publish`'s.
 
     Args:
         path: Final name of the shard.
+
+    Attributes:
+        members: What was added, in stored order.
+        size: Bytes written so far; those of the whole archive once it is closed.
     """
 
     def __init__(self, path: Path) -> None:
-        from webdataset import TarWriter  # noqa: PLC0415 -- a third of a second that readers need not pay
-
         self.path = path
         # The process number keeps what an orphan of a killed run still writes apart from what we write.
         self.written = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
         self.members: list[Member] = []
+        self.size = 0
+        self._digest = hashlib.sha256()
         with disk_errors(path):
             self._file: BinaryIO = self.written.open("wb")
-        self._tar = TarWriter(
-            self._file, user=OWNER, group=OWNER, mode=MODE, encoder=False, mtime=0, format="USTAR_FORMAT"
-        )
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of what was written: nothing need be read again."""
+        return self._digest.hexdigest()
 
     def add(self, key: str, files: Mapping[str, bytes]) -> None:
         """Append one sample: extension -> content; members are stored sorted by extension.
@@ -89,18 +113,20 @@ class TarSeriesWriter:
         """
         with disk_errors(self.path):
             for extension in sorted(files):
-                data = files[extension]
-                offset = self._tar.tarstream.offset + BLOCK
-                self._tar.write({"__key__": key, extension: data})
-                self.members.append(Member(f"{key}.{extension}", offset, len(data), zlib.crc32(data)))
+                data, name = files[extension], f"{key}.{extension}"
+                self.members.append(Member(name, self.size + BLOCK, len(data), zlib.crc32(data)))
+                self._write(b"".join((header(name, len(data)), data, bytes(-len(data) % BLOCK))))
 
     def close(self) -> None:
-        """End the archive and make its bytes durable, still under the temporary name."""
+        """End the archive, still under the temporary name."""
         with disk_errors(self.path):
-            self._tar.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._write(bytes(archive_size(self.size) - self.size))
             self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +137,6 @@ class TarSeriesWriter:
                 self.close()
         finally:
             if not self._file.closed:  # what was written is not whole: it goes
-                self._tar.tarstream.fileobj.closed = True  # else its destructor would write more
                 with suppress(OSError):
                     self._file.close()
                 self.written.unlink(missing_ok=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from conftest import SPLITS
 
 from benchmarks import episodes, methods, preprocess, step
 from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
-from benchmarks.timing import Contestant, cpu_seconds, time_in_turn, warm_up
+from benchmarks.timing import Contestant, cpu_seconds, on_cores, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
 from pipelines.dali import dali_is_installed
 from pipelines.plan import EpisodeRules
@@ -186,6 +188,16 @@ def test_cpu_seconds_counts_this_process() -> None:
     assert cpu_seconds() > before
 
 
+def test_on_cores_holds_what_runs_and_what_starts() -> None:
+    allowed = os.sched_getaffinity(0)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    with on_cores(1):
+        assert len(os.sched_getaffinity(0)) == len(os.sched_getaffinity(sleeper.pid)) == 1
+    assert os.sched_getaffinity(0) == os.sched_getaffinity(sleeper.pid) == allowed
+    sleeper.kill()
+    sleeper.wait()
+
+
 def test_preprocess_benchmark_runs(tiny_videos: Path, tmp_path: Path) -> None:
     for label in ("ant", "bee"):
         (tmp_path / "videos" / label).mkdir(parents=True)
@@ -196,11 +208,15 @@ def test_preprocess_benchmark_runs(tiny_videos: Path, tmp_path: Path) -> None:
         work = preprocess.prepare(tmp_path / "videos", tmp_path / "scratch", [1], stack)
         rows, context = preprocess.measure(work, [1], rounds=1)
     assert (context["videos"], context["video_frames"]) == (4, 2 * (12 + 15))
+    assert {row["cores"] for row in rows} == {1, preprocess.CORES}
     files = {(row["side"], row["product"]): row.get("files") for row in rows}
     assert files["usual", preprocess.FRAMES] == 54
     assert files["usual", preprocess.USUAL_FLOW] == 54 + 2 * (54 - 4)
     ratios = {row["product"] for row in rows if "ratio_to_usual" in row}
     assert ratios == {preprocess.FRAMES, preprocess.FLOW}
+    flow = [row for row in rows if row["side"] == "ours" and row["product"] == preprocess.FLOW]
+    assert all(row["part_of_bound"] > 0 and row["part_of_dis"] > 0 for row in flow)
+    assert flow[-1]["speed_up"] == 1
 
 
 @pytest.mark.parametrize("case", methods.CASES, ids=lambda case: f"{case.method}-{case.scope}")

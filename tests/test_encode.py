@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from videos import moving_frames
 
 from preprocess.decode import Geometry, Planes, VideoReader
-from preprocess.encode import create_encoder, difference, quantise, shrink
+from preprocess.encode import FRAMES_BEHIND, Alongside, create_encoder, difference, mean_length, quantise, shrink
 
 
 def planes(rgb: np.ndarray) -> Planes:
@@ -96,6 +98,33 @@ def test_quantised_flow_is_within_half_a_step(top: float, seed: int) -> None:
     code, scale = quantise(field)
     step = scale / 127
     assert np.abs((code.astype(np.float64) - 128) * step - field).max() <= step / 2 + 1e-4
+
+
+def test_lengths_are_numpys_own() -> None:
+    field = np.random.default_rng(5).normal(size=(6, 7, 2)).astype(np.float32)
+    stacked = np.concatenate([field[..., 0], field[..., 1]])
+    assert mean_length(stacked) == np.sqrt(np.square(field, dtype=np.float64).sum(-1)).mean()
+
+
+def test_alongside_changes_nothing() -> None:
+    alone = create_encoder("flow1")
+    many = [planes(frame) for frame in FRAMES * FRAMES_BEHIND]
+    with ThreadPoolExecutor(1) as pool:
+        alongside = Alongside(create_encoder("flow1"), pool)
+        for frame in many:
+            alone.add(frame)
+            alongside.add(frame)
+        assert alongside.members() == alone.members()
+        assert alongside.info() == alone.info()
+
+
+def test_alongside_raises_what_its_encoder_raises() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        alongside = Alongside(create_encoder("diff1"), pool)
+        for side in (32, 64):  # no difference of pictures of two sizes
+            alongside.add(Planes(*(np.zeros((side, side), np.uint8) for _ in range(3))))
+        with pytest.raises(cv2.error):
+            alongside.members()
 
 
 def test_still_pictures_have_no_flow() -> None:

@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from folders import ROOT, command_line, digests, stamps
 from videos import moving_frames, write_video
 
-from preprocess import encode
+from preprocess import encode, job
 from preprocess.cli import cli
-from preprocess.decode import Geometry
+from preprocess.decode import Geometry, VideoReader
 from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
@@ -30,8 +30,9 @@ from shards_spec.files import only_writer
 from shards_spec.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from preprocess.decode import Planes
     from shards_spec.schema import Failure
 
 
@@ -212,6 +213,66 @@ def test_another_plan_is_refused(videos: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(encode, "ffmpeg_version", lambda: "ffmpeg 4.1")
     with pytest.raises(ShardError, match=r"rgb.decoder is 'ffmpeg .*', asked for 'ffmpeg 4.1'"):
         run(videos, out, motion=())
+
+
+def test_the_next_decoder_starts_before_its_turn(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Watched(VideoReader):
+        def __init__(self, path: Path, *args: object, **named: object) -> None:
+            events.append(f"start {path.stem[-1]}")
+            super().__init__(path, *args, **named)
+
+        def __iter__(self) -> Iterator[Planes]:
+            events.append(f"read {self._path.stem[-1]}")
+            return super().__iter__()
+
+    monkeypatch.setattr(job, "VideoReader", Watched)
+    catalogue = folder_catalogue(videos)
+    classes = {"a": 0, "b": 1}
+    work = job.Job(0, dict(enumerate(catalogue.videos[2:6])), classes, ("rgb",), tmp_path, Geometry(64, 64), 60)
+    done = job.run(work, lambda _: None)
+    assert events == ["start 2", "start n", "read 2", "start 3", "read n", "start 4", "read 3", "read 4"]
+    assert [failure.reason for failure in done.failures] == ["not-a-video"]
+
+
+def test_decoders_end_with_a_job_that_fails(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[VideoReader] = []
+
+    class Watched(VideoReader):
+        def __init__(self, *args: object, **named: object) -> None:
+            super().__init__(*args, **named)
+            started.append(self)
+
+    monkeypatch.setattr(job, "VideoReader", Watched)
+    catalogue = folder_catalogue(videos)
+    work = job.Job(0, dict(enumerate(catalogue.videos[:3])), {"a": 0}, ("rgb",), tmp_path, Geometry(64, 64), 60)
+    with pytest.raises(FsarError, match="stop here"):
+        job.run(work, lambda _: stop())
+    assert len(started) == 2
+    assert all(reader._process.poll() is not None for reader in started)
+    assert not list(tmp_path.iterdir())
+
+
+def stop() -> None:
+    raise FsarError("stop here")
+
+
+def test_workers_do_not_import_the_program(videos: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from pathlib import Path\n"
+        "from preprocess.decode import Geometry\n"
+        "from preprocess.folder import folder_catalogue\n"
+        "from preprocess.stage import Settings, preprocess\n"
+        f"with open({str(tmp_path / 'runs')!r}, 'a') as file: file.write('x')\n"
+        f"catalogue = folder_catalogue(Path({str(videos)!r}))\n"
+        f"preprocess(catalogue, Path({str(tmp_path / 'set')!r}), Settings(Geometry(64, 64)))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs").read_text() == "x"
 
 
 def test_two_runs_at_once_are_refused(videos: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from shards_spec.errors import FsarError
 from shards_spec.files import only_writer
 from shards_spec.schema import row_of_key, sample_key
 from shards_spec.summary import from_tar
-from shards_spec.tar import TarSeriesWriter
+from shards_spec.tar import MODE, OWNER, TarSeriesWriter, header
 from shards_spec.verify import verify
 
 
@@ -64,6 +64,22 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, video
 def test_equal_samples_are_equal_bytes(tmp_path: Path) -> None:
     videos = {0: [b"x" * 700, b""], 2: [b"y"]}
     assert digests(write_set(tmp_path / "one", videos)) == digests(write_set(tmp_path / "two", videos))
+
+
+@given(
+    name=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=100),
+    size=st.integers(0, 8**11 - 1),
+)
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime, info.uname, info.gname = size, MODE, 0, OWNER, OWNER
+    assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "size"), [("", 1), ("x" * 101, 1), ("é", 1), ("x", 8**11)])
+def test_headers_that_ustar_cannot_hold_plainly(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match=r"ordinal not in range|no plain ustar header"):
+        header(name, size)
 
 
 @given(row=st.integers(0, 99_999_999))
