@@ -25,8 +25,9 @@ from benchmarks.environment import load_average, write_result
 from benchmarks.timing import Contestant, markdown_table, on_cores, read_whole, time_in_turn
 from benchmarks.usual import extract_flow, extract_frames, flow_pool, in_processes
 from preprocess.decode import Geometry, VideoReader, ffmpeg_program
-from preprocess.encode import FLOW_SHORT_SIDE, shrink
+from preprocess.flow_estimator import FLOW_SHORT_SIDE
 from preprocess.folder import folder_catalogue
+from preprocess.planes import shrink
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
 from shards_spec.console import run_command
@@ -100,8 +101,9 @@ def main(videos: Path | None, workers: tuple[int, ...], rounds: int, scratch: Pa
 
     "ratio" is to the usual way with as many workers; ours stores the frame difference beside the flow, which the
     usual way does not. A shard is a worker's unit of work: the number of videos in one is set so that each worker
-    gets about four shards, as in a real data set, where it gets many, of three videos at least. All videos are in the page cache; a warm-up
-    is left out, and the processes of OpenCV are started before the clock. Medians, with the least and the most.
+    gets about four shards, as in a real data set, where it gets many, of three videos at least. All videos are in
+    the page cache; a warm-up is left out, and the processes of OpenCV are started before the clock. Medians, with
+    the least and the most.
 
     A worker is two processes, ffmpeg and ours, of several threads, so that one alone keeps more than one core busy.
     "cores" says on how many cores a row ran. Rows of one worker come twice where there are more cores: on all of them,
