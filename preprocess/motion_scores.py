@@ -80,7 +80,10 @@ class ChangeScores:
 
 def change(before: Floats, after: Floats) -> float:
     """Mean over pixels of the Euclidean distance between two maps [h, w, 3]: the score of the first one's field."""
-    return float(np.sqrt(np.square(before - after).sum(axis=-1)).mean())
+    red, green, blue = np.moveaxis(
+        np.square(before - after), -1, 0
+    )  # a sum along the last axis takes five times as long
+    return float(np.sqrt(red + green + blue).mean())
 
 
 def weighted_colours(field: Floats, *, attention: Attention = "max") -> Floats:
@@ -128,7 +131,7 @@ def attention_map(boundaries: Floats, *, scale: Literal["max", "sum"]) -> Floats
 
 def unit_field(field: Floats) -> Floats:
     """[h, w, 2] divided by its largest radius, so that no vector is longer than 1."""
-    radius = np.sqrt(np.square(field).sum(axis=-1))  # [h, w]
+    radius = np.sqrt(np.square(field[..., 0]) + np.square(field[..., 1]))  # [h, w]
     return field / np.float32(radius.max() + _SMALL)
 
 
@@ -144,7 +147,9 @@ def colour_code(field: Floats) -> NDArray[np.uint8]:
     place = (angle / np.float32(np.pi) + 1) / 2 * (len(wheel) - 1)
     low = np.floor(place).astype(np.int64)
     share = (place - low)[..., None].astype(np.float32)
-    hue = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]  # [..., 3]
-    colour = np.where(radius <= 1, 1 - radius * (1 - hue), hue * np.float32(0.75))
+    hue = (1 - share) * wheel.take(low, axis=0) + share * wheel.take(low + 1, axis=0, mode="wrap")  # [..., 3]
+    colour = 1 - radius * (1 - hue)
+    if radius.size and radius.max() > 1:
+        colour = np.where(radius <= 1, colour, hue * np.float32(0.75))
     levels: NDArray[np.uint8] = np.floor(255 * colour).astype(np.uint8)
     return levels

@@ -90,7 +90,7 @@ class Columns:
 
 
 class Series:
-    """One modality of a shard set: `rgb`, `diff1`, `flow1`, ...; `columns` are those of the index."""
+    """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...; `columns` are those of the index."""
 
     def __init__(self, folder: Path, name: str, columns: Columns) -> None:
         self.name, self._folder, self.columns = name, folder, columns
