@@ -74,7 +74,8 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
                           "(MSCL)."),
         click.option("--flow-estimator", metavar="MODULE:FUNCTION",
                      help="Your own estimator of the flow in --motion: two RGB frames [H, W, 3] uint8 -> [h, w, 2] "
-                          "float32, u and v in pixels of this field; a slow one needs a longer --time-limit.  [default: OpenCV's DIS]"),
+                          "float32, u and v in pixels of this field; a slow one needs a longer --time-limit.  "
+                          "[default: OpenCV's DIS]"),
         click.option("--workers", type=click.IntRange(1), default=cores, show_default=True, help="Processes."),
         click.option("--rows-per-shard", type=click.IntRange(1), default=64, show_default=True),
         click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
