@@ -178,7 +178,8 @@ def _row(series: Series, row: int, shown: list[int], *, size: tuple[int, int]) -
     kind, step = series_kind(series.name)
     places = {number: place for place, number in enumerate(series.kept(row).tolist())}
     grid = (flow_pairs(series.name) or (0, 1))[1]
-    shown = [number - number % grid for number in shown]  # the field at or before each frame
+    before = ((number - number % grid, number) for number in shown)
+    shown = [start if start in places else number for start, number in before]  # the field at or before each frame
     found = [number for number in shown if number in places]
     raw = size if series.codec == "raw" else None
     payloads = series.read(row, [places[number] for number in found])
