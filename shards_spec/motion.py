@@ -37,7 +37,8 @@ def is_motion(name: str) -> bool:
 
 
 def adding_command(series: str, folder: str | Path) -> str:
-    """What to type so that the shard set in `folder` gets a series of motion too."""
-    name = series if is_motion(series) else series_kind(series)[0]
+    """What to type so that the shard set in `folder` gets a series of motion too; of an unknown name, its kind."""
+    kind = series_kind(series)[0]
+    name = series if is_motion(series) else {"frames": "diff, flow or flow8g2"}.get(kind, kind)
     option = {held: short for short, held in MOTION.items()}.get(name, name)
     return f"the fsar-preprocess command that made {folder}, typed again with --motion {option}"

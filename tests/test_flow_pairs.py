@@ -230,6 +230,7 @@ def test_names_of_motion(videos: Path, tmp_path: Path) -> None:
     assert not any(map(is_motion, ("rgb", "diff8g2", "flow2", "none")))
     assert adding_command("flow1", "out").endswith("made out, typed again with --motion flow")
     assert adding_command("flow8g2", "out").endswith("--motion flow8g2")
+    assert adding_command("flwo1", "out").endswith("--motion diff, flow or flow8g2")
     for args, sentence in (
         (["--motion", "flow8"], "known: diff, flow, flow8g2, none); flow8g2 stands for any flowDgG"),
         (["--motion", "diff", "--flow-estimator", "a:b"], "--motion names none"),
