@@ -176,7 +176,7 @@ def embedding_rates(shards: ShardSet, device: torch.device) -> dict[str, float]:
     with EpisodeLoader(shards, "train", rules, device=device) as loader:
 
         def embedded(_: int) -> None:
-            loader.embed(model, rows.tolist())
+            loader.embed(model, rows)
             synchronise(device)
 
         contestants = [Contestant("embedded", embedded), Contestant("trunk", alone)]

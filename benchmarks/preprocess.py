@@ -25,8 +25,9 @@ from benchmarks.environment import load_average, write_result
 from benchmarks.timing import Contestant, markdown_table, on_cores, read_whole, time_in_turn
 from benchmarks.usual import extract_flow, extract_frames, flow_pool, in_processes
 from preprocess.decode import Geometry, VideoReader, ffmpeg_program
-from preprocess.encode import FLOW_SHORT_SIDE, shrink
+from preprocess.flow_estimator import FLOW_SHORT_SIDE
 from preprocess.folder import folder_catalogue
+from preprocess.planes import shrink
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
 from shards_spec.console import run_command

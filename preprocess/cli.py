@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
@@ -24,12 +25,13 @@ from preprocess.catalogue import CatalogueError
 from preprocess.coverage import MIN_COVERAGE, check_coverage, empty_classes, lacking, report, write_missing
 from preprocess.decode import Geometry
 from preprocess.dryrun import estimate
-from preprocess.encode import MOTION
+from preprocess.flow_estimator import DIS
 from preprocess.folder import folder_catalogue, read_class_list
 from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, Split
 from shards_spec.console import WITH_FAILURES, SuggestingGroup, run_command
 from shards_spec.errors import ConfigError, suggest
+from shards_spec.motion import MOTION, flow_pairs, is_motion, motion_series
 from shards_spec.schema import CODECS
 from shards_spec.splits import NAMES
 
@@ -67,7 +69,13 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--codec", type=click.Choice(list(CODECS)), default="jpeg", show_default=True,
                      help="Of the frames; raw: ten times the bytes and nothing to decode, for sets that fit memory."),
         click.option("--motion", default="diff,flow", show_default=True,
-                     help="Stored motion, comma-separated; none for frames alone."),
+                     help="Stored motion, comma-separated; none for frames alone. diff, flow: between neighbouring "
+                          "frames; flow8g2, ...: flow from every 2nd frame to the 8th after it, with motion scores "
+                          "(MSCL)."),
+        click.option("--flow-estimator", metavar="MODULE:FUNCTION",
+                     help="Your own estimator of the flow in --motion: two RGB frames [H, W, 3] uint8 -> [h, w, 2] "
+                          "float32, u and v in pixels of this field; a slow one needs a longer --time-limit.  "
+                          "[default: OpenCV's DIS]"),
         click.option("--workers", type=click.IntRange(1), default=cores, show_default=True, help="Processes."),
         click.option("--rows-per-shard", type=click.IntRange(1), default=64, show_default=True),
         click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
@@ -251,13 +259,17 @@ def _run(
     profile: str,
     size: str | None,
     motion: str,
+    flow_estimator: str | None,
     dry_run: bool,
     min_coverage: float = 0.0,
     allow_missing: bool = False,
     unmatched: Path | None = None,
     **work: Any,  # noqa: ANN401
 ) -> None:
-    settings = Settings(_geometry(profile, size), _motion(motion), **work)
+    names = _motion(motion)
+    if flow_estimator and not any(flow_pairs(name) for name in motion_series(names)):
+        raise ConfigError("--flow-estimator is for flow, and --motion names none; name one, such as flow8g2")
+    settings = Settings(_geometry(profile, size), names, flow_estimator=flow_estimator or DIS, **work)
     for line in report(catalogue, min_coverage):
         click.echo(line)
     if unmatched:
@@ -325,13 +337,15 @@ def _motion(text: str) -> tuple[str, ...]:
     if names == ["none"]:
         return ()
     for name in names:
-        if name not in MOTION:
-            raise ConfigError(f'--motion: no modality "{name}"; {suggest(name, [*MOTION, "none"])}')
-    return tuple(name for name in MOTION if name in names)
+        if not is_motion(name):
+            known = suggest(name, [*MOTION, "flow8g2", "none"])
+            raise ConfigError(f'--motion: no modality "{name}"; {known}; flow8g2 stands for any flowDgG')
+    return tuple(names)
 
 
 def main() -> None:
     """Entry point."""
+    sys.path.insert(0, "")  # --flow-estimator module:function may lie in the current folder
     run_command(cli)
 
 

@@ -48,7 +48,7 @@ def estimate(catalogue: Catalogue, out: Path, settings: Settings) -> Iterator[st
 
 
 def _measure(path: Path, settings: Settings, series: list[str], seconds: Counter[str], sizes: Counter[str]) -> None:
-    encoders = {name: create_encoder(name, codec=settings.codec) for name in series}
+    encoders = {name: create_encoder(name, codec=settings.codec, estimator=settings.flow_estimator) for name in series}
     mark = time.perf_counter()
 
     def lap(name: str) -> None:

@@ -10,33 +10,53 @@ import numpy as np
 import simplejpeg
 
 from preprocess.decode import Geometry, Planes, ffmpeg_version
+from preprocess.flow_estimator import DIS, create_estimator, estimator_plan
+from preprocess.motion_scores import SCORE_VARIANT, WINDOW, ChangeScores
+from preprocess.planes import to_rgb
+from shards_spec.errors import ConfigError
+from shards_spec.motion import MOTION, flow_pairs, motion_series
 from shards_spec.schema import picture_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from concurrent.futures import Executor, Future
 
     from numpy.typing import NDArray
 
+    from preprocess.flow_estimator import FlowEstimator
+
 QUALITY = 90
-FLOW_SHORT_SIDE = 128  # DIS runs 653 pairs a core-second here, 142 at 256; its error is a tenth of a pixel
 FLOW_CODES = 127
 FRAMES_BEHIND = 16
-MOTION = {"diff": "diff1", "flow": "flow1"}  # option of the command -> name of the series
 
 
-def series_plans(geometry: Geometry, motion: list[str], *, codec: str = "jpeg") -> dict[str, dict[str, Any]]:
-    """Settings and tool versions of each series: all that decides its bytes; `codec` is that of the frames."""
+def series_plans(
+    geometry: Geometry, motion: Iterable[str], *, codec: str = "jpeg", estimators: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Settings and tool versions of each series: all that decides its bytes.
+
+    Args:
+        geometry: Size of the frames.
+        motion: Names as in the command's --motion.
+        codec: That of the frames.
+        estimators: Series of flow -> name of its estimator, where it is not DIS.
+    """
     source = {"geometry": str(geometry), "decoder": ffmpeg_version()}
     coding = {"codec": "jpeg", "quality": QUALITY, "encoder": f"simplejpeg {simplejpeg.__version__}"}
     raw = {"codec": "raw", "opencv": cv2.__version__}
     frames = raw if codec == "raw" else coding | {"chroma": "4:2:0"}
     plans: dict[str, dict[str, Any]] = {"rgb": source | frames | {"frames": "all"}}
-    if "diff" in motion:
-        plans["diff1"] = source | coding | {"displacement": 1, "opencv": cv2.__version__}
-    if "flow" in motion:
-        flow = {"displacement": 1, "method": "DIS medium", "short_side": FLOW_SHORT_SIDE, "opencv": cv2.__version__}
-        plans["flow1"] = source | coding | flow
+    for series in motion_series(motion):
+        plans[series] = source | coding | _motion_plan(series, (estimators or {}).get(series, DIS))
     return plans
+
+
+def _motion_plan(series: str, estimator: str) -> dict[str, Any]:
+    pairs = flow_pairs(series)
+    if pairs is None:
+        return {"displacement": 1, "opencv": cv2.__version__}
+    plan = {"displacement": pairs[0]} | estimator_plan(estimator)
+    return plan if series == MOTION["flow"] else plan | {"grid": pairs[1], "scores": SCORE_VARIANT}
 
 
 def steady() -> None:
@@ -62,11 +82,18 @@ class Encoder(Protocol):
         """What the sample's JSON says of this series."""
 
 
-def create_encoder(series: str, *, codec: str = "jpeg") -> Encoder:
-    """The encoder of a series, for one video; `codec` is that of the frames."""
-    frames = RawEncoder if codec == "raw" else FrameEncoder
-    encoders: dict[str, type[Encoder]] = {"rgb": frames, "diff1": DifferenceEncoder, "flow1": FlowEncoder}
-    return encoders[series]()
+def create_encoder(series: str, *, codec: str = "jpeg", estimator: str = DIS) -> Encoder:
+    """The encoder of a series, for one video; `codec` is that of the frames, `estimator` that of the flow.
+
+    Raises:
+        ConfigError: there is no such estimator.
+    """
+    pairs = flow_pairs(series)
+    if pairs is not None:
+        return FlowEncoder(*pairs, estimator=create_estimator(estimator), scored=series != MOTION["flow"])
+    if series == MOTION["diff"]:
+        return DifferenceEncoder()
+    return RawEncoder() if codec == "raw" else FrameEncoder()
 
 
 def member(number: int) -> str:
@@ -177,57 +204,72 @@ class DifferenceEncoder:
 
 
 class FlowEncoder:
-    """DIS optical flow of each frame to the next, as one grey JPEG: u above v, 128 + 127 * value / scale.
+    """Optical flow from frame i to i + D, i = 0, G, 2G, ...: each a grey JPEG, u above v, 128 + 127 * value / scale.
 
     `scale` is the largest component of the field in pixels of the stored field; the root mean square
-    error of JPEG and rounding on real clips is 0.4 % of it, 0.013 pixels.
+    error of JPEG and rounding on real clips is 0.4 % of it, 0.013 pixels between neighbouring frames.
     """
 
-    def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self._before: NDArray[np.uint8] | None = None
+    def __init__(self, displacement: int, grid: int, *, estimator: FlowEstimator, scored: bool) -> None:
+        self._displacement, self._grid, self._estimator = displacement, grid, estimator
+        self._started: dict[int, NDArray[np.uint8]] = {}  # first frame -> its picture, until its pair is complete
+        self._count = 0
+        self._size = (0, 0)
         self._members: dict[str, bytes] = {}
         self._scale: list[float] = []
         self._magnitude: list[float] = []
+        self._scores = ChangeScores() if scored else None
 
     def add(self, frame: Planes) -> None:
-        """Take the next frame."""
-        luma = shrink(frame.y, FLOW_SHORT_SIDE)
-        if self._before is not None:
-            field = self._dis.calc(self._before, luma, None)  # [h, w, 2] pixels
-            stacked = np.concatenate([field[..., 0], field[..., 1]])  # [2h, w]
-            code, scale = quantise(stacked)
-            self._members[member(len(self._members))] = encode_grey(code)
-            self._scale.append(scale)
-            self._magnitude.append(round(mean_length(stacked), 4))
-        self._before = luma
+        """Take the next frame.
+
+        Raises:
+            ConfigError: the estimator failed, or its fields are of several sizes.
+        """
+        starts, first = self._count % self._grid == 0, self._count - self._displacement
+        if starts or first in self._started:
+            picture = self._estimator.prepare(frame)
+            if self._count == 0:
+                self._size = picture.shape[:2]
+            if first in self._started:
+                self._store(first, self._estimator.flow(self._started.pop(first), picture))
+            if starts:
+                self._started[self._count] = picture
+        self._count += 1
+
+    def _store(self, first: int, field: NDArray[np.float32]) -> None:
+        size = field.shape[:2]
+        if self._members and size != self._size:
+            raise ConfigError(
+                f"the flow estimator gave fields of {self._size} and of {size} in one video; give one size"
+            )
+        self._size = size
+        stacked = np.concatenate([field[..., 0], field[..., 1]])  # [2h, w]
+        code, scale = quantise(stacked)
+        self._members[member(first)] = encode_grey(code)
+        self._scale.append(scale)
+        self._magnitude.append(round(mean_length(stacked), 4))
+        if self._scores and min(size) >= WINDOW:
+            self._scores.add(field)
 
     def members(self) -> dict[str, bytes]:
         """One member a pair of frames."""
         return self._members
 
     def info(self) -> dict[str, Any]:
-        """Size of the stored picture, pixels at code 127, mean length of the flow in pixels."""
-        height, width = (0, 0) if self._before is None else self._before.shape
-        return {"size": [2 * height, width], "scale": self._scale, "magnitude": self._magnitude}
+        """Size of the stored picture; per field pixels at code 127, mean length in pixels and, if asked for, score."""
+        height, width = self._size
+        info: dict[str, Any] = {"size": [2 * height, width], "scale": self._scale, "magnitude": self._magnitude}
+        if self._scores:
+            scores = [round(score, 4) for score in self._scores.values()]
+            info["motion_score"] = scores or [None] * len(self._scale)  # fields too small for scores
+        return info
 
 
 def encode_planes(planes: Planes) -> bytes:
     """Baseline JPEG (JFIF) of full-range YUV planes."""
     encoded: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=QUALITY, fastdct=False)
     return encoded
-
-
-def to_rgb(planes: Planes) -> NDArray[np.uint8]:
-    """[h, w, 3] of full-range BT.601 planes; chroma is scaled up as libjpeg does (3/4 the nearer, 1/4 the farther)."""
-    height, width = planes.y.shape
-    chroma = [
-        cv2.resize(plane, (2 * plane.shape[1], 2 * plane.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
-        for plane in (planes.v, planes.u)
-    ]
-    ycrcb = cv2.merge([planes.y, *(plane[:height, :width] for plane in chroma)])
-    rgb: NDArray[np.uint8] = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB).astype(np.uint8, copy=False)
-    return rgb
 
 
 def encode_grey(image: NDArray[np.uint8]) -> bytes:
@@ -241,17 +283,6 @@ def encode_grey(image: NDArray[np.uint8]) -> bytes:
 def difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """128 + (after - before) / 2, rounded half to even: -255 and 255 become 0 and 255."""
     result: NDArray[np.uint8] = cv2.addWeighted(after, 0.5, before, -0.5, 128).astype(np.uint8, copy=False)
-    return result
-
-
-def shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
-    """Scale an image down by area averaging until its short side is `short_side`; smaller ones stay."""
-    height, width = image.shape
-    factor = short_side / min(height, width)
-    if factor >= 1:
-        return image
-    size = (round(width * factor), round(height * factor))
-    result: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     return result
 
 

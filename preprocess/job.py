@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from preprocess.decode import Geometry, VideoError, VideoReader
-from preprocess.encode import MOTION, Alongside, Encoder, create_encoder, steady
+from preprocess.encode import Alongside, Encoder, create_encoder, steady
+from preprocess.flow_estimator import DIS
 from shards_spec.files import json_line
 from shards_spec.index import shard_path
+from shards_spec.motion import flow_pairs
 from shards_spec.schema import Failure, sample_key
 from shards_spec.summary import Summary, summarise
 from shards_spec.tar import TarSeriesWriter
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """The videos of one shard by catalogue row, and the series of it to write."""
+    """The videos of one shard by catalogue row, and the series of it to write, with the flow estimators of some."""
 
     shard: int
     videos: dict[int, Video]
@@ -36,6 +38,7 @@ class Job:
     geometry: Geometry
     time_limit: float
     codec: str = "jpeg"
+    estimators: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,11 @@ def _store(
     if isinstance(decoded, VideoError):
         raise decoded
     video = job.videos[row]
-    encoders: dict[str, Encoder] = {name: create_encoder(name, codec=job.codec) for name in writers}
-    if MOTION["flow"] in encoders:  # as dear as all others and the decoder together
-        encoders[MOTION["flow"]] = Alongside(encoders[MOTION["flow"]], thread)
+    encoders: dict[str, Encoder] = {}
+    for name in writers:
+        encoder = create_encoder(name, codec=job.codec, estimator=job.estimators.get(name, DIS))
+        # flow is as dear as all others and the decoder together
+        encoders[name] = encoder if flow_pairs(name) is None else Alongside(encoder, thread)
     count = 0
     with decoded as reader:
         for frame in reader:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from preprocess.encode import MOTION, series_plans
+from preprocess.encode import series_plans
+from preprocess.flow_estimator import DIS, create_estimator
 from preprocess.job import Finished, Job
 from preprocess.pool import work
 from shards_spec import ShardError
 from shards_spec.files import json_bytes, only_writer, publish, sweep, write_whole
 from shards_spec.index import INDEX, build_index, drop_index, shard_path
+from shards_spec.motion import is_motion, motion_series
 from shards_spec.schema import Failure, Plan
 from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars
 
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos are stored (the first three, and `codec`) and how the work is done: no byte depends on the others."""
+    """How videos are stored and how the work is done: no byte depends on the number of workers or the time limit.
+
+    `motion` holds names as in the command's --motion; `flow_estimator` is of the flow among them.
+    """
 
     geometry: Geometry
     motion: tuple[str, ...] = ("diff", "flow")
@@ -35,6 +40,7 @@ class Settings:
     workers: int = 1
     retry_failed: bool = False
     codec: str = "jpeg"
+    flow_estimator: str = DIS
 
 
 def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Failure]:
@@ -58,6 +64,8 @@ def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Fail
 def _complete(state: _State) -> list[Failure]:
     """Make what is missing; the index goes before anything that it describes, and comes back last."""
     jobs = state.jobs()
+    for name in {name for job in jobs for name in job.estimators.values()}:
+        create_estimator(name)  # one that cannot be imported is refused before anything changes
     if jobs or state.changed():
         drop_index(state.out)
     state.write()
@@ -68,26 +76,31 @@ def _complete(state: _State) -> list[Failure]:
     return sorted(state.failures.values())
 
 
-def wanted_plan(catalogue: Catalogue, settings: Settings) -> Plan:
-    """The plan that a catalogue and settings ask for."""
+def wanted_plan(catalogue: Catalogue, settings: Settings, held: Plan | None = None) -> Plan:
+    """The plan that a catalogue and settings ask for, with the series of motion that the folder holds besides."""
     rows = len(catalogue.videos)
-    series = series_plans(settings.geometry, list(settings.motion), codec=settings.codec)
+    asked = motion_series(settings.motion)
+    besides = (
+        {name: plan for name, plan in held.series.items() if is_motion(name) and name not in asked} if held else {}
+    )
+    estimators = dict.fromkeys(asked, settings.flow_estimator)
+    estimators |= {name: plan["method"] for name, plan in besides.items() if "method" in plan}
+    series = series_plans(settings.geometry, [*asked, *besides], codec=settings.codec, estimators=estimators)
     return Plan(catalogue.dataset.name, settings.rows_per_shard, rows, catalogue.sha256(rows), series)
 
 
 def _settle_plan(catalogue: Catalogue, out: Path, settings: Settings) -> Plan:
     """The plan that the folder will have: the one asked for, and the series that it holds already."""
-    plan = wanted_plan(catalogue, settings)
-    if (out / "plan.json").exists():
-        held = Plan.load(out / "plan.json")
-        motion = {option for option, series in MOTION.items() if series in held.series}
-        plan = wanted_plan(catalogue, replace(settings, motion=(*motion, *settings.motion)))
-        held.check_same(plan, out)
-        if catalogue.sha256(held.catalogue_rows) != held.catalogue_sha256 or plan.catalogue_rows < held.catalogue_rows:
-            raise ShardError(
-                f"{out} was made from other videos: the first {held.catalogue_rows} videos in order of class and name "
-                "changed (videos may only be added at the end); use another --out folder, or restore them"
-            )
+    if not (out / "plan.json").exists():
+        return wanted_plan(catalogue, settings)
+    held = Plan.load(out / "plan.json")
+    plan = wanted_plan(catalogue, settings, held)
+    held.check_same(plan, out)
+    if catalogue.sha256(held.catalogue_rows) != held.catalogue_sha256 or plan.catalogue_rows < held.catalogue_rows:
+        raise ShardError(
+            f"{out} was made from other videos: the first {held.catalogue_rows} videos in order of class and name "
+            "changed (videos may only be added at the end); use another --out folder, or restore them"
+        )
     return plan
 
 
@@ -163,6 +176,7 @@ class _State:
             geometry=self.settings.geometry,
             time_limit=self.settings.time_limit,
             codec=self.settings.codec,
+            estimators={name: plan["method"] for name in missing if "method" in (plan := self.plan.series[name])},
         )
 
     def held(self, series: str, number: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Columns = dict[str, NDArray[Any]]
 
-SCORES = ("scale", "magnitude")  # of each picture, in the samples of some series
+SCORES = ("scale", "magnitude", "motion_score")  # of each picture, in the samples of some series
 
 
 class Text:
@@ -152,7 +153,7 @@ class SeriesColumns:
         for score in [score for score in self._scores if score not in sample.info]:
             del self._scores[score]  # a column is of all samples or of none
         for score, values in self._scores.items():
-            values.extend(sample.info[score])
+            values.extend(math.nan if value is None else value for value in sample.info[score])
 
     def columns(self, count: int) -> Columns:
         """The columns of `count` catalogue rows."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from shards_spec.colour_wheel import COLOURS, HUES
 from shards_spec.errors import ConfigError, suggest
+from shards_spec.motion import flow_pairs
 from shards_spec.pictures import decode_picture, flow_field, segment_centres, series_kind
 from shards_spec.schema import Failure
 from shards_spec.sheet import Block, Legend, Row, draw_sheet
@@ -176,6 +177,9 @@ def _row(series: Series, row: int, shown: list[int], *, size: tuple[int, int]) -
     """The members of the frames `shown`, in colour; None where there is no such member."""
     kind, step = series_kind(series.name)
     places = {number: place for place, number in enumerate(series.kept(row).tolist())}
+    grid = (flow_pairs(series.name) or (0, 1))[1]
+    before = ((number - number % grid, number) for number in shown)
+    shown = [start if start in places else number for start, number in before]  # the field at or before each frame
     found = [number for number in shown if number in places]
     raw = size if series.codec == "raw" else None
     payloads = series.read(row, [places[number] for number in found])

@@ -17,6 +17,7 @@ import zarr
 from shards_spec.errors import ShardError, suggest
 from shards_spec.files import read_json
 from shards_spec.index import INDEX, attributes_sha256, column_sha256, list_shards, pinned_hashes, shard_path
+from shards_spec.motion import adding_command
 from shards_spec.schema import FORMAT, Dataset
 from shards_spec.shard_check import check_shards
 from shards_spec.tar import BLOCK, padded
@@ -89,7 +90,7 @@ class Columns:
 
 
 class Series:
-    """One modality of a shard set: `rgb`, `diff1`, `flow1`, ...; `columns` are those of the index."""
+    """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...; `columns` are those of the index."""
 
     def __init__(self, folder: Path, name: str, columns: Columns) -> None:
         self.name, self._folder, self.columns = name, folder, columns
@@ -125,8 +126,24 @@ class Series:
         """
         if "scale" not in self.columns:
             raise ShardError(f"{self._folder}: {self.name} has no scale: it is no flow series")
-        scale: NDArray[np.float32] = self.columns["scale"][self._first[row] : self._first[row + 1]]
-        return scale
+        return self._of_members("scale", row)
+
+    def scores(self, row: int) -> NDArray[np.float32]:
+        """[n] motion-differential scores of a video's fields; NaN where they are too small to have any.
+
+        Raises:
+            ShardError: this series has no scores, with the command that makes one that has.
+        """
+        if "motion_score" not in self.columns:
+            raise ShardError(
+                f"{self._folder}: {self.name} has no motion scores; add a series that has them with "
+                + adding_command("flow8g2", self._folder)
+            )
+        return self._of_members("motion_score", row)
+
+    def _of_members(self, column: str, row: int) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = self.columns[column][self._first[row] : self._first[row + 1]]
+        return values
 
     def read(self, row: int, positions: Iterable[int]) -> list[bytes]:
         """Encoded payloads of a video's members at `positions` of `kept(row)`; safe in threads.
@@ -276,7 +293,7 @@ class ShardSet:
             if name not in self.series_names:
                 raise ShardError(
                     f'{self.path} holds no "{name}" ({suggest(name, self.series_names)}); motion is added by '
-                    f"the fsar-preprocess command that made the folder with --motion {name.rstrip('0123456789')}"
+                    + adding_command(name, self.path)
                 )
             self._series[name] = Series(self.path, name, self.columns(name))
         return self._series[name]
