@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fsar.config import CHOICES, KINDS, TYPES, method_option_types
+from fsar.config import CHOICES, TYPES, method_option_types
+from fsar.flat_config import KINDS
 from fsar.methods import METHODS, method_options
 from shards_spec.errors import ConfigError
 
