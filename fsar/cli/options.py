@@ -12,7 +12,7 @@ from fsar.methods import METHODS, method_options
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 # What the help says of a key besides its choices.
 EXPLAINED = {
@@ -79,11 +79,21 @@ OWN = frozenset({"dataset", "method", "recipe_style"})
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option a key of the configuration; those that are not given stay out of the overrides."""
-    kinds = TYPES | method_option_types()
-    for key in sorted(set(kinds) - OWN, reverse=True):
-        option = click.option(f"--{key.replace('_', '-')}", key, default=None, metavar="VALUE", help=_help(key))
-        command = option(command)
-    return command
+    return key_options(set(TYPES | method_option_types()) - OWN, _help)(command)
+
+
+def key_options(
+    keys: Iterable[str], help_of: Callable[[str], str]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The same for other keys; `help_of` says what each means."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for key in sorted(keys, reverse=True):
+            option = click.option(f"--{key.replace('_', '-')}", key, default=None, metavar="VALUE", help=help_of(key))
+            command = option(command)
+        return command
+
+    return add
 
 
 def _help(key: str) -> str:
@@ -95,13 +105,13 @@ def _help(key: str) -> str:
     return f"{text}  [true|false]" if kind is bool else text
 
 
-def overrides(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as values of their kinds.
+def overrides(given: dict[str, Any], kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options that were given, as values of their `kinds`; without these, those of training's configuration.
 
     Raises:
         ConfigError: a value that is none of its kind.
     """
-    kinds = TYPES | method_option_types()
+    kinds = TYPES | method_option_types() if kinds is None else kinds
     return {key: parse(key, text, kinds[key]) for key, text in given.items() if text is not None}
 
 

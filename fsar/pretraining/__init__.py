@@ -33,8 +33,7 @@ def create_pretraining(name: str, **options: object) -> PretrainingMethod:
     for option in options:
         if option not in known:
             raise ConfigError(f'pre-training method "{name}" has no option "{option}"; {suggest(option, known)}')
-    model: PretrainingMethod = find_pretraining(name)(**options)  # type: ignore[arg-type]  # each checks its values
-    return model
+    return find_pretraining(name)(**options)
 
 
 __all__ = [

@@ -19,7 +19,8 @@ WIDTHS = (16, 24, 48, 64)
 
 def stage(inputs: int, outputs: int, *, kernel: Three, stride: Three) -> nn.Sequential:
     """Convolution that keeps the size but for its stride, norm, ReLU."""
-    padding = tuple(side // 2 for side in kernel)
+    time, down, across = kernel
+    padding = (time // 2, down // 2, across // 2)
     conv = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
     return nn.Sequential(conv, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
 
