@@ -132,9 +132,12 @@ def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 
 
 def crop_resize(images: torch.Tensor, box: Box, *, size: int, flip: bool) -> torch.Tensor:
-    """Cut `box` out of [..., C, H, W], resize it to size x size as `resize_bilinear` does, and mirror it if asked."""
+    """Cut `box` out of [..., C, H, W], resize it to size x size as `resize_bilinear` does, and mirror it if asked.
+
+    Whole numbers become float32 after the cut.
+    """
     window = images[..., box.top : box.top + box.height, box.left : box.left + box.width]
-    resized = resize_bilinear(window, (size, size))
+    resized = resize_bilinear(window if window.is_floating_point() else window.float(), (size, size))
     return resized.flip(-1) if flip else resized
 
 

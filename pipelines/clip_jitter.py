@@ -40,6 +40,11 @@ class JitterDraws:
     order: tuple[int, ...]  # places of the four operations, the first applied first, for all clips
     grey: torch.Tensor  # bool [N]
 
+    def part(self, first: int, count: int) -> JitterDraws:
+        """The draws of `count` of the clips."""
+        some = slice(first, first + count)
+        return JitterDraws(self.factors[:, some], self.order, self.grey[some])
+
 
 @dataclass(frozen=True)
 class ClipJitter:

@@ -89,3 +89,12 @@ class PhiloxDraw:
         for i in range(len(x) - 1, 0, -1):
             j = randint(0, i)
             x[i], x[j] = x[j], x[i]
+
+
+def permutation(seed: int, n: int, count: int) -> npt.NDArray[np.int64]:
+    """A random order [count] of the numbers below `count`: a pure function of (seed, n), as `PhiloxDraw` is.
+
+    It sorts the words of the generator themselves, so it is the same with every version of NumPy.
+    """
+    words = np.random.Philox(_Key(seed, n)).random_raw(count)  # type: ignore[arg-type]
+    return np.argsort(words, kind="stable")

@@ -1,4 +1,4 @@
-"""Decoded frames of episodes on the model's device, prepared while the model computes."""
+"""Decoded frames of episodes or clips on the model's device, prepared while the model computes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -18,35 +18,52 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pipelines.executors import Executor
-    from pipelines.plan import EpisodePlan, EpisodeStream
+    from pipelines.reads import Reads
+
+
+class Plan(Protocol):
+    """What says which pixels are read: an `EpisodePlan` or a `ClipPlan`."""
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:
+        """Windows of stored frames."""
 
 
 Made = TypeVar("Made")
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+PlanOf_co = TypeVar("PlanOf_co", bound=Plan, covariant=True)
+
+
+class Stream(Protocol[PlanOf_co]):
+    """What plans episodes, or steps of clips, by their numbers."""
+
+    def plan(self, n: int) -> PlanOf_co:
+        """Plan number n: a pure function of n."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """The pixels of one episode, uint8 [R, h, w, 3] on the device for each of the plan's reads.
+class Decoded(Generic[AnyPlan]):
+    """The pixels of one plan, uint8 [R, h, w, 3] on the device for each of its reads.
 
     wait: seconds that the consumer waited for them.
     """
 
-    plan: EpisodePlan
+    plan: AnyPlan
     frames: list[torch.Tensor]
     wait: float
 
 
-class Prefetcher:
+class Prefetcher(Generic[AnyPlan]):
     """Plans and decodes up to `prefetch` episodes ahead in the background; stateless but for its clock.
 
-    Two background threads, so that one reads payloads while the other's frames are decoded. Resuming is
-    `frames(n, ...)`; rank r of k takes `frames(r, stop, step=k)`. total_wait is the sum of the consumer's
-    waits in seconds.
+    Steps of clips are episodes here. Two background threads, so that one reads payloads while the other's frames are
+    decoded. Resuming is `frames(n, ...)`; rank r of k takes `frames(r, stop, step=k)` of episodes. total_wait is the
+    sum of the consumer's waits in seconds.
     Raises ConfigError when prefetch is under 1. An error of the background reaches the consumer as it is.
     """
 
     def __init__(
-        self, stream: EpisodeStream, executor: Executor, *, device: torch.device | str, prefetch: int = 2
+        self, stream: Stream[AnyPlan], executor: Executor, *, device: torch.device | str, prefetch: int = 2
     ) -> None:
         if prefetch < 1:
             raise ConfigError(f"prefetch is {prefetch}: give at least 1 episode")
@@ -60,17 +77,17 @@ class Prefetcher:
         )
         self.total_wait = 0.0
 
-    def frames(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Decoded]:
+    def frames(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Decoded[AnyPlan]]:
         """Yield episodes start, start + step, ... below stop (without end when None), in order."""
         for plan, frames, wait in self.prepared(self.decode, start, stop, step=step):
             yield Decoded(plan, self.to_device(frames), wait)
 
     def prepared(
-        self, work: Callable[[EpisodePlan], Made], start: int = 0, stop: int | None = None, *, step: int = 1
-    ) -> Iterator[tuple[EpisodePlan, Made, float]]:
+        self, work: Callable[[AnyPlan], Made], start: int = 0, stop: int | None = None, *, step: int = 1
+    ) -> Iterator[tuple[AnyPlan, Made, float]]:
         """Yield the same episodes' plans, what `work` made of each in the background, and the seconds waited."""
         numbers = count(start, step) if stop is None else iter(range(start, stop, step))
-        pending: deque[Future[tuple[EpisodePlan, Made]]]
+        pending: deque[Future[tuple[AnyPlan, Made]]]
         pending = deque(self._pool.submit(self._prepare, n, work) for n in islice(numbers, self._prefetch))
         try:
             while pending:
@@ -84,11 +101,11 @@ class Prefetcher:
             for task in pending:
                 task.cancel()
 
-    def _prepare(self, n: int, work: Callable[[EpisodePlan], Made]) -> tuple[EpisodePlan, Made]:
+    def _prepare(self, n: int, work: Callable[[AnyPlan], Made]) -> tuple[AnyPlan, Made]:
         plan = self._stream.plan(n)
         return plan, work(plan)
 
-    def decode(self, plan: EpisodePlan) -> list[torch.Tensor]:
+    def decode(self, plan: AnyPlan) -> list[torch.Tensor]:
         """The pixels of an episode where the executor leaves them."""
         return [self._executor.decode(reads) for reads in plan.reads]
 

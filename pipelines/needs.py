@@ -23,7 +23,7 @@ def check_needs(shards: ShardSet, rows: Ints, *, rule: str, split: str) -> None:
     if rule in RULES_WITH_FPS:
         _check_fps(shards, rows, rule, split)
     if rule in RULES_OF_CLIPS:
-        _check_frames(shards, rows, rule)
+        check_every_frame(shards, rows, what=f'frame rule "{rule}"')
 
 
 def _check_fps(shards: ShardSet, rows: Ints, rule: str, split: str) -> None:
@@ -35,11 +35,12 @@ def _check_fps(shards: ShardSet, rows: Ints, rule: str, split: str) -> None:
         )
 
 
-def _check_frames(shards: ShardSet, rows: Ints, rule: str) -> None:
+def check_every_frame(shards: ShardSet, rows: Ints, *, what: str) -> None:
+    """ShardError, saying `what` needs them, unless every frame of the videos `rows` [n] is stored; some are seen."""
     for row in rows[:: max(len(rows) // LOOKED_AT, 1)].tolist():
         kept = shards.series("rgb").kept(row)
         if len(kept) and kept[-1] != len(kept) - 1:
             raise ShardError(
-                f'frame rule "{rule}" needs every frame of a video, and {shards.path} holds {len(kept)} of at least '
+                f"{what} needs every frame of a video, and {shards.path} holds {len(kept)} of at least "
                 f'{kept[-1] + 1} of "{shards.name(row)}": make shards of all frames with fsar-preprocess'
             )

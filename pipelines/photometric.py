@@ -42,6 +42,11 @@ class PhotometricDraws:
     blur: torch.Tensor
     sigma: torch.Tensor
 
+    def part(self, first: int, count: int) -> PhotometricDraws:
+        """The draws of `count` of the clips."""
+        some = slice(first, first + count)
+        return PhotometricDraws(self.grey[some], self.factors[:, some], self.order, self.blur[some], self.sigma[some])
+
 
 @dataclass(frozen=True)
 class Photometric:

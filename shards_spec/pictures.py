@@ -13,6 +13,8 @@ from shards_spec.errors import ShardError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FLOW_ZERO, FLOW_CODES = 128, 127  # the code of no motion, and how far from it a component of `scale` pixels is
+
 
 def segment_centres(total: int, segments: int) -> NDArray[np.int64]:
     """Positions of the centres of `segments` equal parts of 0..total-1; every position where there are no more."""
@@ -50,5 +52,5 @@ def flow_field(picture: NDArray[np.uint8], scale: float, size: tuple[int, int]) 
     """[h, w, 2] flow in pixels of the stored frame, whose [height, width] is `size`."""
     codes = np.stack(np.split(picture.astype(np.float64), 2), axis=-1)  # [h, w, 2], u above v
     height, width = codes.shape[:2]
-    field: NDArray[np.float64] = (codes - 128) * (scale / 127) * (size[1] / width, size[0] / height)
+    field: NDArray[np.float64] = (codes - FLOW_ZERO) * (scale / FLOW_CODES) * (size[1] / width, size[0] / height)
     return field

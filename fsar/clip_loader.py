@@ -1,0 +1,133 @@
+"""Clips of unlabelled videos on a device, ready for a pre-training method's own views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from fsar.pretraining.flow_colour import unit_flow
+from pipelines.clips import ClipStream
+from pipelines.crops import crop_views
+from pipelines.executors import executor_for
+from pipelines.loader import Prefetcher
+from shards_spec.pictures import FLOW_CODES, FLOW_ZERO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from pipelines.clips import ClipPlan, ClipRules, Ints
+    from pipelines.reads import Reads
+    from shards_spec import ShardSet
+
+
+@dataclass(frozen=True)
+class ClipViews:
+    """The clips of a step's videos, neither augmented in colour nor normalised.
+
+    Attributes:
+        clips: [B, V, T, 3, S, S] in [0, 1], cropped and mirrored.
+        coordinates: [B, V, 4] of their crops, see `pipelines.boxes.crop_coordinates`.
+        flips: Bool [B, V], which are mirrored.
+        flow: [B, W, t, 2, S, S] crops of flow, u before v, in units of each whole field's largest radius; mirrored in
+            place alone, u keeps its sign; None without flow.
+    """
+
+    clips: Tensor
+    coordinates: Tensor
+    flips: Tensor
+    flow: Tensor | None = None
+
+
+class ClipLoader:
+    """Steps of clips, decoded ahead in the background and cropped on the device; close it when done.
+
+    Step n is a pure function of (seed, n), whatever was loaded before; n is all that a resumed run must know.
+
+    Args:
+        shards: The opened shard set.
+        rows: Catalogue rows of the videos, such as `shards.split_rows("train")`.
+        rules: What is drawn of each video: `WindowViews`, `PairViews` or `FlowPairViews`.
+        batch: Videos of a step, of all processes together.
+        seed: Seed of all draws.
+        device: Where the clips are wanted; on CUDA with DALI, JPEG is decoded there too.
+        executor: "dali", "portable", or "auto": DALI where it is installed.
+        threads: Decoding threads; 0: one a core.
+        prefetch: Steps prepared ahead.
+        rank: Number of this process among `ranks`.
+        ranks: Processes that train together; each gets batch / ranks videos a step.
+
+    Raises:
+        ConfigError: the batch cannot be shared out, or too few videos are long enough.
+        ShardError: the shards lack what the rules need.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        rows: Ints,
+        rules: ClipRules,
+        *,
+        batch: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        executor: str = "auto",
+        threads: int = 0,
+        prefetch: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.shards, self.rules, self.device = shards, rules, torch.device(device)
+        self.stream = ClipStream(shards, rows, rules, batch=batch, seed=seed, rank=rank, ranks=ranks)
+        series = ["rgb"] + ([rules.flow_series] if rules.flow_series else [])
+        self._executor = executor_for(shards, self.device, name=executor, threads=threads, series=series)
+        self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[ClipPlan, ClipViews, float]]:
+        """Yield the plans of steps start, start + 1, ... below stop, their clips, and the seconds waited for each."""
+        for decoded in self.prefetcher.frames(start, stop):
+            yield decoded.plan, self._views(decoded.plan, decoded.frames), decoded.wait
+
+    def _views(self, plan: ClipPlan, frames: list[Tensor]) -> ClipViews:
+        videos, size = len(plan.rows), self.rules.crop
+        clips = crop_views(frames, plan.views, size=size).div_(255)  # [B V, T, 3, S, S]
+        flow = None
+        if plan.flow_views:
+            fields = [
+                self._fields(reads, each) if reads.modality != "rgb" else each
+                for reads, each in zip(plan.reads, frames, strict=True)
+            ]
+            flow = rearrange(crop_views(fields, plan.flow_views, size=size), "(b w) ... -> b w ...", b=videos)
+        return ClipViews(
+            rearrange(clips, "(b v) ... -> b v ...", b=videos),
+            torch.from_numpy(plan.coordinates).to(self.device, non_blocking=True),
+            torch.from_numpy(plan.flips).to(self.device, non_blocking=True),
+            flow,
+        )
+
+    def _fields(self, reads: Reads, pictures: Tensor) -> Tensor:
+        """Decoded pictures [R, 2h, w, 3] of flow -> fields [R, h, w, 2] in units of their largest radius."""
+        series = self.shards.series(reads.modality)
+        scales = np.concatenate(
+            [series.scale(row)[reads.frames[reads.rows == row]] for row in dict.fromkeys(reads.rows.tolist())]
+        )  # [R]; the reads of a video lie together
+        pixels = torch.from_numpy(scales / FLOW_CODES).to(self.device, torch.float32, non_blocking=True)
+        codes = rearrange(pictures[..., 0], "r (c h) w -> r c h w", c=2)
+        flow = (codes.float() - FLOW_ZERO) * pixels[:, None, None, None]
+        return rearrange(unit_flow(flow), "r c h w -> r h w c")
+
+    def close(self) -> None:
+        """End its threads and give back the decoder; the shard set stays open."""
+        self.prefetcher.close()
+        self._executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,162 @@
+"""Which clips of a video pre-training compares: two windows with their parts (FIMA), or two clips (MoCo)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pipelines.boxes import random_resized_box
+from pipelines.clips import Crop
+from shards_spec.errors import ConfigError, choice
+
+if TYPE_CHECKING:
+    from pipelines.clips import Flags, Ints
+    from pipelines.draw import Draw
+    from shards_spec import ShardSet
+
+    Size = tuple[int, int]
+
+AREA = (0.2, 1.0)  # share of the frame that a crop covers, in all of these papers
+
+
+def draw_crop(draw: Draw, frames: list[int], size: Size, *, area: tuple[float, float] = AREA) -> Crop:
+    """A clip of these frames in a random resized box of a frame of (height, width), mirrored or not."""
+    box = random_resized_box(draw, size, area=area)
+    return Crop(frames, box, draw.random() < 0.5)
+
+
+def check_positive(**values: int) -> None:
+    """ConfigError for the first value, by its name, that is under 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowViews:
+    """FIMA (Zhu et al., ACM Multimedia 2023; code: ZMHH-H/FIMA): two windows of a video, each whole and in parts.
+
+    Views of a video: window m whole, every `stride`-th of its frames; then its parts, consecutive frames; the same of
+    n.  Each has a box and flip of its own.
+
+    Attributes:
+        frames: Of a clip, T; a window is frames * stride consecutive ones.
+        stride: Of the whole window.
+        parts: As many as the trunk gives feature frames, spread evenly over the window.
+        crop: Side of the crops in pixels.
+        min_gap: Least distance of the windows' first frames, as far as the video has room; the code has none.
+        clip_per_video: 2, two different windows, any as likely as another; 3, as in the code: any window, and the one
+            after its end, or the video's last one.
+        extra_frame: Each clip carries the frame before it in front, at its own stride, for the frame difference of that
+            name; a clip then has T + 1 frames.
+        area: Share of the frame that a crop covers.
+    """
+
+    frames: int = 16
+    stride: int = 2
+    parts: int = 2
+    crop: int = 224
+    min_gap: int = 1
+    clip_per_video: Literal[2, 3] = 2
+    extra_frame: bool = False
+    area: tuple[float, float] = AREA
+    flow_series: None = None
+
+    def __post_init__(self) -> None:
+        """ConfigError for values that mean nothing."""
+        check_positive(frames=self.frames, stride=self.stride, parts=self.parts, crop=self.crop, min_gap=self.min_gap)
+        if self.clip_per_video not in (2, 3):
+            raise ConfigError(f"clip_per_video={self.clip_per_video} is not known; choose 2 or 3")
+
+    @property
+    def window(self) -> int:
+        """Frames of a window."""
+        return self.frames * self.stride
+
+    @property
+    def _before(self) -> int:
+        """Frames before a window that must exist."""
+        return self.stride if self.extra_frame else 0
+
+    def usable(self, shards: ShardSet, rows: Ints) -> Flags:
+        """[n] which videos have a whole window."""
+        long_enough: Flags = shards.frames[rows] >= self.window + self._before
+        return long_enough
+
+    def draw(self, draw: Draw, shards: ShardSet, row: int) -> tuple[list[Crop], list[Crop]]:
+        """The 2 (1 + parts) clips of a video; no flow."""
+        height, width = shards.series("rgb").sizes[row].tolist()
+        windows = self.window_starts(draw, int(shards.frames[row]) - self.window - self._before + 1)
+        clips = [clip for start in windows for clip in self.clips(start + self._before)]
+        return [draw_crop(draw, clip, (height, width), area=self.area) for clip in clips], []
+
+    def window_starts(self, draw: Draw, windows: int) -> tuple[int, int]:
+        """Numbers of two of so many windows; the only one twice."""
+        if self.clip_per_video == 3:
+            first = draw.randint(0, windows - 1)
+            return first, min(first + self.window, windows - 1)
+        gap = min(self.min_gap, windows - 1)
+        if not gap:
+            return 0, 0
+        # pairs at least `gap` apart are those of different numbers, the larger moved on by the rest of the gap
+        choices = windows - gap + 1
+        first, second = draw.randint(0, choices - 1), draw.randint(0, choices - 2)
+        second += second >= first
+        return (first, second + gap - 1) if first < second else (first + gap - 1, second)
+
+    def clips(self, start: int) -> list[list[int]]:
+        """Frames of the clips of the window that starts there: whole, then its parts."""
+        room = self.window - self.frames
+        of_parts = [start + part * room // max(self.parts - 1, 1) for part in range(self.parts)]
+        if self.parts == 1:
+            of_parts = [start + room // 2]
+        extra = int(self.extra_frame)
+        whole = [start + self.stride * step for step in range(-extra, self.frames)]
+        return [whole, *([first + step for step in range(-extra, self.frames)] for first in of_parts)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairViews:
+    """Momentum contrast: two clips of a video, each with a box and flip of its own.
+
+    The defaults are those of the plain baselines of MSCL's code (megvii-research/MSCL, configs/recognition/moco), whose
+    two clips are of the same frames.
+
+    Attributes:
+        frames: Of a clip, T.
+        stride: Between them.
+        crop: Side of the crops in pixels.
+        starts: "same", both clips are of the same frames; "two", each starts where it will.
+        area: Share of the frame that a crop covers.
+    """
+
+    frames: int = 8
+    stride: int = 8
+    crop: int = 112
+    starts: Literal["same", "two"] = "same"
+    area: tuple[float, float] = AREA
+    flow_series: None = None
+
+    def __post_init__(self) -> None:
+        """ConfigError for values that mean nothing."""
+        check_positive(frames=self.frames, stride=self.stride, crop=self.crop)
+        choice("starts", self.starts, ("same", "two"))
+
+    @property
+    def span(self) -> int:
+        """Frames from a clip's first to its last."""
+        return (self.frames - 1) * self.stride + 1
+
+    def usable(self, shards: ShardSet, rows: Ints) -> Flags:
+        """[n] which videos have a whole clip."""
+        long_enough: Flags = shards.frames[rows] >= self.span
+        return long_enough
+
+    def draw(self, draw: Draw, shards: ShardSet, row: int) -> tuple[list[Crop], list[Crop]]:
+        """Query and key of a video; no flow."""
+        height, width = shards.series("rgb").sizes[row].tolist()
+        last = int(shards.frames[row]) - self.span
+        query = draw.randint(0, last)
+        key = draw.randint(0, last) if self.starts == "two" else query
+        clips = [[start + self.stride * step for step in range(self.frames)] for start in (query, key)]
+        return [draw_crop(draw, clip, (height, width), area=self.area) for clip in clips], []

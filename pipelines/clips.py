@@ -1,0 +1,205 @@
+"""A step of pre-training as data: which pixels are read, and which clips are made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from pipelines.boxes import Box, crop_coordinates
+from pipelines.draw import PhiloxDraw, permutation
+from pipelines.needs import check_every_frame
+from pipelines.reads import ReadLists
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from pipelines.draw import Draw
+    from pipelines.reads import Reads
+    from shards_spec import ShardSet
+
+    Ints = npt.NDArray[np.int64]
+    Flags = npt.NDArray[np.bool_]
+
+# Bits of an episode number that keep apart what is drawn with one seed; samples have numbers below both.
+EPOCH, COLOURS = 1 << 63, 1 << 62
+
+
+class Crop(NamedTuple):
+    """One clip as a rule draws it: positions among a video's members, their box in pixels, mirrored or not."""
+
+    frames: list[int]
+    box: Box
+    flip: bool
+
+
+class CropView(NamedTuple):
+    """One clip of a plan: members `indices` [T] of its reads number `reads`, cut to the box, mirrored or not."""
+
+    reads: int
+    indices: tuple[int, ...]
+    box: Box
+    flip: bool
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """Everything that is random about the clips of one optimiser step; colours are drawn from (seed, n) on the device.
+
+    rows: int64 [B] catalogue rows. reads: each frame once, whole; flow fields after the pictures. views: V clips of
+    each video, video after video; flow_views: W of each, boxes in pixels of the field. coordinates: float32 [B, V, 4],
+    the views' crops as `crop_coordinates` tells them. place, batch: first sample of this process in the step's global
+    batch, and how many that has.
+    """
+
+    n: int
+    rows: Ints
+    reads: tuple[Reads, ...]
+    views: tuple[CropView, ...]
+    flow_views: tuple[CropView, ...]
+    coordinates: npt.NDArray[np.float32]
+    place: int
+    batch: int
+
+    @property
+    def flips(self) -> Flags:
+        """[B, V] which views are mirrored."""
+        return np.array([view.flip for view in self.views], np.bool_).reshape(len(self.rows), -1)
+
+
+class ClipRules(Protocol):
+    """What is drawn of one video: pictures, and flow fields of one series."""
+
+    @property
+    def crop(self) -> int:
+        """Side of the crops in pixels."""
+
+    @property
+    def flow_series(self) -> str | None:
+        """Name of the series of flow fields; None where none is read."""
+
+    def usable(self, shards: ShardSet, rows: Ints) -> Flags:
+        """[n] which videos are long enough; ShardError where the shards lack what the rule needs."""
+
+    def draw(self, draw: Draw, shards: ShardSet, row: int) -> tuple[list[Crop], list[Crop]]:
+        """The clips of a video, as many for each, and its clips of flow."""
+
+
+class ClipStream:
+    """Clips of unlabelled videos: `plan(n)`, of optimiser step n, is a pure function of (seed, n), the whole state.
+
+    An epoch is a random order of the videos without the last ones that fill no batch.  A process takes its part of each
+    step's batch, so that the step has the same clips for any number of processes.  Sample number n * batch + i has
+    draws of its own.
+
+    Args:
+        shards: The opened shard set.
+        rows: Catalogue rows of the videos.
+        rules: What is drawn of each.
+        batch: Videos of a step, of all processes together.
+        seed: Of the stream.
+        rank: Number of this process among `ranks`.
+        ranks: Processes that train together.
+
+    Attributes:
+        rows: Rows that are long enough; skipped: how many are not.
+        epoch_steps: Steps of an epoch.
+
+    Raises:
+        ConfigError: batch and ranks do not go together, or too few videos are long enough for one batch.
+        ShardError: the shards lack what the rules need.
+    """
+
+    def __init__(
+        self, shards: ShardSet, rows: Ints, rules: ClipRules, *, batch: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        PhiloxDraw(seed, 0)  # refuses an impossible seed here and not at the first step
+        if batch < 1 or ranks < 1 or batch % ranks or not 0 <= rank < ranks:
+            raise ConfigError(
+                f"a batch of {batch} videos has no equal part for process {rank} of {ranks}: give a multiple of {ranks}"
+            )
+        self._shards, self.rules, self.seed, self.batch = shards, rules, seed, batch
+        usable = rules.usable(shards, rows)
+        self.rows, self.skipped = rows[usable], int((~usable).sum())
+        self._refuse_too_few(len(rows))
+        check_every_frame(shards, self.rows, what="pre-training")
+        self._share = batch // ranks
+        self._place = rank * self._share
+        self.epoch_steps = len(self.rows) // batch
+        self._orders: dict[int, Ints] = {}  # of the last epochs that were asked for
+
+    def _refuse_too_few(self, videos: int) -> None:
+        if len(self.rows) >= self.batch:
+            return
+        short = f", {self.skipped} of them too short for these clips" if self.skipped else ""
+        if not len(self.rows):
+            raise ConfigError(
+                f"no video of {self._shards.path} is left to train on ({videos} were given{short}): use shorter clips, "
+                "or a smaller stride"
+            )
+        raise ConfigError(
+            f"a batch of {self.batch} videos is more than the {len(self.rows)} of {self._shards.path} to train on "
+            f"({videos} were given{short}): use a smaller batch"
+        )
+
+    def plan(self, n: int) -> ClipPlan:
+        """Plan optimiser step n, touching no stored frame."""
+        epoch, step = divmod(n, self.epoch_steps)
+        places = range(step * self.batch + self._place, step * self.batch + self._place + self._share)
+        rows = self.rows[self._order(epoch)[places.start : places.stop]]  # [B]
+        pictures, flow = _Collected("rgb"), _Collected(self.rules.flow_series or "")
+        coordinates: list[tuple[float, ...]] = []
+        for sample, row in enumerate(rows.tolist(), n * self.batch + self._place):
+            crops, flow_crops = self.rules.draw(PhiloxDraw(self.seed, sample), self._shards, row)
+            size = pictures.add(self._shards, row, crops)
+            flow.add(self._shards, row, flow_crops)
+            coordinates += [crop_coordinates(crop.box, size, flip=crop.flip) for crop in crops]
+        of_pictures = pictures.reads()
+        return ClipPlan(
+            n=n,
+            rows=rows,
+            reads=of_pictures + flow.reads(),
+            views=tuple(pictures.views),
+            flow_views=tuple(view._replace(reads=view.reads + len(of_pictures)) for view in flow.views),
+            coordinates=np.array(coordinates, np.float32).reshape(len(rows), -1, 4),
+            place=self._place,
+            batch=self.batch,
+        )
+
+    def _order(self, epoch: int) -> Ints:
+        """[videos] order of an epoch; two are kept, since steps at an epoch's end are planned ahead."""
+        order = self._orders.get(epoch)
+        if order is None:
+            order = permutation(self.seed, EPOCH | epoch, len(self.rows))
+            self._orders = {e: known for e, known in self._orders.items() if e == epoch - 1} | {epoch: order}
+        return order
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Reads and views of one modality, video after video."""
+
+    modality: str
+    views: list[CropView] = field(default_factory=list)
+    _lists: ReadLists = field(default_factory=ReadLists)
+
+    def add(self, shards: ShardSet, row: int, crops: Sequence[Crop]) -> tuple[int, int]:
+        """Add the clips of a video, each of its frames once; return the stored (height, width)."""
+        if not crops:
+            return 0, 0
+        height, width = shards.series(self.modality).sizes[row].tolist()
+        number, reads = self._lists.of_size((height, width))
+        frames = sorted({frame for crop in crops for frame in crop.frames})
+        place = dict(zip(frames, reads.add(row, frames, 0, 0), strict=True))
+        self.views.extend(
+            CropView(number, tuple([place[frame] for frame in crop.frames]), crop.box, crop.flip) for crop in crops
+        )
+        return height, width
+
+    def reads(self) -> tuple[Reads, ...]:
+        """What is read of it."""
+        return self._lists.reads(self.modality)
