@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipelines.boxes import random_resized_box
 from pipelines.clips import Crop
@@ -60,7 +60,7 @@ class WindowViews:
     clip_per_video: Literal[2, 3] = 2
     extra_frame: bool = False
     area: tuple[float, float] = AREA
-    flow_series: None = None
+    flow_series: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         """ConfigError for values that mean nothing."""
@@ -135,7 +135,7 @@ class PairViews:
     crop: int = 112
     starts: Literal["same", "two"] = "same"
     area: tuple[float, float] = AREA
-    flow_series: None = None
+    flow_series: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         """ConfigError for values that mean nothing."""

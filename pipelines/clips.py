@@ -146,6 +146,11 @@ class ClipStream:
             f"({videos} were given{short}): use a smaller batch"
         )
 
+    def report(self) -> str:
+        """How many videos and steps an epoch has, and how many videos were too short."""
+        short = f"; {self.skipped:,} videos too short for these clips are left out" if self.skipped else ""
+        return f"{len(self.rows):,} videos, {self.epoch_steps:,} steps an epoch{short}"
+
     def plan(self, n: int) -> ClipPlan:
         """Plan optimiser step n, touching no stored frame."""
         epoch, step = divmod(n, self.epoch_steps)

@@ -31,10 +31,15 @@ def crop_views(frames: Sequence[torch.Tensor], views: Sequence[CropView], *, siz
             images = rearrange(frames[view.reads][list(view.indices)], "t h w c -> t c h w")
             clips[number] = crop_resize(images, view.box, size=size, flip=view.flip)
         return clips
-    for numbers in _batches(views, TOGETHER // (steps * channels * size * size)):
-        chosen = [views[number] for number in numbers]
-        clips.index_copy_(0, _on(first.device, numbers), gathered(frames[chosen[0].reads], chosen, size=size))
+    crops_together(frames, views, out=clips)
     return clips
+
+
+def crops_together(frames: Sequence[torch.Tensor], views: Sequence[CropView], *, out: torch.Tensor) -> None:
+    """Fill clips [V, T, C, size, size] with those of the views, in a few operations however many they are."""
+    for numbers in _batches(views, TOGETHER // out[0].numel()):
+        chosen = [views[number] for number in numbers]
+        out.index_copy_(0, _on(out.device, numbers), _gathered(frames[chosen[0].reads], chosen, size=out.shape[-1]))
 
 
 def _batches(views: Sequence[CropView], most: int) -> Iterator[list[int]]:
@@ -47,14 +52,12 @@ def _batches(views: Sequence[CropView], most: int) -> Iterator[list[int]]:
             yield numbers[start : start + max(most, 1)]
 
 
-def gathered(frames: torch.Tensor, views: Sequence[CropView], *, size: int) -> torch.Tensor:
-    """The clips [v, T, C, size, size] of views of frames [R, h, w, C], in a few operations however many they are."""
+def _gathered(frames: torch.Tensor, views: Sequence[CropView], *, size: int) -> torch.Tensor:
+    """The clips [v, T, C, size, size] of views of frames [R, h, w, C]: four pixels are mixed for each of theirs."""
     device = frames.device
     index = _on(device, [view.indices for view in views])[:, :, None, None]  # [v, T, 1, 1]
-    boxes, flips = (
-        _on(device, [view.box for view in views]).T,
-        _on(device, [view.flip for view in views]),
-    )  # [4, v], [v]
+    boxes = _on(device, [view.box for view in views]).T  # [4, v]
+    flips = _on(device, [view.flip for view in views])
     top, bottom, down = _places(boxes[0], boxes[2], size)  # [v, size] each
     left, right, across = (torch.where(flips[:, None], x.flip(1), x) for x in _places(boxes[1], boxes[3], size))
 
