@@ -53,7 +53,7 @@ class RunConfig(FlatConfig):
 
     method: str
     trunk: str
-    # A file with torchvision's names, "fetch" for torchvision's published one, or "random"; empty is refused.
+    # A file with torchvision's names, a run folder, "fetch" for the published file, or "random"; empty is refused.
     trunk_weights: str = ""
     dataset: str = ""  # the data set that the recipe is meant for
     class_text: str = ""  # a file of fsar-text, for methods that read the texts of classes

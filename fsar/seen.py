@@ -75,6 +75,13 @@ def seen_in(shards: ShardSet, rows: NDArray[np.int64]) -> Seen:
     return Seen(*(torch.from_numpy(np.unique(part)) for part in (classes, _video_hashes(shards, rows))))
 
 
+def together(first: Seen, second: Seen | None) -> Seen:
+    """What two trainings have seen, one after the other."""
+    if second is None:
+        return first
+    return Seen(torch.cat([first.classes, second.classes]).unique(), torch.cat([first.videos, second.videos]).unique())
+
+
 def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:
     """What of the videos of these rows, and of their classes, was seen.
 

@@ -18,10 +18,10 @@ from fsar.meter import Meter
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
 from fsar.run_folder import last_checkpoint
-from fsar.run_state import load_state, save_state
-from fsar.seen import seen_in
+from fsar.run_state import load_seen, load_state, save_state
+from fsar.seen import seen_in, together
 from fsar.step import EpisodeStep
-from fsar.trunk_weights import load_trunk_weights
+from fsar.trunk_weights import load_trunk_weights, weights_seen
 from fsar.trunks import VideoTrunk, create_trunk
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
@@ -154,7 +154,8 @@ class Trainer:
         self.train_episodes = self._open("train", training=True)
         if (texts := class_text_of(config)) is not None:
             self.model.set_base_text(texts.rows(shards.dataset.splits["train"].classes))
-        self.seen = seen_in(shards, self.train_episodes.stream.videos())
+        before = load_seen(self.last) if resume else weights_seen(config.trunk_weights)
+        self.seen = together(seen_in(shards, self.train_episodes.stream.videos()), before)
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self.progress = Progress(**load_state(self.last, self.model, self.optimizer))

@@ -65,7 +65,7 @@ EXPLAINED = {
     "test_way": "Classes of an episode in validation and test.",
     "threads": "Threads that decode; 0: one a core.",
     "trunk": "Network under the method, such as resnet50.",
-    "trunk_weights": "Its starting weights: a file, fetch (download), or random.",
+    "trunk_weights": "Its starting weights: a file, a run folder, fetch (download), or random.",
     "unlabelled_per_class": "Unlabelled videos of each class in an episode.",
     "val_episodes": "Episodes of a validation.",
     "val_every": "Episodes between validations.",
