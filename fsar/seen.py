@@ -79,7 +79,8 @@ def together(first: Seen, second: Seen | None) -> Seen:
     """What two trainings have seen, one after the other."""
     if second is None:
         return first
-    return Seen(torch.cat([first.classes, second.classes]).unique(), torch.cat([first.videos, second.videos]).unique())
+    pairs = ((first.classes, second.classes), (first.videos, second.videos))
+    return Seen(*(torch.from_numpy(np.union1d(*pair)) for pair in pairs))
 
 
 def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:
