@@ -234,6 +234,17 @@ def test_a_loss_that_is_never_finite_ends_the_run(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_computing_inner_values_twice_changes_no_weight(tmp_path: Path) -> None:
+    trained = []
+    for twice in (False, True):
+        config = small_config("moco", checkpoint_activations=twice, epochs=1)
+        trainer = trainer_of("moco", tmp_path / str(twice), config=config)
+        assert trainer.model.encoder.recomputes == twice
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
 def test_bf16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:
     trainer = trainer_of("moco", tmp_path, config=small_config("moco", precision="bf16", epochs=1))
     trainer.train()
