@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
 import torch
 from einops import rearrange
 
@@ -14,7 +13,7 @@ from pipelines.clips import ClipStream
 from pipelines.crops import crop_views
 from pipelines.executors import executor_for
 from pipelines.loader import Prefetcher
-from shards_spec.pictures import FLOW_CODES, FLOW_ZERO
+from shards_spec.pictures import FLOW_ZERO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipelines.clips import ClipPlan, ClipRules, Ints
-    from pipelines.reads import Reads
     from shards_spec import ShardSet
 
 
@@ -99,7 +97,7 @@ class ClipLoader:
         flow = None
         if plan.flow_views:
             fields = [
-                self._fields(reads, each) if reads.modality != "rgb" else each
+                unit_fields(each) if reads.modality != "rgb" else each
                 for reads, each in zip(plan.reads, frames, strict=True)
             ]
             flow = rearrange(crop_views(fields, plan.flow_views, size=size), "(b w) ... -> b w ...", b=videos)
@@ -109,17 +107,6 @@ class ClipLoader:
             torch.from_numpy(plan.flips).to(self.device, non_blocking=True),
             flow,
         )
-
-    def _fields(self, reads: Reads, pictures: Tensor) -> Tensor:
-        """Decoded pictures [R, 2h, w, 3] of flow -> fields [R, h, w, 2] in units of their largest radius."""
-        series = self.shards.series(reads.modality)
-        scales = np.concatenate(
-            [series.scale(row)[reads.frames[reads.rows == row]] for row in dict.fromkeys(reads.rows.tolist())]
-        )  # [R]; the reads of a video lie together
-        pixels = torch.from_numpy(scales / FLOW_CODES).to(self.device, torch.float32, non_blocking=True)
-        codes = rearrange(pictures[..., 0], "r (c h) w -> r c h w", c=2)
-        flow = (codes.float() - FLOW_ZERO) * pixels[:, None, None, None]
-        return rearrange(unit_flow(flow), "r c h w -> r h w c")
 
     def close(self) -> None:
         """End its threads and give back the decoder; the shard set stays open."""
@@ -131,3 +118,12 @@ class ClipLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def unit_fields(pictures: Tensor) -> Tensor:
+    """Stored pictures [R, 2h, w, 3] of flow, u above v -> fields [R, h, w, 2] in units of their largest radius.
+
+    What a code is in pixels is the same all over a field, so it has no part in this.
+    """
+    codes = rearrange(pictures[..., 0], "r (c h) w -> r c h w", c=2)
+    return rearrange(unit_flow(codes.float() - FLOW_ZERO), "r c h w -> r h w c")

@@ -130,6 +130,7 @@ def test_a_step_is_a_pure_function_of_seed_and_number():
     assert np.array_equal(again.coordinates, later.coordinates)
     changed = stream(shards, seed=4).plan(9)
     assert changed.views != later.views
+    assert stream(shards, seed=4, batch=12).plan(0).rows.tolist() != stream(shards, batch=12).plan(0).rows.tolist()
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
@@ -217,6 +218,13 @@ def test_only_clips_that_move_enough_are_drawn(tiny_shards, monkeypatch):
     rows = tiny_shards.split_rows("train")
     starts = {rules.clip_starts(PhiloxDraw(0, n), tiny_shards.series("flow1"), int(rows[0])) for n in range(40)}
     assert {start for pair in starts for start in pair} == {2, 3, 4}  # those whose clip has a field that moves
+
+
+def test_starts_that_are_scored_at_another_stride_leave_room_for_the_clip(tiny_shards, monkeypatch):
+    monkeypatch.setattr(flow_views, "motion_scores", lambda series, row: np.arange(len(series.kept(row)), dtype=float))
+    rules = FlowPairViews(frames=2, stride=4, filter_stride=1, flow_series="flow1")
+    starts = {rules.clip_starts(PhiloxDraw(0, n), tiny_shards.series("flow1"), 4) for n in range(40)}
+    assert max(start for pair in starts for start in pair) == 23 - 8  # of 23 fields; the last ones score most
 
 
 def test_videos_without_a_whole_clip_of_flow_go_on_at_their_beginning_or_are_skipped(tiny_shards):
