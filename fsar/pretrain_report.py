@@ -51,7 +51,8 @@ def _charts(log: list[dict[str, Any]]) -> Iterable[str]:
         return
     names = [name for name in records[-1] if name not in OTHERS]
     rights = [name for name in names if name.startswith(ACCURACY)]
-    for name in ["loss", *(name for name in names if name not in rights)]:
+    terms = [name for name in names if name not in rights]
+    for name in ["loss", *(terms if len(terms) > 1 else ())]:
         yield _curve(records, name, name)
     for name in rights:
         yield _curve(records, name, f"accuracy of {name.removeprefix(ACCURACY)}", low=0.0, high=1.0)

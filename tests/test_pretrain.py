@@ -358,7 +358,7 @@ def test_resuming_another_run_is_refused(finished: Path, tiny_path: Path, tmp_pa
     assert call(cli, *words(tiny_path, finished)) == 2
     assert "go on with --resume, or choose another folder with --out" in capsys.readouterr().err
     assert call(cli, *words(tiny_path, finished, lr=0.3), "--resume") == 2
-    assert "lr was 0.05, asked for 0.3" in capsys.readouterr().err
+    assert "lr was 0.03, asked for 0.3" in capsys.readouterr().err
     assert call(cli, *words(tiny_path, tmp_path / "none"), "--resume") == 2
     assert "holds no run" in capsys.readouterr().err
     other = build_pretraining(small_config("moco", trunk="r3d18"), samples=1)
