@@ -11,6 +11,7 @@ from fsar.checkpoints import load_reference_state_dict
 from fsar.config import build_config, read_recipe, run_config
 from fsar.run_state import choose_checkpoint, load_seen, load_state
 from fsar.training import build_model, prototypes_of_trunk
+from fsar.trunk_weights import weights_seen
 from fsar.weight_files import read_tensors
 from shards_spec.errors import ConfigError
 
@@ -97,7 +98,8 @@ def _of_file(config: RunConfig, path: Path) -> FewShotMethod:
 
 def trunk_candidate(config: RunConfig) -> Candidate:
     """A method that stands on a pretrained trunk alone."""
-    return Candidate(f"{config.method} on {config.trunk}", config, partial(_of_trunk, config))
+    seen = weights_seen(config.trunk_weights)
+    return Candidate(f"{config.method} on {config.trunk}", config, partial(_of_trunk, config), seen)
 
 
 def _of_trunk(config: RunConfig) -> FewShotMethod:
@@ -119,4 +121,4 @@ def prototype_candidate(config: RunConfig) -> Candidate:
     """
     config = prototypes_of_trunk(config)
     model = build_model(config)
-    return Candidate(f"prototypes of {config.trunk}", config, lambda: model)
+    return Candidate(f"prototypes of {config.trunk}", config, lambda: model, weights_seen(config.trunk_weights))

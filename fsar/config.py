@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import json
-import math
-import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
+from fsar.flat_config import FlatConfig, option_types, parse_toml, typed
 from fsar.methods import METHODS, method_options
 from fsar.styles import STYLES, bound_options
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from importlib.resources.abc import Traversable
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -50,12 +48,14 @@ DERIVED = frozenset({"trunk", "channels", "frames", "num_classes"})
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(FlatConfig):
     """Every value of a run; `options` holds what only the method understands."""
+
+    FREE: ClassVar[frozenset[str]] = FREE
 
     method: str
     trunk: str
-    # A file with torchvision's names, "fetch" for torchvision's published one, or "random"; empty is refused.
+    # A file with torchvision's names, a run folder, "fetch" for the published file, or "random"; empty is refused.
     trunk_weights: str = ""
     dataset: str = ""  # the data set that the recipe is meant for
     class_text: str = ""  # a file of fsar-text, for methods that read the texts of classes
@@ -131,26 +131,8 @@ class RunConfig:
     prefetch: int = 2
     options: dict[str, Any] = field(default_factory=dict)
 
-    def flat(self) -> dict[str, Any]:
-        """All values in one table."""
-        table = asdict(self)
-        options: dict[str, Any] = table.pop("options")
-        return table | options
 
-    def to_toml(self) -> str:
-        """The whole configuration as a recipe."""
-        return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in self.flat().items())
-
-    def differences(self, other: RunConfig) -> list[str]:
-        """What decides the result and is not as it was in `other`."""
-        ours, theirs = self.flat(), other.flat()
-        keys = sorted((ours.keys() | theirs.keys()) - FREE)
-        different = [key for key in keys if ours.get(key) != theirs.get(key)]
-        return [f"{key} was {theirs.get(key)}, asked for {ours.get(key)}" for key in different]
-
-
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-TYPES: dict[str, Any] = {key: kind for key, kind in get_type_hints(RunConfig).items() if key != "options"}
+TYPES: dict[str, Any] = {key: kind for key, kind in get_type_hints(RunConfig).items() if key not in ("options", "FREE")}
 
 
 def method_option_types() -> dict[str, Any]:
@@ -158,7 +140,7 @@ def method_option_types() -> dict[str, Any]:
     defaults: dict[str, object] = {}
     for name in METHODS:
         defaults |= {key: value for key, value in method_options(name).items() if key not in DERIVED}
-    return {key: Any if value is None else type(value) for key, value in defaults.items()}
+    return option_types(defaults)
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
@@ -177,9 +159,9 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(
                 f'unknown key "{key}" for method {values["method"]}; {suggest(key, TYPES.keys() | allowed)}'
             )
-    loop = {key: _typed(key, values[key], TYPES[key]) for key in values if key in TYPES}
+    loop = {key: typed(key, values[key], TYPES[key]) for key in values if key in TYPES}
     hints = method_option_types()
-    options = {k: _typed(k, v, hints.get(k, Any)) for k, v in values.items() if k not in TYPES}
+    options = {k: typed(k, v, hints.get(k, Any)) for k, v in values.items() if k not in TYPES}
     config = RunConfig(**loop, options=options)
     _check(config)
     return config
@@ -230,24 +212,11 @@ def _check_numbers(config: RunConfig) -> None:
             )
 
 
-def _typed(key: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 -- a value of any kind is what is checked
-    """`value` as `kind`, or a sentence that says what was expected."""
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key} = {value}: expected a finite number")
-    if kind not in (int, float, bool, str, Any):  # a tuple of numbers
-        if isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value):
-            return tuple(float(item) for item in value)
-    elif kind is Any or type(value) is kind:
-        return value
-    raise ConfigError(f"{key} = {value!r}: expected {KINDS.get(kind, 'a list of numbers')}")
-
-
-def _recipe_files() -> dict[str, Traversable]:
-    """Recipes that ship with the project, by "name" or "folder/name" of their files."""
+def recipe_files(folder: str = "") -> dict[str, Traversable]:
+    """Recipes that ship with the project, by "name" or "folder/name" of their files below a folder of recipes."""
     files: dict[str, Traversable] = {}
-    for entry in resources.files("fsar").joinpath("recipes").iterdir():
+    root = resources.files("fsar").joinpath("recipes")
+    for entry in (root.joinpath(folder) if folder else root).iterdir():
         if entry.is_dir():
             files |= {f"{entry.name}/{file.name}": file for file in entry.iterdir()}
         else:
@@ -257,7 +226,7 @@ def _recipe_files() -> dict[str, Traversable]:
 
 def _recipes() -> dict[str, Traversable]:
     """The same by the recipe's name: hyrsm/ucf101-1shot.toml is "hyrsm-ucf101-1shot"."""
-    return {path.replace("/", "-"): file for path, file in _recipe_files().items()}
+    return {path.replace("/", "-"): file for path, file in recipe_files().items()}
 
 
 def recipe_names() -> list[str]:
@@ -278,21 +247,17 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is none, or it is no flat TOML.
     """
+    return read_table(name, _recipes(), hint=_nearest)
+
+
+def read_table(name: str, shipped: Mapping[str, Traversable], *, hint: Callable[[str], str]) -> dict[str, Any]:
+    """The same among recipes `shipped`; `hint` says what may be meant by a name that is none of them."""
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
-    elif name in (ours := _recipes()):
-        text = ours[name].read_text(encoding="utf-8")
-    else:
-        raise ConfigError(f'no recipe "{name}"; give a .toml file, or a name: {_nearest(name)}')
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {name} is no TOML: {error}") from error
-    nested = [key for key, value in table.items() if isinstance(value, dict)]
-    if nested:
-        raise ConfigError(f"recipe {name} has the table [{nested[0]}]; recipes are flat")
-    return table
+        return parse_toml(path.read_text(encoding="utf-8", errors="replace"), name)
+    if name in shipped:
+        return parse_toml(shipped[name].read_text(encoding="utf-8"), name)
+    raise ConfigError(f'no recipe "{name}"; give a .toml file, or a name: {hint(name)}')
 
 
 def run_config(run: Path) -> RunConfig:
@@ -337,7 +302,7 @@ def list_recipes() -> str:
     """The recipes that ship, in columns: method, data set, numbers of shots; then the names of all others."""
     rows: dict[str, list[str]] = {}
     others = []
-    for path in _recipe_files():
+    for path in recipe_files():
         method, _, rest = path.partition("/")
         dataset, _, shot = rest.rpartition("-")
         if shot.endswith("shot"):

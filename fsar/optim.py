@@ -63,6 +63,20 @@ def create_optimizer(
     return torch.optim.Adam(groups, lr=lr, fused=True, capturable=device.type == "cuda")
 
 
+def create_sgd(model: nn.Module, *, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4) -> torch.optim.SGD:
+    """SGD as pre-training has it: weight decay on every parameter, norms and biases too; frozen ones are left out.
+
+    It is the fused one; see `guarded_step`.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rate = torch.tensor(lr, dtype=torch.float32, device=trained[0].device)
+    optimizer = torch.optim.SGD(trained, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if momentum:  # without it a first step that is left out would leave them unset
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
 def guarded_step(optimizer: torch.optim.Optimizer, rate: float, good: Tensor) -> None:
     """One step at a learning rate, or none where `good` [] is False, without waiting for the device to say so.
 

@@ -40,11 +40,16 @@ def write_report(run: Path, result: dict[str, Any], config: dict[str, Any]) -> P
     Raises:
         DiskError: the disk is full.
     """
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines() if (run / "log.jsonl").exists() else []
-    log = [json.loads(line) for line in lines]
+    log = read_log(run)
     path = run / "report.html"
     write_whole(path, page(run.name, result, config, log).encode())
     return path
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's log; none where it has no log."""
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines() if (run / "log.jsonl").exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[dict[str, Any]]) -> str:
@@ -65,9 +70,14 @@ def page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[d
         f"<h2>Per class</h2>{_per_class(test['per_class'], test['chance'])}",
         "<h2>Confusion</h2><p class=quiet>Rows: true class; columns: what the model said; share of the row's queries.",
         _confusion(test["confusion"]),
-        f"<h2>Provenance</h2>{_table(_provenance(result))}",
-        f"<h2>Configuration</h2>{_table((key, json.dumps(value)) for key, value in config.items())}",
+        f"<h2>Provenance</h2>{table(provenance_rows(result))}",
+        f"<h2>Configuration</h2>{table((key, json.dumps(value)) for key, value in config.items())}",
     ]
+    return document(heading, parts)
+
+
+def document(heading: str, parts: Iterable[str]) -> str:
+    """A whole page of HTML, which refers to nothing outside itself."""
     body = "\n".join(parts)
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
@@ -110,22 +120,23 @@ def _charts(log: list[dict[str, Any]]) -> Iterable[str]:
         return
     accuracy = {"training": [(r["n"], r["accuracy"]) for r in training]}
     accuracy |= {"validation": validation} if validation else {}
-    yield _chart("accuracy", accuracy, low=0.0, high=1.0)
-    yield _chart("loss", {"loss": [(r["n"], r["loss"]) for r in training]})
-    yield _chart("episodes per second", {"episodes/s": [(r["n"], r["episodes_per_s"]) for r in training]}, low=0.0)
-    yield _chart(
+    yield chart("accuracy", accuracy, low=0.0, high=1.0)
+    yield chart("loss", {"loss": [(r["n"], r["loss"]) for r in training]})
+    yield chart("episodes per second", {"episodes/s": [(r["n"], r["episodes_per_s"]) for r in training]}, low=0.0)
+    yield chart(
         "share of time waiting for data", {"wait": [(r["n"], r["data_wait"]) for r in training]}, low=0.0, high=1.0
     )
 
 
-def _chart(
+def chart(
     title: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
     *,
     low: float | None = None,
     high: float | None = None,
+    unit: str = "episodes",
 ) -> str:
-    """One line chart as inline SVG."""
+    """One line chart as inline SVG; `unit` says what the points (x, y) count along x."""
     points = [point for line in series.values() for point in line]
     x_high = max(x for x, _ in points)
     low = min(y for _, y in points) if low is None else low
@@ -142,7 +153,7 @@ def _chart(
         x0, y0 = place(0, value).split(",")
         marks.append(f'<line x1={x0} x2={WIDTH - 8} y1={y0} y2={y0} stroke="#d1d9e0" />')
         marks.append(f"<text x={LEFT - 6} y={float(y0) + 4:.1f} text-anchor=end>{value:.3g}</text>")
-    marks.append(f"<text x={WIDTH - 8} y={HEIGHT - 6} text-anchor=end>{x_high:.0f} episodes</text>")
+    marks.append(f"<text x={WIDTH - 8} y={HEIGHT - 6} text-anchor=end>{x_high:.0f} {unit}</text>")
     for line, colour in zip(series.values(), COLOURS, strict=False):
         path = " ".join(place(x, y) for x, y in line)
         marks.append(f'<polyline points="{path}" fill=none stroke="{colour}" stroke-width=1.6 />')
@@ -184,7 +195,8 @@ def _cell(share: float, *, diagonal: bool) -> str:
     return f"<td style='background:rgba({colour},{0.85 * share:.2f})'>{text}</td>"
 
 
-def _provenance(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def provenance_rows(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """What a result says of where it comes from, for a table."""
     for key in ("fsar", "torch", "device", "precision", "weights_sha256", "shards_sha256"):
         yield key, str(result[key])
     for split, sha256 in result["splits_sha256"].items():
@@ -192,6 +204,7 @@ def _provenance(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield f"split {split}", sha256 + (f" ({have[0]:,} of {have[1]:,} videos)" if have else "")
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> str:
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """A table of names and values."""
     cells = "".join(f"<tr><td>{escape(k)}<td style=text-align:left><code>{escape(v)}</code></tr>" for k, v in rows)
     return f"<table>{cells}</table>"

@@ -13,6 +13,8 @@ from fsar.run_state import weights_sha256
 from shards_spec.schema import Plan
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fsar.config import RunConfig
     from fsar.evaluation import Result
     from fsar.methods import FewShotMethod
@@ -38,30 +40,40 @@ def describe(
         device: Where it computed.
         class_text: Hash of the file of texts of classes that it read.
     """
+    return (
+        {
+            "method": config.method,
+            "dataset": shards.dataset.name,
+            "way": config.test_way,
+            "shot": config.test_shot,
+            "queries": config.test_queries,
+            "unlabelled_per_class": config.unlabelled_per_class,
+            "distractor_classes": config.distractor_classes,
+            "distractors_per_class": config.distractors_per_class,
+            "labelled_fraction": config.labelled_fraction,
+            "views": config.views,
+            "freeze_trunk": config.freeze_trunk,
+            "test": test.to_json(),
+            "recipe_style": config.recipe_style,
+            "class_text_sha256": class_text,
+        }
+        | inference(config)
+        | provenance(shards, model, device=device, precision=config.precision)
+    )
+
+
+def provenance(shards: ShardSet, model: nn.Module, *, device: torch.device, precision: str) -> dict[str, Any]:
+    """Where a result comes from: versions, the device, hashes of weights, shards and splits."""
     return {
-        "method": config.method,
-        "dataset": shards.dataset.name,
-        "way": config.test_way,
-        "shot": config.test_shot,
-        "queries": config.test_queries,
-        "unlabelled_per_class": config.unlabelled_per_class,
-        "distractor_classes": config.distractor_classes,
-        "distractors_per_class": config.distractors_per_class,
-        "labelled_fraction": config.labelled_fraction,
-        "views": config.views,
-        "freeze_trunk": config.freeze_trunk,
-        "test": test.to_json(),
         "fsar": version("fsar"),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": config.precision,
-        "recipe_style": config.recipe_style,
+        "precision": precision,
         "weights_sha256": weights_sha256(model),
         "shards_sha256": shards.sha256,
         "splits_sha256": {name: split.sha256 for name, split in shards.dataset.splits.items()},
         "coverage": coverage(shards),
-        "class_text_sha256": class_text,
-    } | inference(config)
+    }
 
 
 def inference(config: RunConfig) -> dict[str, Any]:

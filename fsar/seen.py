@@ -75,6 +75,14 @@ def seen_in(shards: ShardSet, rows: NDArray[np.int64]) -> Seen:
     return Seen(*(torch.from_numpy(np.unique(part)) for part in (classes, _video_hashes(shards, rows))))
 
 
+def together(first: Seen, second: Seen | None) -> Seen:
+    """What two trainings have seen, one after the other."""
+    if second is None:
+        return first
+    pairs = ((first.classes, second.classes), (first.videos, second.videos))
+    return Seen(*(torch.from_numpy(np.union1d(*pair)) for pair in pairs))
+
+
 def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:
     """What of the videos of these rows, and of their classes, was seen.
 

@@ -1,9 +1,9 @@
-"""The training step: episodes in, gradients and figures out, and nothing of it waits for the device."""
+"""The training step: batches in, gradients and figures out, and nothing of it waits for the device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,12 +12,15 @@ from fsar.optim import guarded_step
 from fsar.precision import autocast
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
 
     from fsar.episode import Episode
     from fsar.methods import FewShotMethod, Output
+    from fsar.pretraining import Output as PretrainingOutput
 
-# Places in the counters: episodes with a finite loss since the last update; skipped episodes; those in a row now, and
+# Places in the counters: batches with a finite loss since the last update; skipped ones; those in a row now, and
 # at most; updates left out.
 GROUP, SKIPPED, IN_ROW, LONGEST, SKIPPED_STEPS = range(5)
 
@@ -27,11 +30,11 @@ class Reading:
     """What happened since the last reading.
 
     Attributes:
-        sums: Terms of the loss, the loss and the accuracy by name, summed over the episodes that counted.
-        counted: Episodes with a finite loss.
-        skipped: Episodes without: they changed nothing.
-        longest: The longest row of skipped episodes, those before the last reading included.
-        skipped_steps: Updates left out, since a gradient was not finite or no episode counted.
+        sums: Terms of the loss, the loss and accuracies by name, summed over the batches that counted.
+        counted: Batches with a finite loss.
+        skipped: Batches without: they changed nothing.
+        longest: The longest row of skipped batches, those before the last reading included.
+        skipped_steps: Updates left out, since a gradient was not finite or no batch counted.
     """
 
     sums: dict[str, float]
@@ -41,59 +44,59 @@ class Reading:
     skipped_steps: int
 
 
-class EpisodeStep:
-    """Forward and backward of one episode at a time into the gradients of a model.
+class TrainingStep:
+    """Forward and backward of one batch at a time into the gradients of a model.
 
-    An episode whose loss is not finite leaves gradients, sums and the statistics of BatchNorm as they were; that
-    is decided on the device.  Parameters, their gradients and the optimiser are float32 with either precision.
+    A batch whose loss is not finite leaves gradients, sums and buffers, such as the statistics of BatchNorm, as they
+    were; that is decided on the device.  Parameters, their gradients and the optimiser are float32 with either
+    precision.
 
-    Dropout is a function of the seed given with an episode: bit for bit on a CPU, and on a GPU too, where a replayed
-    graph reads seed and offset of the device's generator anew.  Sums of kernels with atomic additions may
-    differ in their last bits between runs on a GPU, with a graph or without.
+    Dropout is a function of the seed given with a batch, bit for bit on a CPU.
 
     Args:
         model: In training mode, on the device.
         precision: "fp32", or "bf16" for autocast.
-        episodes_per_step: What a loss is divided by.
-        graph: Replay the step as a CUDA graph; on a CPU there is none, and this changes nothing.
+        per_update: Batches whose gradients make one step of the optimiser: what a loss is divided by.
     """
 
-    def __init__(
-        self, model: FewShotMethod, *, precision: str = "fp32", episodes_per_step: int = 1, graph: bool = False
-    ) -> None:
-        self.model, self.precision, self.episodes_per_step = model, precision, episodes_per_step
+    def __init__(self, model: nn.Module, *, precision: str = "fp32", per_update: int = 1) -> None:
+        self.model, self.precision, self.per_update = model, precision, per_update
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
-        self.names: list[str] = []  # of the sums; known after the first episode
+        self.names: list[str] = []  # of the sums; known after the first batch
         self._sums = torch.zeros(0, dtype=torch.float64, device=self.device)  # the last one counts
         self._counters = torch.zeros(5, dtype=torch.int64, device=self.device)
-        self._run = Graphed(self.run, self.state, self.device) if graph and self.device.type == "cuda" else self.run
+        self._run: Callable[[Any], None] = self.run
 
-    def __call__(self, episode: Episode, *, seed: int) -> None:
-        """Add the gradients of one episode; `seed` decides its dropout."""
+    def __call__(self, batch: Any, *, seed: int) -> None:  # noqa: ANN401 -- what the model reads
+        """Add the gradients of one batch; `seed` decides its dropout."""
         torch.manual_seed(seed)
-        self._run(episode)
+        self._run(batch)
+
+    def accuracies(self, output: Any, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 -- what the model says and reads
+        """Shares of right answers by name, of which a reading has the sums too."""
+        raise NotImplementedError
 
     def state(self) -> list[Tensor]:
-        """Every tensor that an episode changes; complete after the first one."""
+        """Every tensor that a batch changes; complete after the first batch."""
         return [*self.model.buffers(), *self.gradients(), self._sums, self._counters]
 
     def gradients(self) -> list[Tensor]:
         """The accumulated gradients, in the order of the parameters that have one."""
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-    def run(self, episode: Episode) -> None:
-        """The step itself, as it is captured: a fixed list of kernels for episodes of one shape."""
+    def run(self, batch: Any) -> None:  # noqa: ANN401 -- what the model reads
+        """The step itself, as it may be captured: a fixed list of kernels for batches of one shape."""
         before = [buffer.clone() for buffer in self.model.buffers()]  # a NaN in BatchNorm's would be for good
         with autocast(self.device, self.precision):
-            output = self.model(episode)
-        gradients = torch.autograd.grad(output.loss / self.episodes_per_step, self.parameters, allow_unused=True)
+            output = self.model(batch)
+        gradients = torch.autograd.grad(output.loss / self.per_update, self.parameters, allow_unused=True)
         with torch.no_grad():
             finite = output.loss.isfinite()  # []
             for buffer, old in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
             self._accumulate(gradients, finite)
-            self._count(output, episode, finite)
+            self._count(output, self.accuracies(output, batch), finite)
 
     def _accumulate(self, gradients: tuple[Tensor | None, ...], finite: Tensor) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -103,13 +106,12 @@ class EpisodeStep:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(torch.where(finite, gradient, 0))
 
-    def _count(self, output: Output, episode: Episode, finite: Tensor) -> None:
-        correct = (output.logits.argmax(1) == episode.query_labels).double().mean()
-        terms = {**output.losses, "loss": output.loss, "accuracy": correct}
+    def _count(self, output: Any, accuracies: dict[str, Tensor], finite: Tensor) -> None:  # noqa: ANN401 -- the model's
+        terms = {**output.losses, "loss": output.loss, **accuracies}
         if not self.names:
             self.names = list(terms)
             self._sums = self._sums.new_zeros(len(terms) + 1)
-        figures = torch.stack([*(term.double() for term in terms.values()), torch.ones_like(correct)])
+        figures = torch.stack([*(term.double() for term in terms.values()), torch.ones_like(output.loss).double()])
         self._sums.add_(torch.where(finite, figures, 0))
         counters = self._counters
         counters[GROUP].add_(finite)
@@ -117,13 +119,16 @@ class EpisodeStep:
         counters[IN_ROW].add_(1).mul_(finite.logical_not())
         counters[LONGEST].copy_(torch.maximum(counters[LONGEST], counters[IN_ROW]))
 
-    def update(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    def update(self, optimizer: torch.optim.Optimizer, rate: float, *, clip_norm: float = 0.0) -> None:
         """The optimiser's step with the gradients so far, which are then zero.
 
-        It is left out, on the device, where a gradient is not finite or no episode counted.
+        It is left out, on the device, where a gradient is not finite or no batch counted.  Gradients whose norm is
+        above `clip_norm` are scaled down to it; 0: none are.
         """
         gradients = self.gradients()
         norm = torch.nn.utils.get_total_norm(gradients).to(self.device)
+        if clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, norm)
         good = norm.isfinite() & (self._counters[GROUP] > 0)
         guarded_step(optimizer, rate, good)
         for gradient in gradients:  # in place: a graph adds to these very tensors
@@ -145,3 +150,38 @@ class EpisodeStep:
             longest=counters[LONGEST],
             skipped_steps=counters[SKIPPED_STEPS],
         )
+
+
+class EpisodeStep(TrainingStep):
+    """The step of an episode of a few-shot method.
+
+    On a GPU dropout is a function of the seed too: a replayed graph reads seed and offset of the device's
+    generator anew.  Sums of kernels with atomic additions may differ in their last bits between runs on a GPU, with a
+    graph or without.
+
+    Args:
+        model: In training mode, on the device.
+        precision: "fp32", or "bf16" for autocast.
+        episodes_per_step: What a loss is divided by.
+        graph: Replay the step as a CUDA graph; on a CPU there is none, and this changes nothing.
+    """
+
+    def __init__(
+        self, model: FewShotMethod, *, precision: str = "fp32", episodes_per_step: int = 1, graph: bool = False
+    ) -> None:
+        super().__init__(model, precision=precision, per_update=episodes_per_step)
+        if graph and self.device.type == "cuda":
+            self._run = Graphed(self.run, self.state, self.device)
+
+    def accuracies(self, output: Output, batch: Episode) -> dict[str, Tensor]:
+        """The share of queries that were given their class."""
+        return {"accuracy": (output.logits.argmax(1) == batch.query_labels).double().mean()}
+
+
+class PretrainingStep(TrainingStep):
+    """The step of a batch of views without labels."""
+
+    def accuracies(self, output: PretrainingOutput, batch: object) -> dict[str, Tensor]:
+        """Those of the method, each as `accuracy_` and its term's name."""
+        del batch
+        return {f"accuracy_{name}": value for name, value in output.accuracy.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,12 +16,14 @@ from fsar.data import check_unlabelled, class_text_of, open_episodes
 from fsar.evaluation import evaluate
 from fsar.frozen import CachedEpisodes, freeze_trunk
 from fsar.log import RunLog
+from fsar.meter import Meter
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
-from fsar.run_state import load_state, save_state
-from fsar.seen import seen_in
+from fsar.run_folder import last_checkpoint
+from fsar.run_state import load_seen, load_state, save_state
+from fsar.seen import seen_in, together
 from fsar.step import EpisodeStep
-from fsar.trunk_weights import load_trunk_weights
+from fsar.trunk_weights import load_trunk_weights, weights_seen
 from fsar.trunks import VideoTrunk, create_trunk
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
@@ -156,7 +157,8 @@ class Trainer:
         self.train_episodes = self._open("train", training=True)
         if (texts := class_text_of(config)) is not None:
             self.model.set_base_text(texts.rows(shards.dataset.splits["train"].classes))
-        self.seen = seen_in(shards, self.train_episodes.stream.videos())
+        before = load_seen(self.last) if resume else weights_seen(config.trunk_weights)
+        self.seen = together(seen_in(shards, self.train_episodes.stream.videos()), before)
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self.progress = Progress(**load_state(self.last, self.model, self.optimizer))
@@ -169,7 +171,7 @@ class Trainer:
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
-        return self.run / "checkpoints" / "last.safetensors"
+        return last_checkpoint(self.run)
 
     @property
     def best(self) -> Path:
@@ -192,7 +194,7 @@ class Trainer:
         """
         config, start = self.config, self.progress.n
         source = self._cached() if config.freeze_trunk else self.train_episodes
-        meter, began = _Meter(), time.monotonic() - self.progress.seconds
+        meter, began = Meter("episodes"), time.monotonic() - self.progress.seconds
         with (
             RunLog(self.run, start) as log,
             tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
@@ -243,7 +245,7 @@ class Trainer:
             clock=config.lr_clock,  # type: ignore[arg-type]  # checked by the configuration
         )
 
-    def _after(self, n: int, meter: _Meter, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
+    def _after(self, n: int, meter: Meter, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
         """What follows n finished episodes: log, validate, save."""
         config, last = self.config, n == self.config.episodes
         logs, validates = (last or n % every == 0 for every in (config.log_every, config.val_every))
@@ -294,55 +296,3 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-
-class _Meter:
-    """Means since the last record: loss terms, accuracy, rate, share of time spent waiting for data."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counted = self._episodes = 0
-        self._wait, self._start = 0.0, time.perf_counter()
-
-    def wait(self, seconds: float) -> None:
-        """Count one episode and the wait for it."""
-        self._episodes += 1
-        self._wait += seconds
-
-    def add(self, reading: Reading) -> None:
-        """Add what the step has counted."""
-        self._counted += reading.counted
-        for name, value in reading.sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def record(self) -> dict[str, float]:
-        """The means, and start anew."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        means = {name: value / self._counted for name, value in self._sums.items() if self._counted}
-        means |= {"episodes_per_s": self._episodes / seconds, "data_wait": self._wait / seconds}
-        means["memory_mb"] = (
-            torch.cuda.max_memory_allocated() / 1e6
-            if torch.cuda.is_available()
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        )
-        self._reset()
-        return {name: round(value, 6) for name, value in means.items()}
-
-
-def check_resumable(run: Path, config: RunConfig, saved: RunConfig) -> None:
-    """Refuse to resume a run with another configuration.
-
-    Raises:
-        ConfigError: naming what differs, or that there is nothing to resume.
-    """
-    different = config.differences(saved)
-    if different:
-        raise ConfigError(
-            f"--resume: {run} was trained with another configuration ({'; '.join(different)}); "
-            "give the options that it was started with, or start a new run"
-        )
-    if not (run / "checkpoints" / "last.safetensors").exists():
-        raise ConfigError(f"--resume: {run} has no checkpoint yet; start it again without --resume")

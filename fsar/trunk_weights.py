@@ -1,4 +1,4 @@
-"""Weights of a trunk before training: a file with the published names, or the published file itself."""
+"""Weights of a trunk before training: a run folder, a file with the published names, or the published file itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fsar.run_state import MODEL, choose_checkpoint, load_seen
 from fsar.weight_files import plain_tensors, read_tensors, trunk_entries
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fsar.seen import Seen
 
 # torchvision's IMAGENET1K_V1 files, for video KINETICS400_V1; the hash that ends a name is the start of its SHA-256.
 PUBLISHED = {
@@ -41,7 +44,7 @@ PACKAGED = {
 
 
 def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
-    """Fill a trunk: `source` is a file, `fetch`, or `random` for the weights that it was made with.
+    """Fill a trunk: `source` is a file, a run folder, `fetch`, or `random` for the weights that it was made with.
 
     Raises:
         ConfigError: nothing was asked for, or the file is missing, unreadable or of another network.
@@ -76,10 +79,33 @@ def _where(name: str) -> str:
     return ""
 
 
+def weights_seen(source: str) -> Seen | None:
+    """What the trunk of a run folder has seen; None for other sources, of which it is not known.
+
+    Raises:
+        ConfigError: the run has no checkpoint, or a damaged one.
+    """
+    if source in ("", "random", "fetch") or not Path(source).is_dir():
+        return None
+    return load_seen(choose_checkpoint(Path(source)))
+
+
 def _given(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        return _of_run(path)
     if not path.is_file():
         raise ConfigError(f"--trunk-weights {path}: there is no such file")
     return read_tensors(path)
+
+
+def _of_run(run: Path) -> dict[str, Tensor]:
+    """The weights in a run's checkpoint, of training or pre-training; of a few-shot model its trunk's alone."""
+    path = choose_checkpoint(run)
+    if not path.is_file():
+        raise ConfigError(f"--trunk-weights {run}: it is no folder of a run that reached its first checkpoint")
+    own = {name.removeprefix(MODEL): value for name, value in read_tensors(path).items() if name.startswith(MODEL)}
+    trunk = {name.removeprefix("trunk."): value for name, value in own.items() if name.startswith("trunk.")}
+    return trunk or own
 
 
 def _fetch(name: str) -> dict[str, Tensor]:

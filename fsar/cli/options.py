@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fsar.config import CHOICES, KINDS, TYPES, method_option_types
+from fsar.config import CHOICES, TYPES, method_option_types
+from fsar.flat_config import KINDS
 from fsar.methods import METHODS, method_options
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 # What the help says of a key besides its choices.
 EXPLAINED = {
@@ -67,7 +68,7 @@ EXPLAINED = {
     "test_way": "Classes of an episode in validation and test.",
     "threads": "Threads that decode; 0: one a core.",
     "trunk": "Network under the method, such as resnet50.",
-    "trunk_weights": "Its starting weights: a file, fetch (download), or random.",
+    "trunk_weights": "Its starting weights: a file, a run folder, fetch (download), or random.",
     "unlabelled_per_class": "Unlabelled videos of each class in an episode.",
     "val_episodes": "Episodes of a validation.",
     "val_every": "Episodes between validations.",
@@ -83,12 +84,24 @@ OWN = frozenset({"dataset", "method", "recipe_style"})
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option a key of the configuration; those that are not given stay out of the overrides."""
     kinds = TYPES | method_option_types()
-    for key in sorted(set(kinds) - OWN, reverse=True):
-        said: dict[str, Any] = {"default": None, "metavar": "VALUE", "help": _help(key)}
-        if kinds[key] is bool:  # alone it means true
-            said |= {"is_flag": False, "flag_value": "true"}
-        command = click.option(f"--{key.replace('_', '-')}", key, **said)(command)
-    return command
+    flags = {key for key, kind in kinds.items() if kind is bool}
+    return key_options(set(kinds) - OWN, _help, flags=flags)(command)
+
+
+def key_options(
+    keys: Iterable[str], help_of: Callable[[str], str], *, flags: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The same for other keys; `help_of` says what each means, and one of `flags` alone means true."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for key in sorted(keys, reverse=True):
+            said: dict[str, Any] = {"default": None, "metavar": "VALUE", "help": help_of(key)}
+            if key in flags:
+                said |= {"is_flag": False, "flag_value": "true"}
+            command = click.option(f"--{key.replace('_', '-')}", key, **said)(command)
+        return command
+
+    return add
 
 
 def _help(key: str) -> str:
@@ -100,13 +113,13 @@ def _help(key: str) -> str:
     return f"{text}  [true|false]" if kind is bool else text
 
 
-def overrides(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as values of their kinds.
+def overrides(given: dict[str, Any], kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options that were given, as values of their `kinds`; without these, those of training's configuration.
 
     Raises:
         ConfigError: a value that is none of its kind.
     """
-    kinds = TYPES | method_option_types()
+    kinds = TYPES | method_option_types() if kinds is None else kinds
     return {key: parse(key, text, kinds[key]) for key, text in given.items() if text is not None}
 
 

@@ -18,13 +18,14 @@ from fsar.memory import keep_freed_memory
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
 from fsar.results import coverage_text, describe, describe_data
+from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data
 from fsar.seen import find_overlap
 from fsar.styles import STYLES, restyle
-from fsar.training import Trainer, check_resumable, frozen_prototypes
+from fsar.training import Trainer, frozen_prototypes
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
-from shards_spec.files import disk_errors, json_bytes, read_json, write_whole
+from shards_spec.files import json_bytes, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -150,28 +151,17 @@ def _training_classes(shards: ShardSet, config: RunConfig) -> int:
 
 def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
     """Start a run folder, or check that it can be resumed: the configuration, and the shards that it saw."""
-    saved, seen = run / "config.toml", describe_data(shards)
+    seen = describe_data(shards)
     if config.labels:
         seen["labels"] = labels_sha256(Path(config.labels))
     if config.class_text:
         seen["class_text"] = class_text_sha256(config)
-    if resume:
-        if not saved.exists():
-            raise ConfigError(f"--resume: {run} holds no run; start it without --resume")
-        check_resumable(run, config, build_config(read_recipe(str(saved))))
-        if read_json(run / "data.json") != seen:
-            raise ConfigError(
-                f"--resume: {run} was trained on other shards, splits or labels than {shards.path}, or other texts"
-            )
+    if not resume:
+        begin_run(run, config, seen)
         return
-    if (run / "checkpoints" / "last.safetensors").exists():
-        raise ConfigError(f"{run} holds a run already; go on with --resume, or choose another folder with --run")
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"--run {run} is a file; name a folder")
-    with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    write_whole(run / "data.json", json_bytes(seen))
-    write_whole(saved, config.to_toml().encode())
+    check_is_run(run)
+    check_resumable(run, config, build_config(read_recipe(str(run / "config.toml"))))
+    check_same_data(run, seen, shards.path)
 
 
 @dataclass(frozen=True)

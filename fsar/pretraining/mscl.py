@@ -20,6 +20,7 @@ from fsar.pretraining.moco import contrast
 from fsar.pretraining.tpn import TemporalPyramid
 from fsar.trunks.slowonly import SlowOnly50
 from fsar.trunks.thin import ThinResNet18, ThinResNet50
+from fsar.trunks.tiny3d import WIDTHS, Tiny3D
 from fsar.trunks.video import r3d18
 from shards_spec.errors import ConfigError, choice
 
@@ -51,7 +52,7 @@ class MSCL(PretrainingMethod):
     of flow clips is kept is decided where views are made (`FlowViews`).
 
     Args:
-        trunk: "r3d18" or "slowonly50", each with the flow encoder and the neck that belong to it.
+        trunk: "r3d18" or "slowonly50", each with the flow encoder and the neck that belong to it; or "tiny3d".
         frames: Of a clip, T.
         dim: Numbers in an embedding.
         queue: Keys that each modality keeps.
@@ -163,10 +164,13 @@ class MSCL(PretrainingMethod):
 
 def encoders(trunk: str, *, frames: int, stride: int) -> tuple[VideoTrunk, TemporalPyramid, VideoTrunk]:
     """The trunk of that name, its neck, and its flow encoder, which looks at every `stride`-th field."""
-    choice("trunk", trunk, ("r3d18", "slowonly50"))
+    choice("trunk", trunk, ("r3d18", "slowonly50", "tiny3d"))
     if trunk == "slowonly50":
         neck = TemporalPyramid((512, 1024, 2048), convolutions=1, stride=(1, 2, 2))
         return SlowOnly50(clip_frames=frames), neck, ThinResNet50(clip_frames=frames, time_stride=stride)
+    if trunk == "tiny3d":
+        neck = TemporalPyramid(WIDTHS[1:], convolutions=1, stride=(2, 2, 2))
+        return Tiny3D(clip_frames=frames), neck, ThinResNet18(clip_frames=frames, time_stride=stride)
     pictures = r3d18(clip_frames=frames)
     pictures.mean, pictures.std = SlowOnly50.mean, SlowOnly50.std  # ImageNet's, not Kinetics', as in the code
     neck = TemporalPyramid((128, 256, 512), convolutions=2, stride=(2, 2, 2))

@@ -12,6 +12,7 @@ from fsar.trunks.resnet import resnet18, resnet34, resnet50
 from fsar.trunks.slowonly import SlowOnly50
 from fsar.trunks.thin import ThinResNet18, ThinResNet50
 from fsar.trunks.tiny import TinyTrunk
+from fsar.trunks.tiny3d import Tiny3D
 from fsar.trunks.video import r2plus1d18, r3d18
 from fsar.trunks.video_base import VideoTrunk
 from shards_spec.errors import ConfigError, suggest
@@ -33,6 +34,7 @@ TRUNKS: dict[str, Callable[[], Trunk]] = {
     "resnet50": resnet50,
     "slowonly50": SlowOnly50,
     "tiny": TinyTrunk,
+    "tiny3d": Tiny3D,
 }
 
 

@@ -1,0 +1,216 @@
+"""The command `fsar-pretrain`: shards without their labels -> a video trunk, its curves, a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fsar.cli.options import key_options, overrides
+from fsar.data import choose_device
+from fsar.pretrain_config import (
+    CHOICES,
+    TYPES,
+    all_option_types,
+    build_pretrain_config,
+    choose_pretrain_recipe,
+    option_defaults,
+    pretrain_config_of,
+    pretrain_recipe_names,
+    read_pretrain_recipe,
+)
+from fsar.pretrain_data import ViewLoader
+from fsar.pretrain_loop import Pretrainer, build_pretraining, check_queue
+from fsar.pretrain_report import write_pretrain_report
+from fsar.pretraining import PRETRAINING
+from fsar.results import coverage_text, describe_data, provenance
+from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data
+from fsar.run_state import weights_sha256
+from fsar.seen import seen_in
+from shards_spec import ShardSet
+from shards_spec.console import run_command
+from shards_spec.errors import ConfigError
+from shards_spec.files import json_bytes, write_whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsar.pretrain_config import PretrainConfig
+
+# What the help says of a key besides its choices.
+EXPLAINED = {
+    "batch": "Videos of a step.",
+    "blur_sigma": "Of fima: the blur's strength, one value for the run or one a clip.",
+    "checkpoint_activations": "Compute the trunk's stages again in backward: less memory, more time.",
+    "checkpoint_every": "Steps between checkpoints.",
+    "clip_frames": "Frames of a clip.",
+    "clip_norm": "Largest norm of the gradient; 0: any.",
+    "clip_stride": "Distance of a clip's frames; for mscl in positions of its flow.",
+    "crop": "Side of the crops in pixels.",
+    "device": "auto, cpu, cuda or cuda:N.",
+    "epochs": "Times that each video is read.",
+    "executor": "What decodes frames; auto is DALI where it is installed.",
+    "flip_negate_u": "Of mscl: u of mirrored flow changes its sign; not so in the published code.",
+    "flow_layout": "Of mscl: which clip's turned flow is set against a view; released: as the published code has it.",
+    "jitter_sync": "Of moco, mscl: colours change by one factor a clip, or one a frame as in the published code.",
+    "log_every": "Steps between lines of log.jsonl.",
+    "lr": "Learning rate, for the whole batch.",
+    "lr_factor": "Factor of --lr at each of --milestones.",
+    "milestones": "Epochs at which the rate changes, of the schedules step and warmup_step.",
+    "precision": "bf16: the model computes in bfloat16 where that is safe.",
+    "prefetch": "Steps prepared ahead.",
+    "queue": "Keys that are kept as negatives; no more than there are videos.",
+    "schedule": "How the rate changes from epoch to epoch.",
+    "seed": "Seed of weights, clips and colours.",
+    "sgd_momentum": "Momentum of SGD.",
+    "split": "Split whose videos are read; all: every video, of which later tests then show it.",
+    "threads": "Threads that decode; 0: one a core.",
+    "trunk": "Video trunk, such as i3d or r3d18.",
+    "warmup_lr": "Rate from which the schedule warmup_step starts.",
+    "weight_decay": "Weight decay, of norms and biases too.",
+}
+OWN = frozenset({"dataset", "method"})
+
+
+def _help(key: str) -> str:
+    """What a key means and takes; of a method's own, which methods have it."""
+    text = EXPLAINED.get(key) or f"Of {', '.join(name for name in PRETRAINING if key in option_defaults(name))}."
+    if key in CHOICES:
+        return f"{text}  [{'|'.join(CHOICES[key])}]"
+    return f"{text}  [true|false]" if (TYPES | all_option_types())[key] is bool else text
+
+
+def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo("\n".join(pretrain_recipe_names()))
+        context.exit()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@click.option("--method", default=None, help=f"One of {', '.join(PRETRAINING)}.  [default: the recipe's]")
+@click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set and method]")
+@click.option(
+    "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes, help="List recipes and stop."
+)
+@click.option("--out", "run", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run folder, with its recipe.")
+@click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
+@key_options(set(TYPES | all_option_types()) - OWN, _help)
+def cli(
+    folder: Path,
+    method: str | None,
+    recipe: str | None,
+    run: Path,
+    *,
+    resume: bool,
+    print_config: bool,
+    **given: Any,  # noqa: ANN401 -- the keys of the configuration
+) -> None:
+    """Train a video trunk from shards without labels.
+
+    A recipe is chosen by data set and method, and gives every value that is not given here: see them with
+    --print-config.  The run folder gets config.toml, log.jsonl, a checkpoint, result.json and report.html; give it to
+    fsar-probe, or to fsar-train as --trunk-weights.
+    """
+    with ShardSet.open(folder) as shards:
+        if resume and recipe is None:
+            check_is_run(run)
+            recipe = str(run / "config.toml")
+        config = resolve(shards.dataset.name, method, recipe, overrides(given, TYPES | all_option_types()))
+        if print_config:
+            click.echo(config.to_toml(), nl=False)
+            return
+        device = choose_device(config.device)
+        result = pretrain(config, shards, run, device=device, resume=resume)
+    report = write_pretrain_report(run, result, config.flat())
+    click.echo(f"result: {run / 'result.json'}; report: {report}")
+
+
+def resolve(dataset: str, method: str | None, recipe: str | None, given: dict[str, Any]) -> PretrainConfig:
+    """The configuration of a run: the recipe, then what was given.
+
+    Raises:
+        ConfigError: unknown names or values, or neither a recipe nor a method.
+    """
+    if not (recipe or method):
+        raise ConfigError(f"name a method with --method ({', '.join(PRETRAINING)}), or a recipe with --recipe")
+    name = recipe or choose_pretrain_recipe(dataset, str(method))
+    click.echo(f"recipe: {name}" + ("" if recipe else f" (for data set {dataset})"), err=True)
+    table = read_pretrain_recipe(name)
+    return build_pretrain_config(table | given | ({"method": method} if method else {}))
+
+
+def pretrain(
+    config: PretrainConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool
+) -> dict[str, Any]:
+    """Train to the end and write `result.json`."""
+    data = describe_data(shards)
+    if resume:
+        check_is_run(run)
+        check_resumable(run, config, pretrain_config_of(run))
+        check_same_data(run, data, shards.path)
+    with ViewLoader(config, shards, device=device) as views:
+        check_queue(config, len(views.rows))
+        samples = config.epochs * views.epoch_steps * config.batch
+        model = build_pretraining(config, samples=samples).to(device)
+        if not resume:
+            begin_run(run, config, data, option="--out")
+        trainer = Pretrainer(config, model, views, run, seen=seen_in(shards, views.rows), resume=resume)
+        _announce(trainer, views, shards, device)
+        trainer.train()
+        result = describe_pretraining(trainer, views, shards, device=device)
+    write_whole(run / "result.json", json_bytes(result))
+    return result
+
+
+def describe_pretraining(
+    trainer: Pretrainer, views: ViewLoader, shards: ShardSet, *, device: torch.device
+) -> dict[str, Any]:
+    """What a finished run says of itself."""
+    config, progress = trainer.config, trainer.progress
+    return {
+        "method": config.method,
+        "trunk": config.trunk,
+        "dataset": shards.dataset.name,
+        "split": config.split,
+        "videos": len(views.rows),
+        "videos_too_short": views.skipped,
+        "epochs": config.epochs,
+        "batch": config.batch,
+        "steps": progress.n,
+        "steps_skipped": progress.skipped_steps,
+        "seconds": progress.seconds,
+        "trunk_sha256": weights_sha256(trainer.model.encoder),
+    } | provenance(shards, trainer.model, device=device, precision=config.precision)
+
+
+def _announce(trainer: Pretrainer, views: ViewLoader, shards: ShardSet, device: torch.device) -> None:
+    config, model = trainer.config, trainer.model
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    own = sum(parameter.numel() for parameter in model.encoder.parameters())
+    click.echo(
+        f"{config.method} with trunk {config.trunk}: {trained / 1e6:.2f} M trained parameters, {own / 1e6:.2f} M of "
+        f"them the trunk's, on {device}, {config.precision}"
+    )
+    where = "all videos" if config.split == "all" else f"split {config.split}"
+    click.echo(
+        f"data set {shards.dataset.name}, {where}: {len(views.rows):,} videos, {views.epoch_steps} steps an epoch; "
+        f"run folder {trainer.run}"
+    )
+    if views.skipped:
+        click.echo(f"left out, being too short for these clips: {views.skipped:,} videos")
+    if incomplete := coverage_text(shards):
+        click.echo(incomplete)
+    if trainer.progress.n:
+        click.echo(f"resumed after {trainer.progress.n} of {trainer.steps} steps")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(cli, again="add --resume to the same command to go on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

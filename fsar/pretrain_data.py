@@ -1,0 +1,105 @@
+"""The configuration of a pre-training run -> the batches that its method reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from fsar.clip_loader import ClipLoader
+from fsar.pretrain_batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
+from fsar.pretrain_config import RULES, rule_defaults
+from fsar.pretraining.flow_rotation import FlowViews
+from pipelines.clip_jitter import ClipJitter
+from pipelines.photometric import Photometric
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+    from numpy.typing import NDArray
+
+    from fsar.clip_loader import ClipViews
+    from fsar.pretrain_config import PretrainConfig
+    from fsar.trunks import Trunk
+    from pipelines.clips import ClipPlan, ClipRules
+    from shards_spec import ShardSet
+
+
+def training_rows(shards: ShardSet, split: str) -> NDArray[np.int64]:
+    """Catalogue rows of a split that were stored, or of every stored video for "all"; ShardError for another name."""
+    return np.flatnonzero(shards.frames > 0) if split == "all" else shards.split_rows(split)
+
+
+def clip_rules(config: PretrainConfig) -> ClipRules:
+    """How the clips of a video are drawn."""
+    derived: dict[str, Any] = {}
+    if config.method == "fima":
+        derived["extra_frame"] = config.value("diff_wrap") == "extra_frame"
+    if config.method == "mscl":
+        derived["flow_crops"] = "both" if config.value("flow_layout") == "released" else "own"
+    own = config.part(rule_defaults(config.method))
+    rules: ClipRules = RULES[config.method](
+        frames=config.clip_frames, stride=config.clip_stride, crop=config.crop, **own, **derived
+    )
+    return rules
+
+
+def batch_maker(config: PretrainConfig, trunk: Trunk) -> Callable[[ClipPlan, ClipViews], Any]:
+    """What makes a method's batch of cropped clips, on their device."""
+    look: dict[str, Any] = {"mean": trunk.mean, "std": trunk.std}
+    seed = config.seed
+    if config.method == "fima":
+        photometric = Photometric(**look, blur_sigma=config.value("blur_sigma"), seed=seed)
+        return FIMABatches(photometric, wrap=config.value("diff_wrap"), seed=seed)
+    colours = ColourRules(**look, jitter=ClipJitter(sync=config.value("jitter_sync")))
+    if config.method == "moco":
+        return MoCoBatches(colours, seed=seed)
+    flow = FlowViews(layout=config.value("flow_layout"), fra=config.value("fra"))
+    return MSCLBatches(colours, flow, negate_u=config.value("flip_negate_u"), seed=seed)
+
+
+class ViewLoader:
+    """Batches of a method's views from shards, decoded ahead in the background; close it when done.
+
+    Attributes:
+        rows: Catalogue rows of the videos that an epoch goes through.
+        skipped: Videos of the split that are too short for the clips.
+        epoch_steps: Steps of an epoch.
+
+    Raises:
+        ConfigError: too few videos for a batch, or options that do not fit.
+        ShardError: no such split, or the shards lack what the method reads.
+    """
+
+    def __init__(self, config: PretrainConfig, shards: ShardSet, *, device: torch.device) -> None:
+        self._config = config
+        self._clips = ClipLoader(
+            shards,
+            training_rows(shards, config.split),
+            clip_rules(config),
+            batch=config.batch,
+            seed=config.seed,
+            device=device,
+            executor=config.executor,
+            threads=config.threads,
+            prefetch=config.prefetch,
+        )
+        stream = self._clips.stream
+        self.rows, self.skipped, self.epoch_steps = stream.rows, stream.skipped, stream.epoch_steps
+
+    def batches(self, start: int, stop: int, *, trunk: Trunk) -> Iterator[tuple[Any, float]]:
+        """Yield the batches of steps start, start + 1, ... below stop, in a trunk's colours, and the seconds waited."""
+        make = batch_maker(self._config, trunk)
+        for plan, views, wait in self._clips.batches(start, stop):
+            yield make(plan, views), wait
+
+    def close(self) -> None:
+        """End its threads and give back the decoder; the shard set stays open."""
+        self._clips.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,68 @@
+"""`report.html` of a pre-training run: one self-contained page with curves, provenance and configuration."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from fsar.report import chart, document, provenance_rows, read_log, table
+from shards_spec.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+ACCURACY = "accuracy_"
+# What a record has besides terms of the loss and accuracies.
+OTHERS = frozenset({"kind", "n", "epoch", "loss", "lr", "skipped", "samples_per_s", "data_wait", "memory_mb"})
+
+
+def write_pretrain_report(run: Path, result: dict[str, Any], config: dict[str, Any]) -> Path:
+    """Write the page of a finished run from its result, configuration and log.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    path = run / "report.html"
+    write_whole(path, pretrain_page(run.name, result, config, read_log(run)).encode())
+    return path
+
+
+def pretrain_page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[dict[str, Any]]) -> str:
+    """The whole page as text."""
+    heading = f"{result['method']} pre-training of {result['trunk']} on {result['dataset']}, split {result['split']}"
+    counts = f"{result['videos']:,} videos, {result['epochs']} epochs, {result['steps']:,} steps of {result['batch']}"
+    parts = [
+        f"<h1>{escape(heading)}</h1>",
+        f"<p class=quiet>{escape(title)} · {counts} · {result['seconds'] / 3600:.2f} h</p>",
+        "<h2>Training</h2>",
+        f"<div class=row>{''.join(_charts(log))}</div>",
+        f"<h2>Provenance</h2>{table(provenance_rows(result))}",
+        f"<h2>Configuration</h2>{table((key, json.dumps(value)) for key, value in config.items())}",
+    ]
+    return document(heading, parts)
+
+
+def _charts(log: list[dict[str, Any]]) -> Iterable[str]:
+    """The loss, each of its terms, the accuracies, the rate, and where the time goes."""
+    records = [record for record in log if record["kind"] == "train" and "loss" in record]
+    if not records:
+        return
+    names = [name for name in records[-1] if name not in OTHERS]
+    rights = [name for name in names if name.startswith(ACCURACY)]
+    terms = [name for name in names if name not in rights]
+    for name in ["loss", *(terms if len(terms) > 1 else ())]:
+        yield _curve(records, name, name)
+    for name in rights:
+        yield _curve(records, name, f"accuracy of {name.removeprefix(ACCURACY)}", low=0.0, high=1.0)
+    yield _curve(records, "lr", "learning rate", low=0.0)
+    yield _curve(records, "samples_per_s", "videos per second", low=0.0)
+    yield _curve(records, "data_wait", "share of time waiting for data", low=0.0, high=1.0)
+
+
+def _curve(
+    records: list[dict[str, Any]], name: str, title: str, *, low: float | None = None, high: float | None = None
+) -> str:
+    points = [(record["epoch"], record[name]) for record in records if name in record]
+    return chart(title, {name: points}, low=low, high=high, unit="epochs")
