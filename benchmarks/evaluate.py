@@ -202,7 +202,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         f"{row['one_by_one_per_second']:.0f}/s",
         f"{row['batched_per_second']:.0f}/s",
         by_table,
-        f"{row['seconds_10000']:.1f} s ({row['taken']}; in batches {row['batched_seconds_10000']:.1f} s)",
+        f"{row['seconds_10000']:.1f} s" + (f" (in batches {row['batched_seconds_10000']:.1f} s)" if by_table else ""),
         f"{row['bound_per_second']:.0f}/s",
         f"{row['share_of_bound']:.0%}",
     ]

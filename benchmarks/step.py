@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.environment import load_average, write_result
 from benchmarks.methods import matmul_rate
-from benchmarks.step_counts import Counts, count
+from benchmarks.step_counts import FIVE_SHOT, Counts, count
 from benchmarks.step_side import Job, Side, Sizes, measure_apart
 from benchmarks.timing import markdown_table
 from shards_spec.console import run_command
@@ -89,7 +89,7 @@ def _row(side: Side, sizes: Sizes, found: dict[str, Any], counts: Counts, rate: 
     row |= {"frames_per_second": round(sizes.count / seconds, 2), "gflop": round(gflop, 1)}
     row |= {"bound_ms": round(1000 * gflop / rate, 1), "part_of_bound": round(gflop / rate / seconds, 3)}
     row["bound_frames_per_second"] = round(sizes.count * rate / gflop, 2)
-    row |= {"peak_mib": round(found["peak_mib"])}
+    row |= {"peak_mib": round(found["peak_mib"]), "kept": found["kept"]}
     if counts.papers_gib:
         row["papers_gib"] = round(counts.papers_gib[side.precision, side.recomputes], 2)
     return row | ({"profile_seconds": found["profile"]} if "profile" in found else {})
@@ -167,6 +167,9 @@ def main(
     context |= {"rounds": rounds, "cores": os.cpu_count(), "ours": OURS[place.type], "load_average_before": before}
     context |= {"matmul_gflop_per_second": {name: round(rate, 1) for name, rate in rates.items()}}
     context |= {"methods_on_the_papers_episode": methods}
+    five = {precision: round(gib, 2) for precision, gib in counts.five_shot_gib.items()}
+    context |= {"five_shot_recomputed_gib": {"clips": FIVE_SHOT.count // FIVE_SHOT.frames, **five}}
+    click.echo(f"5-way 5-shot with {FIVE_SHOT.queries} queries, recomputed: {five} GiB")
     click.echo(f"written: {write_result(name or f'step-{place.type}', rows, context=context)}")
 
 

@@ -42,6 +42,7 @@ class Sizes:
     """An episode: 5-way 1-shot with 6 queries a class in the papers."""
 
     way: int = 5
+    shot: int = 1
     queries: int = 30  # of all classes together
     frames: int = 8
     size: int = 224
@@ -49,7 +50,7 @@ class Sizes:
     @property
     def count(self) -> int:
         """Frames of all videos together."""
-        return (self.way + self.queries) * self.frames
+        return (self.way * self.shot + self.queries) * self.frames
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def make_episode(sizes: Sizes) -> Episode:
     """Noise in the place of frames."""
     shape = (sizes.frames, 3, sizes.size, sizes.size)
     return Episode(
-        support=torch.randn(sizes.way, 1, *shape),
+        support=torch.randn(sizes.way, sizes.shot, *shape),
         query=torch.randn(sizes.queries, *shape),
         query_labels=torch.arange(sizes.queries) % sizes.way,
         class_ids=torch.arange(sizes.way),
@@ -111,8 +112,6 @@ class Work:
     """The step of one side; the weights of all sides are the same."""
 
     def __init__(self, side: Side, sizes: Sizes, device: torch.device) -> None:
-        if side.keeps:
-            keep_freed_memory(device)
         torch.manual_seed(0)
         self.side, self.device = side, device
         self.model, self.episode = make_model(side).to(device), make_episode(sizes).to(device)
@@ -128,10 +127,13 @@ class Work:
             self.step(self.episode, seed=0)
         synchronise(self.device)
 
-    def warm_up(self) -> None:
-        """A graph is captured at the second step, and kept memory is complete after it."""
-        for _ in range(2 if self.side.graph or self.side.keeps else 1):
+    def warm_up(self) -> bool:
+        """A graph is captured at the second step; says whether memory is kept, which is complete after two more."""
+        self.run()
+        kept = self.side.keeps and keep_freed_memory(self.device)
+        for _ in range(2 if kept else self.side.graph):
             self.run()
+        return kept
 
     def timed(self) -> dict[str, float]:
         """Wall, CPU and system seconds and page faults of one step."""
@@ -174,8 +176,9 @@ def measure(job: Job) -> dict[str, Any]:
     if job.threads:
         torch.set_num_threads(job.threads)
     work = Work(job.side, job.sizes, torch.device(job.device))
-    work.warm_up()
+    kept = work.warm_up()
     found: dict[str, Any] = {"rounds": [work.timed() for _ in range(job.rounds)], "peak_mib": work.peak_mib()}
+    found["kept"] = kept
     return found | ({"profile": work.profile()} if job.profiled else {})
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from pipelines.plan import EpisodePlan, Jitter
+    from pipelines.jitter import Jitter
+    from pipelines.plan import EpisodePlan
     from shards_spec import ShardSet
 
 OUTPUTS = ("uint8", "float32")

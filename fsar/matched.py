@@ -152,6 +152,8 @@ class Matching:
 
     def _step(self, episodes: EpisodeVideos) -> int:
         """Episodes of a batch."""
+        if self.device.type == "cpu" and not self.model.batches_on_cpu:
+            return 1
         of_video = sum(tensor[0].nbytes for tensor in parts_of(self.embedding).values())
         videos: int = sum(part[0].size for part in (episodes.support, episodes.query, episodes.unlabelled))
         most = BATCH_BYTES.get(self.device.type, BATCH_BYTES["cpu"])

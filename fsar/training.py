@@ -16,6 +16,7 @@ from fsar.data import check_unlabelled, class_text_of, open_episodes
 from fsar.evaluation import evaluate
 from fsar.frozen import CachedEpisodes, freeze_trunk
 from fsar.log import RunLog
+from fsar.memory import keep_freed_memory
 from fsar.meter import Meter
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
@@ -202,6 +203,8 @@ class Trainer:
             self.model.train()
             for plan, episode, wait in source.planned(start, config.episodes):
                 self.train_episode(plan.n, episode)
+                if plan.n == start:
+                    keep_freed_memory(self.device)
                 meter.wait(wait)
                 self.progress.seconds = round(time.monotonic() - began, 3)
                 self._after(plan.n + 1, meter, log, bar)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from pipelines.boxes import Box
     from pipelines.buffers import ClipBuffers
+    from pipelines.jitter import Jitter
     from pipelines.lookup import Windows
-    from pipelines.plan import Jitter, View
+    from pipelines.plan import View
 
     Factor = float | torch.Tensor
     Three = tuple[float, float, float]

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pipelines.plan import Jitter
+    from pipelines.jitter import Jitter
 
     Values = npt.NDArray[np.float32]
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from pipelines.plan import Jitter, View
+    from pipelines.jitter import Jitter
+    from pipelines.plan import View
 
     Pixels = npt.NDArray[np.uint8]
     Windows = Sequence[Pixels]  # uint8 [h, w, 3] each

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipelines.draw import PhiloxDraw
+from pipelines.jitter import draw_jitter
 from pipelines.needs import check_needs
 from pipelines.pools import Labels, make_pools, too_few
 from pipelines.reads import ReadLists
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.draw import Draw
+    from pipelines.jitter import Jitter
     from pipelines.pools import Pools
     from pipelines.reads import Reads
     from pipelines.sampling import FrameRule
@@ -29,25 +31,8 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-# Colour jitter of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn)
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY = 0.5, 0.5, 0.5, 0.25, 0.3
 _UNLABELLED = 1 << 63  # the bit that is turned in an episode's number: the draws of its unlabelled videos
 _CHOICES = {"groups": ("disjoint", "any"), "small_classes": ("refuse", "drop")}
-
-
-@dataclass(frozen=True)
-class Jitter:
-    """Colour jitter of one clip: three factors, a hue shift in turns, their order, grey first or not.
-
-    order holds the places of (brightness, contrast, saturation, hue), first applied first.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    order: tuple[int, ...]
-    grey: bool
 
 
 class View(NamedTuple):
@@ -347,7 +332,7 @@ class EpisodeStream:
             frames = rule(draw, length, steps=steps, random_frames=random_frames, fps=fps)
             flip = query and rules.query_flip and draw.random() < 0.5
             top, left = _crop_corner(draw, down, right) if rules.random_crop else (down // 2, right // 2)
-            jitter = _draw_jitter(draw) if query and rules.query_jitter else None
+            jitter = draw_jitter(draw) if query and rules.query_jitter else None
             exact = (height, width) == whole
             if size != (read := crop if exact else (height, width)):
                 number, windows = reads.of_size(size := read)
@@ -392,13 +377,3 @@ def _crop_corner(draw: Draw, down: int, right: int) -> tuple[int, int]:
     """Top and left of a random crop, given the room below and beside it; x is drawn first."""
     left = int(draw.uniform(0, right))
     return int(draw.uniform(0, down)), left
-
-
-def _draw_jitter(draw: Draw) -> Jitter:
-    brightness = draw.uniform(1 - _BRIGHTNESS, 1 + _BRIGHTNESS)
-    contrast = draw.uniform(1 - _CONTRAST, 1 + _CONTRAST)
-    saturation = draw.uniform(1 - _SATURATION, 1 + _SATURATION)
-    hue = draw.uniform(-_HUE, _HUE)
-    order = [0, 1, 2, 3]
-    draw.shuffle(order)
-    return Jitter(brightness, contrast, saturation, hue, tuple(order), draw.random() < _GREY)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pipelines import augment
 from pipelines.buffers import ClipBuffers
 from pipelines.colours import jitter_frame
-from pipelines.plan import Jitter, View, _draw_jitter
+from pipelines.jitter import Jitter, draw_jitter
+from pipelines.plan import View
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = np.load(FOLDER / "molo" / "transforms.npz")
@@ -51,7 +52,7 @@ def test_greyscale_is_that_of_the_reference():
 
 @pytest.mark.parametrize("seed", [21, 22, 23, 24])
 def test_whole_jitters_are_those_of_the_reference(seed):
-    jitter = _draw_jitter(random.Random(seed))
+    jitter = draw_jitter(random.Random(seed))
     assert_golden(augment.colour_jitter(CORNER[None], [jitter])[0], f"colour_jitter_seed{seed}")
 
 
@@ -79,7 +80,7 @@ def test_the_random_crop_is_that_of_the_reference():
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_jitter_on_a_cpu_is_that_of_the_formulas(seed):
-    jitter = _draw_jitter(random.Random(seed))
+    jitter = draw_jitter(random.Random(seed))
     pixels = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (1, 3, 9, 11)).astype(np.uint8))
     pixels[..., 0], pixels[..., 1, :] = pixels[:, :1, :, 0], 255  # greys and white too
     expected = augment.colour_jitter(pixels[None] / 255, [jitter])[0, 0]
@@ -110,7 +111,7 @@ def test_grey_comes_first():
 def test_clips_jittered_together_equal_clips_jittered_alone():
     clips = torch.rand(6, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     before = clips.clone()
-    jitters = [_draw_jitter(random.Random(seed)) for seed in range(6)]
+    jitters = [draw_jitter(random.Random(seed)) for seed in range(6)]
     together = augment.colour_jitter(clips, jitters)
     for clip, jitter, jittered in zip(clips, jitters, together, strict=True):
         torch.testing.assert_close(jittered, augment.colour_jitter(clip[None], [jitter])[0])
@@ -128,7 +129,7 @@ def test_flip_then_crop_equals_the_mirrored_window_then_flip():
 
 def test_views_of_several_kinds_land_in_their_places(monkeypatch):
     window, whole = CLIP[:, :32, :32].contiguous(), CLIP
-    jitter = _draw_jitter(random.Random(3))
+    jitter = draw_jitter(random.Random(3))
     views = [
         view(),
         view((4, 2), reads=1),
@@ -152,7 +153,7 @@ def test_a_window_without_changes_is_only_normalised():
 
 @pytest.mark.parametrize("std", [(0.225, 0.225, 0.225), (0.2, 0.25, 0.3)])
 def test_both_orders_in_memory_hold_the_same_values(std):
-    jitter = _draw_jitter(random.Random(5))
+    jitter = draw_jitter(random.Random(5))
     views = [view(), view(flip=True), view(jitter=jitter), view(flip=True, jitter=jitter), view((4, 2))]
     made = []
     for memory_format in (torch.contiguous_format, torch.channels_last):

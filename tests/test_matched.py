@@ -9,6 +9,7 @@ import torch
 from fsar import matched
 from fsar.matched import EpisodeVideos, Matching, episode_logits, table_pays
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
+from fsar.methods.hyrsm import HyRSM
 from fsar.trunks import Features
 from pipelines.plan import Chosen
 
@@ -25,6 +26,12 @@ CASES = [
     ("ctx", {"metric": "euclidean"}),
 ]
 every = pytest.mark.parametrize(("name", "options"), CASES)
+
+
+@pytest.fixture
+def batching(monkeypatch):
+    """Every method matches many episodes at a time, as on a GPU."""
+    monkeypatch.setattr(HyRSM, "batches_on_cpu", True)
 
 
 def model_and_embedding(name: str, options: dict) -> tuple[FewShotMethod, Embedding]:
@@ -69,6 +76,7 @@ def one_by_one(
 
 @every
 @pytest.mark.parametrize("shot", [1, 2])
+@pytest.mark.usefixtures("batching")
 def test_both_ways_give_the_logits_of_one_episode_at_a_time(name, options, shot):
     model, embedding = model_and_embedding(name, options)
     texts, episodes = torch.randn(6, CHANNELS), drawn(7, shot=shot)
@@ -99,6 +107,7 @@ def _shots(episodes: EpisodeVideos) -> list[tuple]:
 
 
 @pytest.mark.parametrize("merge", ["prototype", "video"])
+@pytest.mark.usefixtures("batching")
 def test_unlabelled_videos_go_along_and_what_cannot_be_batched_goes_one_by_one(merge, monkeypatch):
     options = {"support_merge": merge, "semi_threshold": 0.35}
     model, embedding = model_and_embedding("hyrsm++", options)
@@ -120,6 +129,12 @@ def test_batches_keep_within_the_memory_given(monkeypatch):
     monkeypatch.setitem(matched.BATCH_BYTES, "cpu", 3 * videos * (2 * FRAMES - 1) * CHANNELS * 4)
     matching = Matching(model, embedding, None, "fp32")
     assert [len(logits) for logits in matching.in_batches(episodes)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize(("name", "batches"), [("hyrsm", 3), ("molo", 1)])
+def test_a_method_that_is_faster_one_by_one_on_a_cpu_goes_one_by_one_there(name, batches):
+    model, embedding = model_and_embedding(name, {})
+    assert len(list(Matching(model, embedding, None, "fp32").in_batches(drawn(3, shot=1)))) == batches
 
 
 def test_a_table_is_made_where_it_needs_fewer_pairs():

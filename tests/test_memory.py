@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from fsar.memory import keep_freed_memory
+from fsar.memory import keep_freed_memory, memory_limit
 
 FAULTS = """
 import resource, sys, torch
-from fsar.memory import keep_freed_memory
+from fsar.memory import keep_freed_memory, memory_limit
 assert keep_freed_memory(torch.device(sys.argv[1])) == (sys.argv[1] == "cpu")
 torch.ones(1 << 24)  # 64 MiB; what else was allocated may lie behind it, so the next is smaller
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -34,3 +37,15 @@ def test_a_second_tensor_takes_the_memory_of_the_first():
 def test_without_glibc_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory(torch.device("cpu"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_nothing_is_kept_where_the_memory_is_too_small_for_what_lies_between_blocks(monkeypatch):
+    had = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr("fsar.memory.memory_limit", lambda: int(1.2 * had))
+    assert not keep_freed_memory(torch.device("cpu"))
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="not Linux")
+def test_the_limit_is_less_than_the_machine_has():
+    assert 0 < memory_limit() <= os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()

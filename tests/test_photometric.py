@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipelines import augment
+from pipelines.jitter import Jitter
 from pipelines.photometric import Photometric, gaussian_blur
-from pipelines.plan import Jitter
 from shards_spec.errors import ConfigError
 
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)

@@ -14,7 +14,6 @@ from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
 from fsar.data import choose_device, class_text_sha256, training_labels
 from fsar.evaluation import evaluate
 from fsar.label_file import labels_sha256
-from fsar.memory import keep_freed_memory
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
 from fsar.results import coverage_text, describe, describe_data
@@ -89,7 +88,6 @@ def cli(
         run = run or _run_folder(config.method, name, config.test_shot)
         _settle_run(run, config, shards, resume=resume)
         device = choose_device(config.device)
-        keep_freed_memory(device)
         controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
         result = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
     report = write_report(run, result, config.flat())

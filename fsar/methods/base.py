@@ -61,6 +61,7 @@ class FewShotMethod(nn.Module):
     reads_class_text: ClassVar[bool] = False  # whether episodes of a run need the text vectors of their classes
     reads_maps: ClassVar[bool] = False  # whether `embed` needs maps of single frames, not pooled features alone
     reads_unlabelled: ClassVar[bool] = False  # whether `match` and `forward` take unlabelled videos
+    batches_on_cpu: ClassVar[bool] = True  # whether matching many episodes together is faster there than one by one
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int, least: int = 1) -> None:
         super().__init__()

@@ -45,6 +45,7 @@ class HyRSM(FewShotMethod):
     is the metric of the paper, "sum" that of its code.  The default weight is the code's for Kinetics-100.
     """
 
+    batches_on_cpu: ClassVar[bool] = False  # one episode fills the cores, and batched attention has no fused kernel
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {
         "transformer.norm": "temporal_atte_before.norm",
         "transformer.qkv": "temporal_atte_before.fn.to_qkv",
