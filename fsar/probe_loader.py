@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fsar.trunks import Trunk
-    from pipelines.plan import EpisodeStream
     from pipelines.probe_views import ClipRules, ProbePlan, RandomClips
     from shards_spec import ShardSet
 
@@ -75,8 +74,7 @@ class ProbeLoader:
     def _prepared(
         self, stream: UniformClips | RandomClips, start: int, stop: int
     ) -> Iterator[tuple[ProbePlan, list[Tensor]]]:
-        plans = cast("EpisodeStream", stream)  # it is asked for its plans alone, whatever they are of
-        with Prefetcher(plans, self._executor, device=self.device, prefetch=self._prefetch) as prefetcher:
+        with Prefetcher(stream, self._executor, device=self.device, prefetch=self._prefetch) as prefetcher:
             made: Iterator[Any] = prefetcher.prepared(prefetcher.decode, start, stop)
             for plan, frames, _ in made:
                 yield plan, prefetcher.to_device(frames)

@@ -12,6 +12,7 @@ from pipelines.clips import Crop
 from pipelines.flow_box import flow_box
 from pipelines.motion_filter import RULES, chosen_offsets, clip_positions, draw_clips, starts
 from shards_spec.errors import ConfigError, ShardError, choice
+from shards_spec.motion import adding_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,14 +139,9 @@ def motion_scores(series: Series, row: int) -> Floats:
 def check_motion(shards: ShardSet, series: str, *, scores: bool) -> None:
     """ShardError, with the command that makes it, unless the shards hold this series of flow and its scores."""
     if series not in shards.series_names:
-        raise ShardError(f'{shards.path} holds no flow "{series}"; {_command(series)}')
+        raise ShardError(f'{shards.path} holds no flow "{series}"; add it with {adding_command(series, shards.path)}')
     if scores and SCORES not in shards.columns(series):
         raise ShardError(
             f'{shards.path} holds no motion scores of its flow "{series}"; use motion_filter = false, or '
-            f"{_command('flow8g2')}"
+            f"add them with {adding_command('flow8g2', shards.path)}"
         )
-
-
-def _command(series: str) -> str:
-    """How a series of flow is added to shards."""
-    return f"add it with the fsar-preprocess command that made the folder and --motion {series}"
