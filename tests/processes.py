@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-PRELOADED = ["fsar.cli.train", "fsar.cli.evaluate", "fsar.cli.pretrain"]
+# The last two are what optimisers and logs import late; forkserver passes over what is not there.
+PRELOADED = ["fsar.cli.train", "fsar.cli.evaluate", "fsar.cli.pretrain", "torch._dynamo", "torch.utils.tensorboard"]
 
 
 @dataclass
@@ -35,7 +36,7 @@ def start(work: Callable[[], None], rank: int, count: int, port: int, folder: Pa
     """What each process does: its environment, its output in files, then the work."""
     for stream in (1, 2):
         os.dup2(os.open(folder / f"{rank}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.stdout, sys.stderr = (open(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | extra
     os.chdir(folder)
