@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
+from torch.distributed import TCPStore
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -60,7 +62,9 @@ def together(work: Callable[[], None], count: int, folder: Path, *, limit: float
     """Run the same in `count` processes whose current folder is `folder`; none may outlast `limit` seconds."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    port = free_port()
+    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one: it outlives all
+    extra |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    port = agent.port
     processes = [context.Process(target=start, args=(work, r, count, port, folder, extra)) for r in range(count)]
     for process in processes:
         process.start()

@@ -180,7 +180,7 @@ def test_evaluation_is_shared_out(alone: Path, tiny_path: Path, folder: Path) ->
 
 
 class Shares:
-    """Random batches of eight videos, of which each process takes its part; without a finite value at steps `poisoned`."""
+    """Random batches of eight videos, of which each process takes its part; not finite at the steps `poisoned`."""
 
     epoch_steps = 4
 
@@ -264,25 +264,9 @@ def test_pretraining_shares_out_every_batch(tiny_path: Path, folder: Path) -> No
 
 
 def test_the_command_pretrains_in_two_processes(tiny_path: Path, folder: Path) -> None:
-    few = [
-        "--batch",
-        "4",
-        "--epochs",
-        "1",
-        "--queue",
-        "8",
-        "--clip-frames",
-        "4",
-        "--crop",
-        "32",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-        "--log-every",
-        "1",
-    ]
-    words = ["--shards", str(tiny_path), "--recipe", "moco-tiny", "--out", "contrast", *few]
+    small = {"batch": 4, "epochs": 1, "queue": 8, "clip-frames": 4, "crop": 32, "log-every": 1}
+    few = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+    words = ["--shards", str(tiny_path), "--recipe", "moco-tiny", "--out", "contrast", "--device", "cpu", *few]
     left = together(Command("fsar.cli.pretrain", words), 2, folder)
     assert [one.code for one in left] == [0, 0], left[0].err
     assert left[1].out + left[1].err == ""
