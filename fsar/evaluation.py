@@ -149,9 +149,9 @@ def answer(
 def _watched(
     loader: EpisodeLoader, episodes: int, label: str, *, shuffled: bool
 ) -> Iterator[tuple[EpisodePlan, Episode]]:
-    own, every = ranks.share(episodes), ranks.count()
+    own = ranks.share(episodes)
     planned = loader.planned(own.start, own.stop)
-    for plan, episode, _ in tqdm(planned, total=len(own), unit_scale=every, unit="episode", desc=label, leave=False):
+    for plan, episode, _ in tqdm(planned, total=len(own), unit="episode", desc=label, leave=False):
         yield plan, shuffle_frames(plan, episode) if shuffled else episode
 
 
@@ -197,7 +197,7 @@ def collect_embedded(
         places = loader.places(rows, videos)
         batches = episode_logits(model, embedding, places, own=own, texts=loader.texts, precision=precision)
         done = own.start
-        with tqdm(total=len(own), unit_scale=ranks.count(), unit="episode", desc=label, leave=False) as bar:
+        with tqdm(total=len(own), unit="episode", desc=label, leave=False) as bar:
             for logits in batches:  # [B, Q, way]
                 said[done : done + len(logits)] = logits.argmax(dim=2).cpu().numpy()
                 done += len(logits)

@@ -58,7 +58,7 @@ class Command:
         sys.modules[self.module].main()
 
 
-def together(work: Callable[[], None], count: int, folder: Path, *, limit: float = 60, **extra: str) -> list[Left]:
+def together(work: Callable[[], None], count: int, folder: Path, *, limit: float = 120, **extra: str) -> list[Left]:
     """Run the same in `count` processes whose current folder is `folder`; none may outlast `limit` seconds."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
