@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from typing import TYPE_CHECKING
 
 from torch.distributed import TCPStore
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-# The last two are what optimisers and logs import late; forkserver passes over what is not there.
+# The last two are what optimisers and logs import late; the server passes over what is not there.
 PRELOADED = ["fsar.cli.train", "fsar.cli.evaluate", "fsar.cli.pretrain", "torch._dynamo", "torch.utils.tensorboard"]
 
 
@@ -32,6 +32,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def stop_server() -> None:
+    """End the process that others are forked from: the next one has what its users preload."""
+    forkserver._forkserver._stop()
 
 
 def start(work: Callable[[], None], rank: int, count: int, port: int, folder: Path, extra: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from processes import Command, free_port, together
+from processes import Command, free_port, stop_server, together
 from safetensors.torch import load_file
 
 from fsar import ranks
@@ -90,11 +90,13 @@ def check_same_run(run: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where all runs lie, and a method that can be told to end."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "mortal.py").write_text(MORTAL)
-    return folder
+    stop_server()  # that of preprocessing has no torch
+    yield folder
+    stop_server()
 
 
 @pytest.fixture(scope="module")
