@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fsar import ranks
 from fsar.class_text import ClassText, read_class_text
 from fsar.label_file import read_labels
 from fsar.loader import EpisodeLoader
@@ -28,17 +29,32 @@ if TYPE_CHECKING:
 def choose_device(name: str) -> torch.device:
     """The device of that name; `auto` is CUDA where there is one.
 
+    Of several processes on a machine each has a GPU of its own, which becomes its current one.
+
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or there are fewer GPUs than processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count() > 1 and name.startswith("cuda"):
+        return _own_gpu(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f'device "{name}" is not to be had here: {str(error).splitlines()[0]}') from error
     return device
+
+
+def _own_gpu(name: str) -> torch.device:
+    own, there = ranks.local_rank(), torch.cuda.device_count()
+    if name != "cuda" or there <= own:
+        raise ConfigError(
+            f'device "{name}" and {there} GPUs on this machine do not fit its processes, of which each needs one: '
+            "start as many as there are GPUs with --device cuda, or choose --device cpu"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
 
 
 def _frame_rule(config: RunConfig) -> str:
@@ -175,7 +191,7 @@ def open_episodes(
         seed=config.seed if training else config.eval_seed,
         device=device,
         executor=config.executor,
-        threads=config.threads,
+        threads=ranks.threads(config.threads),
         prefetch=config.prefetch,
         class_text=class_text_of(config),
         labels=training_labels(shards, config) if training else None,

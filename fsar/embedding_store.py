@@ -9,6 +9,7 @@ or sampling rule made has another key.  A part has its final name only when it i
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 import zarr
 from tqdm import tqdm
 
+from fsar import ranks
 from fsar.methods import Embedding
 from fsar.provenance import key_of
 from shards_spec.errors import ConfigError, FsarError
@@ -24,7 +26,7 @@ from shards_spec.files import TEMPORARY, disk_errors, only_writer, read_json, sy
 from shards_spec.index import column_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -62,6 +64,8 @@ class EmbeddingStore:
     ) -> Embedding:
         """Embedding [n, ...] of views by their numbers: those that are stored, the others made and stored.
 
+        Of several processes, all of which get it, the first one stores.
+
         Args:
             facts: All that the embeddings depend on besides the numbers.
             numbers: [n] of the views, rising.
@@ -77,16 +81,26 @@ class EmbeddingStore:
             _read_part(part, gathered)
         missing = numbers[~gathered.there]
         tqdm.write(f"{self.path}: {len(numbers) - len(missing):,} of {len(numbers):,} embeddings were there")
-        if len(missing):
-            with disk_errors(self.path):
-                root = zarr.open_group(self.path, mode="a", zarr_format=3, attributes={"format": FORMAT})
-                root.require_group(folder.name)
-                zarr.open_group(folder, mode="a").update_attributes(dict(facts))
-            with only_writer(folder):
-                for leftover in folder.glob(f"part-*{TEMPORARY}"):  # of a run that was killed
-                    shutil.rmtree(leftover)
+        ranks.wait_for_all()  # until each has seen what is missing
+        if len(missing) and ranks.is_first():
+            with self._group(folder, facts):
                 _add(folder, missing, make(missing), gathered)
+        elif len(missing):
+            _take(missing, make(missing), gathered)
+        ranks.wait_for_all()
         return Embedding(**gathered.tensors)
+
+    @contextmanager
+    def _group(self, folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Make a group, clear it of what a killed run left, and hold it."""
+        with disk_errors(self.path):
+            root = zarr.open_group(self.path, mode="a", zarr_format=3, attributes={"format": FORMAT})
+            root.require_group(folder.name)
+            zarr.open_group(folder, mode="a").update_attributes(dict(facts))
+        with only_writer(folder):
+            for leftover in folder.glob(f"part-*{TEMPORARY}"):
+                shutil.rmtree(leftover)
+            yield
 
 
 class _Gathered:
@@ -159,6 +173,16 @@ def _add(folder: Path, numbers: Ints, made: Iterable[Embedding], gathered: _Gath
             gathered.put(numbers[first:stop], columns)
             _write_part(folder, {NUMBERS: torch.from_numpy(numbers[first:stop])} | columns)
             first, waiting, size = stop, [], 0
+
+
+def _take(numbers: Ints, made: Iterable[Embedding], gathered: _Gathered) -> None:
+    """The embeddings of these numbers, which come in order and another process stores."""
+    first = 0
+    for embedding in made:
+        columns = _columns(embedding)
+        stop = first + len(columns["tokens"])
+        gathered.put(numbers[first:stop], columns)
+        first = stop
 
 
 def _columns(embedding: Embedding) -> dict[str, Tensor]:

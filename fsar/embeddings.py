@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fsar import ranks
 from fsar.precision import autocast
 from pipelines.augment import render
 from pipelines.draw import PhiloxDraw
@@ -69,22 +70,53 @@ def embed_views(
     shuffled: bool = False,
     progress: bool = False,
 ) -> Iterator[Embedding]:
-    """Embeddings [v, ...] of numbered views of videos, some at a time and in order; otherwise as `embed_videos`."""
+    """Embeddings [v, ...] of numbered views of videos, some at a time and in order; otherwise as `embed_videos`.
+
+    Of several processes each makes every k-th batch, and all get all of them.
+    """
     assert model.trunk is not None
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        starts = range(0, len(numbers), BATCH)
-        for start in tqdm(starts, desc="embed", unit_scale=BATCH, unit="video", leave=False, disable=not progress):
-            batch = numbers[start : start + BATCH]
+        starts = range(0, len(numbers), BATCH * ranks.count())
+        for start in tqdm(
+            starts, desc="embed", unit_scale=BATCH * ranks.count(), unit="video", leave=False, disable=not progress
+        ):
+            together = [numbers[first : first + BATCH] for first in _firsts(start, len(numbers))]
+            batch = together[min(ranks.rank(), len(together) - 1)]  # at the end some do what is done already
             how = {"mean": model.trunk.mean, "std": model.trunk.std}
             clips = render_views(read(batch), rules, executor=executor, device=device, **how)
             clips = shuffle_clips(clips, rows_of(batch).tolist()) if shuffled else clips
             with autocast(device, precision):
                 embedding = model.embed(model.trunk(clips))
-            yield embedding
+            yield from _of_all(embedding, [len(each) for each in together])
     finally:
         model.train(was_training)
+
+
+def _firsts(start: int, stop: int) -> range:
+    """Where the next batch of each process begins."""
+    return range(start, min(start + BATCH * ranks.count(), stop), BATCH)
+
+
+def _of_all(embedding: Embedding, sizes: Sequence[int]) -> Iterator[Embedding]:
+    """This process's embedding [v, ...] -> those of all processes, of which the first ones have these sizes."""
+    if ranks.count() == 1:
+        yield embedding
+        return
+    values = {field.name: getattr(embedding, field.name) for field in fields(embedding)}
+    gathered = {name: None if value is None else _padded(value) for name, value in values.items()}
+    for number, size in enumerate(sizes):
+        place = slice(number * BATCH, number * BATCH + size)
+        own: dict[str, Any] = {name: None if value is None else value[place] for name, value in gathered.items()}
+        yield type(embedding)(**own)
+
+
+def _padded(values: Tensor) -> Tensor:
+    """[v, ...] of this process -> [processes * BATCH, ...] of all, each with zeros behind its own."""
+    padded = values.new_zeros(BATCH, *values.shape[1:])
+    padded[: len(values)] = values
+    return ranks.gather(padded)
 
 
 def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:

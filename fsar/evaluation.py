@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fsar import ranks
 from fsar.embeddings import shuffle_clips
 from fsar.matched import EpisodeVideos, episode_logits
 from fsar.precision import autocast
@@ -107,6 +108,8 @@ def evaluate(
     that the loader was made with.  Unlabelled videos of an episode are given to a model that reads them; neither
     the intervals nor the number of videos count them.
 
+    Of several processes, which must all call this, each answers a part of the episodes; all return the same.
+
     Args:
         model: The model, on the loader's device.
         loader: Where the episodes come from.
@@ -146,7 +149,9 @@ def answer(
 def _watched(
     loader: EpisodeLoader, episodes: int, label: str, *, shuffled: bool
 ) -> Iterator[tuple[EpisodePlan, Episode]]:
-    for plan, episode, _ in tqdm(loader.planned(0, episodes), total=episodes, unit="episode", desc=label, leave=False):
+    own = ranks.share(episodes)
+    planned = loader.planned(own.start, own.stop)
+    for plan, episode, _ in tqdm(planned, total=len(own), unit="episode", desc=label, leave=False):
         yield plan, shuffle_frames(plan, episode) if shuffled else episode
 
 
@@ -154,7 +159,7 @@ def _watched(
 def collect(
     model: FewShotMethod, episodes: Iterator[tuple[EpisodePlan, Episode]], *, precision: str = "fp32"
 ) -> Answers:
-    """Run a model in eval mode over whole episodes of equal size and note its answers."""
+    """Run a model in eval mode over whole episodes of equal size and note its answers, and those of other processes."""
     was_training = model.training
     model.eval()
     rows = []
@@ -166,7 +171,7 @@ def collect(
                 rows.append(_row(plan, model(episode).logits))
     finally:
         model.train(was_training)
-    return _stack(rows)
+    return _stack([row for part in ranks.gather_values(rows) for row in part])
 
 
 @torch.no_grad()
@@ -185,23 +190,27 @@ def collect_embedded(
     rows = EpisodeVideos.of(chosen, unlabelled=model.reads_unlabelled)
     videos = rows.videos()
     embedding = loader.embed(model, videos, precision=precision, shuffled=shuffled, store=store)  # [V * views, ...]
-    said, was_training = [], model.training
+    own, was_training = ranks.share(episodes), model.training
+    said = np.zeros(rows.query.shape, np.int64)
     model.eval()
     try:
         places = loader.places(rows, videos)
-        batches = episode_logits(model, embedding, places, texts=loader.texts, precision=precision)
-        with tqdm(total=episodes, unit="episode", desc=label, leave=False) as bar:
+        batches = episode_logits(model, embedding, places, own=own, texts=loader.texts, precision=precision)
+        done = own.start
+        with tqdm(total=len(own), unit="episode", desc=label, leave=False) as bar:
             for logits in batches:  # [B, Q, way]
-                said.append(logits.argmax(dim=2).cpu().numpy())
+                said[done : done + len(logits)] = logits.argmax(dim=2).cpu().numpy()
+                done += len(logits)
                 bar.update(len(logits))
     finally:
         model.train(was_training)
+    ranks.add_up([torch.from_numpy(said)])
     return Answers(
         classes=rows.classes,
         support=rows.support.reshape(episodes, -1),
         query=rows.query,
         truth=np.take_along_axis(rows.classes, rows.labels, axis=1),
-        said=np.take_along_axis(rows.classes, np.concatenate(said), axis=1),
+        said=np.take_along_axis(rows.classes, said, axis=1),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fsar import ranks
 from pipelines.buffers import ClipBuffers
 from shards_spec.errors import FsarError
 from shards_spec.files import DiskError, disk_errors, only_writer, publish, temporary
@@ -76,7 +78,7 @@ def path_of(folder: Path, kind: str, number: int) -> Path:
 
 
 def make_features(folder: Path, kinds: Sequence[str], numbers: Ints, make: Make, *, batch: int) -> FeatureStore:
-    """The features of numbered views: what a folder lacks is made first, a file at a time.
+    """The features of numbered views: what a folder lacks is made first, a file at a time; each process makes some.
 
     Args:
         folder: Of these features alone.
@@ -95,21 +97,31 @@ def make_features(folder: Path, kinds: Sequence[str], numbers: Ints, make: Make,
         for first in range(0, len(numbers), size)
         if not all(path_of(folder, kind, first // size).exists() for kind in kinds)
     ]
+    ranks.wait_for_all()  # until each has seen what is missing
     if missing:
-        with only_writer(folder):
-            views_missing = sum(len(numbers[first : first + size]) for first in missing)
-            bar = tqdm(total=views_missing, unit="view", desc="features", leave=False)
-            for done, first in enumerate(missing):
-                views = numbers[first : first + size]
-                parts = [_stored(make(views[start : start + batch])) for start in range(0, len(views), batch)]
-                columns = {kind: np.concatenate([part[kind] for part in parts]) for kind in kinds}
-                if not done:
-                    _check_room(folder, sum(column.nbytes for column in columns.values()) * len(missing))
-                for kind, column in columns.items():
-                    _write(path_of(folder, kind, first // size), column)
-                bar.update(len(views))
-            bar.close()
+        with only_writer(folder) if ranks.is_first() else nullcontext():
+            _make_files(folder, missing[ranks.rank() :: ranks.count()], kinds, numbers, make, batch=batch)
+            ranks.wait_for_all()
     return FeatureStore.open(folder, kinds, len(numbers))
+
+
+def _make_files(
+    folder: Path, firsts: Sequence[int], kinds: Sequence[str], numbers: Ints, make: Make, *, batch: int
+) -> None:
+    """The files that begin with these of the views."""
+    size = IN_A_FILE[kinds[0]]
+    views_missing = sum(len(numbers[first : first + size]) for first in firsts)
+    bar = tqdm(total=views_missing, unit="view", desc="features", leave=False)
+    for done, first in enumerate(firsts):
+        views = numbers[first : first + size]
+        parts = [_stored(make(views[start : start + batch])) for start in range(0, len(views), batch)]
+        columns = {kind: np.concatenate([part[kind] for part in parts]) for kind in kinds}
+        if not done:
+            _check_room(folder, sum(column.nbytes for column in columns.values()) * len(firsts) * ranks.count())
+        for kind, column in columns.items():
+            _write(path_of(folder, kind, first // size), column)
+        bar.update(len(views))
+    bar.close()
 
 
 def _stored(made: dict[str, Tensor]) -> dict[str, NDArray[Any]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fsar import ranks
 from fsar.embeddings import BATCH
 from fsar.feature_store import make_features
 from fsar.precision import autocast
@@ -82,15 +83,16 @@ class CachedEpisodes:
         folder = cache / key_of(facts)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "facts.json", json_bytes(facts))
+        if ranks.is_first():
+            write_whole(folder / "facts.json", json_bytes(facts))
         make = partial(features_of, kinds=kinds, loader=loader, trunk=model.trunk, precision=precision)
         self.store = make_features(folder, kinds, numbers, make, batch=BATCH)
 
     def planned(
-        self, start: int = 0, stop: int | None = None, *, step: int = 1
+        self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
         """Plans, episodes and seconds waited for each, as `EpisodeLoader.planned` has them."""
-        for plan, read, wait in self.loader.prefetcher.prepared(self._read, start, stop, step=step):
+        for plan, read, wait in self.loader.prefetcher.prepared(self._read, start, stop, step=step, block=block):
             yield plan, self._episode(plan, read), wait
 
     def _read(self, plan: EpisodePlan) -> dict[str, Tensor]:

@@ -123,11 +123,14 @@ class EpisodeLoader:
         return map(itemgetter(1), self.planned(start, stop, step=step))
 
     def planned(
-        self, start: int = 0, stop: int | None = None, *, step: int = 1
+        self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
-        """The same with each episode's plan (which videos, which frames) and the seconds waited for it."""
+        """The same with each episode's plan (which videos, which frames) and the seconds waited for it.
+
+        Each of the episodes is followed by the next ones in number, a `block` of them together.
+        """
         # no loop, whose variables would keep an episode's memory while the next one is waited for
-        return starmap(self._finished, self.prefetcher.prepared(self._prepared, start, stop, step=step))
+        return starmap(self._finished, self.prefetcher.prepared(self._prepared, start, stop, step=step, block=block))
 
     def _prepared(self, plan: EpisodePlan) -> Tensor | list[Tensor]:
         """In the background: clips where the CPU makes them and nothing is resized, else decoded frames."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from fsar import ranks
 from shards_spec.files import disk_errors, write_whole
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """Writes the records of a run; a context manager.
+    """Writes the records of a run, in the first of its processes; a context manager.
 
     Args:
         run: The run folder.
@@ -23,6 +24,10 @@ class RunLog:
 
     def __init__(self, run: Path, start: int) -> None:
         self._path = run / "log.jsonl"
+        self._file: TextIO | None = None
+        self._board = None
+        if not ranks.is_first():
+            return
         with disk_errors(self._path):
             run.mkdir(parents=True, exist_ok=True)
             _truncate(self._path, start)
@@ -31,6 +36,8 @@ class RunLog:
 
     def write(self, kind: str, n: int, **values: float | str) -> None:
         """Append one record of what was known after n episodes."""
+        if self._file is None:
+            return
         with disk_errors(self._path):
             self._file.write(json.dumps({"kind": kind, "n": n} | values) + "\n")
             self._file.flush()
@@ -43,7 +50,8 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fsar import ranks
 from fsar.methods import Embedding
 from fsar.precision import autocast
 from pipelines.views import choose_views
@@ -95,6 +96,7 @@ def episode_logits(
     embedding: Embedding,
     episodes: EpisodeVideos,
     *,
+    own: range | None = None,
     texts: Callable[[Tensor], Tensor | None] | None = None,
     precision: str = "fp32",
 ) -> Iterator[Tensor]:
@@ -104,13 +106,15 @@ def episode_logits(
         model: Its class says with `by_pairs` whether a table of all pairs of videos will do.
         embedding: [V, ...] of all videos.
         episodes: Places in it.
+        own: Numbers of the episodes, one after the other, whose logits are wanted: this process's part; all if None.
         texts: Class numbers [n] -> their text vectors [n, C]; read where the method reads class texts.
         precision: fp32 or bf16 (autocast).
     """
     match = Matching(model, embedding, texts if model.reads_class_text else None, precision)
+    own = range(len(episodes)) if own is None else own
     if table_pays(model, episodes):
-        return match.from_table(episodes)
-    return match.in_batches(episodes)
+        return match.from_table(episodes, own)
+    return match.in_batches(episodes.part(own.start, own.stop)) if own else iter(())
 
 
 def table_pays(model: FewShotMethod, episodes: EpisodeVideos) -> bool:
@@ -194,36 +198,36 @@ class Matching:
             unlabelled=Embedding(**parts["unlabelled"]) if parts["unlabelled"] else None,
         )
 
-    def from_table(self, episodes: EpisodeVideos) -> Iterator[Tensor]:
-        """Logits [B, Q, way]: each the mean, over the shots, of what a query has in common with one video."""
+    def from_table(self, episodes: EpisodeVideos, wanted: range | None = None) -> Iterator[Tensor]:
+        """Logits [B, Q, way], of the `wanted` episodes alone: means over shots of what a query shares with a video."""
         rows, query = np.unique(episodes.query, return_inverse=True)
         columns, first, support = np.unique(episodes.support, return_index=True, return_inverse=True)
         shot = episodes.support.shape[2]
         table = self.table(rows, columns, episodes.classes.ravel()[first // shot])
         query, support = query.reshape(episodes.query.shape), support.reshape(episodes.support.shape)
-        for start in range(0, len(episodes), LOOKED_UP):
-            own, other = (
-                torch.from_numpy(part[start : start + LOOKED_UP]).to(self.device) for part in (query, support)
-            )
+        wanted = range(len(episodes)) if wanted is None else wanted
+        for start in wanted[::LOOKED_UP]:
+            stop = min(start + LOOKED_UP, wanted.stop)
+            own, other = (torch.from_numpy(part[start:stop]).to(self.device) for part in (query, support))
             yield table[own[:, :, None, None], other[:, None]].mean(dim=-1)
 
     @torch.no_grad()
     def table(self, rows: Ints, columns: Ints, classes: Ints) -> Tensor:
-        """[rows, columns]: logits of queries, were each support video of its class a class alone."""
-        blocks = []
+        """[rows, columns]: logits of queries, were each support video of its class a class alone.
+
+        Of several processes each makes every k-th block of rows.
+        """
+        table = torch.zeros(len(rows), len(columns), device=self.device)
         for column in range(0, len(columns), BLOCK[1]):
             part = slice(column, column + BLOCK[1])
             support = Embedding(**{name: x[:, None] for name, x in self._pick(columns[part], "support").items()})
             text = self._texts(classes[part])
             with autocast(self.device, self.precision):
-                of_rows = [
-                    self.model.match(
-                        support, Embedding(**self._pick(rows[row : row + BLOCK[0]], "query")), class_text=text
-                    )
-                    for row in range(0, len(rows), BLOCK[0])
-                ]
-            blocks.append(torch.cat(of_rows))
-        return torch.cat(blocks, dim=1)
+                for row in range(BLOCK[0] * ranks.rank(), len(rows), BLOCK[0] * ranks.count()):
+                    queries = Embedding(**self._pick(rows[row : row + BLOCK[0]], "query"))
+                    table[row : row + BLOCK[0], part] = self.model.match(support, queries, class_text=text)
+        ranks.add_up([table])
+        return table
 
     def _pick(self, places: Ints, role: str) -> dict[str, Tensor]:
         """The embedding's tensors of the videos at places [...], valid until the next of that role are picked.

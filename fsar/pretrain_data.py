@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from fsar import ranks
 from fsar.clip_loader import ClipLoader
 from fsar.pretrain_batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
 from fsar.pretrain_config import RULES, rule_defaults
@@ -62,6 +63,8 @@ def batch_maker(config: PretrainConfig, trunk: Trunk) -> Callable[[ClipPlan, Cli
 class ViewLoader:
     """Batches of a method's views from shards, decoded ahead in the background; close it when done.
 
+    Of several processes each has its part of every batch.
+
     Attributes:
         rows: Catalogue rows of the videos that an epoch goes through.
         skipped: Videos of the split that are too short for the clips.
@@ -82,8 +85,10 @@ class ViewLoader:
             seed=config.seed,
             device=device,
             executor=config.executor,
-            threads=config.threads,
+            threads=ranks.threads(config.threads),
             prefetch=config.prefetch,
+            rank=ranks.rank(),
+            ranks=ranks.count(),
         )
         stream = self._clips.stream
         self.rows, self.skipped, self.epoch_steps = stream.rows, stream.skipped, stream.epoch_steps

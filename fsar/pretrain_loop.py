@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from tqdm import tqdm
 
+from fsar import ranks
 from fsar.log import RunLog
 from fsar.meter import Meter
 from fsar.optim import create_sgd, epoch_learning_rate
@@ -93,7 +94,7 @@ def check_queue(config: PretrainConfig, videos: int) -> None:
 
 
 class Pretrainer:
-    """Trains the method of one run.
+    """Trains the method of one run; of several processes each has a part of every batch, and the first one writes.
 
     Args:
         config: The resolved configuration.
@@ -123,6 +124,7 @@ class Pretrainer:
         self.steps = config.epochs * views.epoch_steps
         self.last = last_checkpoint(run)
         self.progress = Progress(**load_state(self.last, model, self.optimizer)) if resume else Progress()
+        ranks.same_weights(model)
 
     def rate(self, n: int) -> float:
         """Learning rate at step n, the same for a whole epoch."""
@@ -159,8 +161,10 @@ class Pretrainer:
 
     def train_step(self, n: int, batch: Any) -> None:  # noqa: ANN401 -- each method's own dataclass of views
         """Forward, backward and optimiser step n."""
-        # Dropout of step n is a function of (seed, n), so that no random state needs saving.
-        self.step(batch, seed=PhiloxDraw(self.config.seed, n).randint(0, 2**62))
+        # Dropout of step n is a function of (seed, n) and the process, so that no random state needs saving.
+        draw = PhiloxDraw(self.config.seed, n)
+        seeds = [draw.randint(0, 2**62) for _ in range(ranks.rank() + 1)]
+        self.step(batch, seed=seeds[-1])
         self.step.update(self.optimizer, self.rate(n), clip_norm=self.config.clip_norm)
 
     def _after(self, n: int, meter: Meter, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
@@ -176,7 +180,7 @@ class Pretrainer:
             state = {"lr": self.rate(n - 1), "skipped": self.progress.skipped}
             log.write("train", n, epoch=round(n / self.views.epoch_steps, 4), **record, **state)
             bar.set_postfix_str(f"loss {record.get('loss', math.nan):.3f}")
-        if saves:
+        if saves and ranks.is_first():
             save_state(self.last, self.model, self.optimizer, vars(self.progress), seen=self.seen)
 
     def _read(self) -> Reading:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fsar import ranks
 from fsar.graphs import Graphed
 from fsar.optim import guarded_step
 from fsar.precision import autocast
+from fsar.running_statistics import RunningStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,23 +55,33 @@ class TrainingStep:
 
     Dropout is a function of the seed given with a batch, bit for bit on a CPU.
 
+    Of several processes each computes batches of its own, or with `shared` its part of every batch; an update, and a
+    reading, is of all of them.  There is no DistributedDataParallel around the model: one sum of all gradients before
+    an update needs no hooks in backward, leaves the names of the state dict alone, and lies outside a CUDA graph.
+
     Args:
-        model: In training mode, on the device.
+        model: In training mode, on the device; the same in all processes.
         precision: "fp32", or "bf16" for autocast.
-        per_update: Batches whose gradients make one step of the optimiser: what a loss is divided by.
+        per_update: Batches, of all processes, whose gradients make one step of the optimiser: what a loss is divided
+            by.
+        shared: Whether the processes share out one batch, in equal parts.
     """
 
-    def __init__(self, model: nn.Module, *, precision: str = "fp32", per_update: int = 1) -> None:
-        self.model, self.precision, self.per_update = model, precision, per_update
+    def __init__(self, model: nn.Module, *, precision: str = "fp32", per_update: int = 1, shared: bool = False) -> None:
+        self.model, self.precision, self.shared = model, precision, shared
+        self.per_update = per_update * ranks.count() if shared else per_update
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
         self.names: list[str] = []  # of the sums; known after the first batch
         self._sums = torch.zeros(0, dtype=torch.float64, device=self.device)  # the last one counts
         self._counters = torch.zeros(5, dtype=torch.int64, device=self.device)
         self._run: Callable[[Any], None] = self.run
+        self._statistics: RunningStatistics | None = None
 
     def __call__(self, batch: Any, *, seed: int) -> None:  # noqa: ANN401 -- what the model reads
         """Add the gradients of one batch; `seed` decides its dropout."""
+        if ranks.count() > 1 and self._statistics is None:  # what they are before the first batch
+            self._statistics = RunningStatistics(self.model, shared=self.shared)
         torch.manual_seed(seed)
         self._run(batch)
 
@@ -93,6 +105,8 @@ class TrainingStep:
         gradients = torch.autograd.grad(output.loss / self.per_update, self.parameters, allow_unused=True)
         with torch.no_grad():
             finite = output.loss.isfinite()  # []
+            if self.shared:  # as of the whole batch
+                finite = ~ranks.anywhere(~finite)
             for buffer, old in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
             self._accumulate(gradients, finite)
@@ -125,6 +139,9 @@ class TrainingStep:
         It is left out, on the device, where a gradient is not finite or no batch counted.  Gradients whose norm is
         above `clip_norm` are scaled down to it; 0: none are.
         """
+        if self._statistics is not None:
+            self._add_up()
+            self._statistics.merge()
         gradients = self.gradients()
         norm = torch.nn.utils.get_total_norm(gradients).to(self.device)
         if clip_norm:
@@ -136,19 +153,28 @@ class TrainingStep:
         self._counters[GROUP].zero_()
         self._counters[SKIPPED_STEPS].add_(good.logical_not())
 
+    def _add_up(self) -> None:
+        """Make gradients, and how many batches they are of, those of all processes."""
+        held = ranks.anywhere(torch.tensor([parameter.grad is not None for parameter in self.parameters]))
+        for parameter, elsewhere in zip(self.parameters, held.tolist(), strict=True):
+            if elsewhere and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        ranks.add_up([*self.gradients(), self._counters[GROUP]])
+
     def read(self) -> Reading:
-        """What happened since the last reading; waits for the device."""
-        figures = torch.cat([self._sums, self._counters.double()]).tolist()
-        sums, counters = figures[: -len(self._counters)], [int(x) for x in figures[-len(self._counters) :]]
+        """What happened since the last reading, in all processes; waits for the device."""
+        figures = ranks.gather(torch.cat([self._sums, self._counters.double()])[None])  # [processes, n]
+        summed, most = torch.stack([figures.sum(dim=0), figures.amax(dim=0)]).tolist()
+        sums, first = summed[: -len(self._counters)], len(self._sums)
         self._sums.zero_()
         for place in (SKIPPED, LONGEST, SKIPPED_STEPS):
             self._counters[place].zero_()
         return Reading(
             sums=dict(zip(self.names, sums, strict=False)),
             counted=int(sums[-1]) if sums else 0,
-            skipped=counters[SKIPPED],
-            longest=counters[LONGEST],
-            skipped_steps=counters[SKIPPED_STEPS],
+            skipped=int((most if self.shared else summed)[first + SKIPPED]),  # all skip a shared batch
+            longest=int(most[first + LONGEST]),
+            skipped_steps=int(most[first + SKIPPED_STEPS]),
         )
 
 
@@ -179,7 +205,15 @@ class EpisodeStep(TrainingStep):
 
 
 class PretrainingStep(TrainingStep):
-    """The step of a batch of views without labels."""
+    """The step of a batch of views without labels, of which each process has its part.
+
+    Args:
+        model: In training mode, on the device; the same in all processes.
+        precision: "fp32", or "bf16" for autocast.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: str = "fp32") -> None:
+        super().__init__(model, precision=precision, shared=True)
 
     def accuracies(self, output: PretrainingOutput, batch: object) -> dict[str, Tensor]:
         """Those of the method, each as `accuracy_` and its term's name."""

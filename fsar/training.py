@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from tqdm import tqdm
 
+from fsar import ranks
 from fsar.data import check_unlabelled, class_text_of, open_episodes
 from fsar.evaluation import evaluate
 from fsar.frozen import CachedEpisodes, freeze_trunk
@@ -122,8 +123,24 @@ def frozen_prototypes(config: RunConfig) -> FewShotMethod:
     return build_model(prototypes_of_trunk(config))
 
 
+def own_episodes(config: RunConfig) -> int:
+    """Episodes of an optimiser step that each process computes.
+
+    Raises:
+        ConfigError: they have no equal parts.
+    """
+    if config.episodes_per_step % ranks.count():
+        raise ConfigError(
+            f"episodes_per_step = {config.episodes_per_step} has no equal parts for {ranks.count()} processes: start "
+            "a number of processes that divides it"
+        )
+    return config.episodes_per_step // ranks.count()
+
+
 class Trainer:
     """Trains the model of one run; a context manager that closes what it opened.
+
+    Of several processes each computes an equal part of every step's episodes, and the first one writes.
 
     Args:
         config: The resolved configuration.
@@ -131,12 +148,16 @@ class Trainer:
         run: The run folder.
         device: Where the model computes.
         resume: Go on from the last checkpoint in the run folder.
+
+    Raises:
+        ConfigError: the configuration does not fit shards, device or the number of processes.
     """
 
     def __init__(
         self, config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool = False
     ) -> None:
         self.config, self.shards, self.run, self.device = config, shards, run, device
+        self.own = own_episodes(config)
         self.model = build_model(config, weights=not resume).to(device)
         check_unlabelled(config)
         if config.freeze_trunk:
@@ -163,6 +184,7 @@ class Trainer:
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self.progress = Progress(**load_state(self.last, self.model, self.optimizer))
+        ranks.same_weights(self.model)
 
     @property
     def selects(self) -> bool:
@@ -196,18 +218,25 @@ class Trainer:
         config, start = self.config, self.progress.n
         source = self._cached() if config.freeze_trunk else self.train_episodes
         meter, began = Meter("episodes"), time.monotonic() - self.progress.seconds
+        first, step = start + ranks.rank() * self.own, config.episodes_per_step
         with (
             RunLog(self.run, start) as log,
             tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
         ):
             self.model.train()
-            for plan, episode, wait in source.planned(start, config.episodes):
+            for plan, episode, wait in source.planned(first, config.episodes, step=step, block=self.own):
                 self.train_episode(plan.n, episode)
-                if plan.n == start:
+                if plan.n == first:
                     keep_freed_memory(self.device)
-                meter.wait(wait)
+                meter.wait(wait, units=ranks.count())
                 self.progress.seconds = round(time.monotonic() - began, 3)
-                self._after(plan.n + 1, meter, log, bar)
+                self._after(self._trained(plan.n), meter, log, bar)
+        ranks.wait_for_all()  # for the checkpoints
+
+    def _trained(self, n: int) -> int:
+        """Episodes that all processes have trained when this one has trained episode n."""
+        step = self.config.episodes_per_step
+        return n // step * step + (n % self.own + 1) * ranks.count()
 
     def _cached(self) -> CachedEpisodes:
         config = self.config
@@ -219,8 +248,8 @@ class Trainer:
         """Forward and backward of episode n, and the optimiser step that ends a group of episodes."""
         # Dropout of episode n is a function of (seed, n), so that no random state needs saving.
         self.step(episode, seed=PhiloxDraw(self.config.seed, n).randint(0, 2**62))
-        if (n + 1) % self.config.episodes_per_step == 0:
-            self.step.update(self.optimizer, self.rate(n))
+        if (n + 1) % self.own == 0:
+            self.step.update(self.optimizer, self.rate(self._trained(n) - 1))
 
     def read(self) -> Reading:
         """What the step has counted since the last reading; waits for the device.
@@ -250,11 +279,14 @@ class Trainer:
 
     def _after(self, n: int, meter: Meter, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
         """What follows n finished episodes: log, validate, save."""
-        config, last = self.config, n == self.config.episodes
-        logs, validates = (last or n % every == 0 for every in (config.log_every, config.val_every))
-        saves = validates or n % config.checkpoint_every == 0
+        config, last, before = self.config, n == self.config.episodes, n - ranks.count()
+        logs, validates, saves = (
+            last or n // every > before // every
+            for every in (config.log_every, config.val_every, config.checkpoint_every)
+        )
+        saves |= validates
         self.progress.n = n
-        bar.update()
+        bar.update(ranks.count())
         if logs or saves:
             meter.add(self.read())
         if logs:
@@ -264,7 +296,11 @@ class Trainer:
         if validates:
             self._validate(n, log)
         if saves:
-            save_state(self.last, self.model, self.optimizer, vars(self.progress), seen=self.seen)
+            self._save(self.last, self.optimizer)
+
+    def _save(self, path: Path, optimizer: torch.optim.Optimizer | None) -> None:
+        if ranks.is_first():
+            save_state(path, self.model, optimizer, vars(self.progress), seen=self.seen)
 
     def _validate(self, n: int, log: RunLog) -> None:
         if self.val_episodes is None:
@@ -274,7 +310,7 @@ class Trainer:
         tqdm.write(f"after {n} episodes, {self.config.select_on}: {result}")
         if result.accuracy > self.progress.best:
             self.progress.best, self.progress.best_n = result.accuracy, n
-            save_state(self.best, self.model, None, vars(self.progress), seen=self.seen)
+            self._save(self.best, None)
 
     def evaluate(self, loader: EpisodeLoader, episodes: int, **options: Any) -> Result:  # noqa: ANN401 -- of evaluate()
         """Evaluate the model as it stands."""

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fsar import ranks
 from fsar.data import (
     check_unlabelled,
     choose_device,
@@ -203,11 +204,13 @@ def open_trial(
         ShardError: there is no such split, or the file does not fit it.
         DiskError: the file cannot be written.
     """
-    given, config = None, _of_all(found, in_file=episodes_file is not None and episodes_file.exists())
+    there = ranks.of_first(episodes_file is not None and episodes_file.exists())
+    given, config = None, _of_all(found, in_file=there)
     if episodes_file is not None:
-        if not episodes_file.exists():
+        if not there and ranks.is_first():
             drawn = EpisodeStream(shards, split, evaluation_rules(config), seed=config.eval_seed)
             write_episodes(episodes_file, shards, drawn, config.test_episodes)
+        ranks.wait_for_all()
         given = read_episodes(episodes_file, shards, split)
         config = _as_given(config, given, asked, episodes_file)
     chosen = given.chosen[: config.test_episodes] if given else None

@@ -85,10 +85,20 @@ class Prefetcher(Generic[AnyPlan]):
         return Decoded(plan, self.to_device(frames), wait)
 
     def prepared(
-        self, work: Callable[[AnyPlan], Made], start: int = 0, stop: int | None = None, *, step: int = 1
+        self,
+        work: Callable[[AnyPlan], Made],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        step: int = 1,
+        block: int = 1,
     ) -> Iterator[tuple[AnyPlan, Made, float]]:
-        """Yield the same episodes' plans, what `work` made of each in the background, and the seconds waited."""
-        numbers = count(start, step) if stop is None else iter(range(start, stop, step))
+        """Yield the same episodes' plans, what `work` made of each in the background, and the seconds waited.
+
+        Each of the episodes is followed by the next ones in number, a `block` of them together.
+        """
+        firsts = count(start, step) if stop is None else range(start, stop, step)
+        numbers = (n for first in firsts for n in range(first, first + block))
         pending: deque[Future[tuple[AnyPlan, Made]]]
         pending = deque(self._pool.submit(self._prepare, n, work) for n in islice(numbers, self._prefetch))
         try:

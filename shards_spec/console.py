@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ import click
 from shards_spec.errors import ConfigError, FsarError, suggest
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from typing import NoReturn
 
 BAD_INPUT, WITH_FAILURES, INTERRUPTED = 2, 3, 130
@@ -32,13 +34,20 @@ class SuggestingGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def run_command(command: click.Command, *, again: str = "type the same command again to go on") -> NoReturn:
-    """Run a click command and leave the process with the documented exit code."""
+def run_command(
+    command: click.Command,
+    *,
+    again: str = "type the same command again to go on",
+    within: AbstractContextManager[None] | None = None,
+) -> NoReturn:
+    """Run a click command, `within` what surrounds it, and leave the process with the documented exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be of no encoding at all
     try:
-        sys.exit(command.main(standalone_mode=False) or 0)
+        with within or nullcontext():
+            code = command.main(standalone_mode=False) or 0
+        sys.exit(code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(BAD_INPUT)

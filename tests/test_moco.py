@@ -16,12 +16,12 @@ from fsar.pretraining.moco import (
     contrast,
     enqueue,
     first_is_right,
-    gather,
     momentum_update,
     normalised_queue,
     shuffled,
     unshuffle,
 )
+from fsar.ranks import gather
 from fsar.trunks.thin import ThinResNet18
 from shards_spec.errors import ConfigError
 

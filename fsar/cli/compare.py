@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
+from fsar import ranks
 from fsar.candidates import prototype_candidate
 from fsar.comparison import compare
 from fsar.data import class_text_sha256
@@ -121,6 +122,8 @@ def _write(
     styles = sorted({one.config.recipe_style for one in found})
     text = _heading(trial, styles) + comparison.to_markdown(details)
     click.echo(text, nl=False)
+    if not ranks.is_first():
+        return
     if options.markdown:
         write_whole(options.markdown, text.encode("utf-8", "backslashreplace"))
     if options.csv:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fsar import ranks
 from fsar.candidates import file_candidate, file_config, prototype_candidate, run_candidate, trunk_candidate
 from fsar.cli.compare import CompareOptions, check_runs, compare_runs
+from fsar.cli.launch import launch
 from fsar.cli.options import parse_pairs
 from fsar.comparison import check_same
 from fsar.config import build_config
@@ -23,7 +25,6 @@ from fsar.results import coverage_text, describe
 from fsar.training import TRUNK_ALONE
 from fsar.trial import UNLABELLED, open_trial
 from shards_spec import ShardSet
-from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 
@@ -269,7 +270,7 @@ def _evaluate(found: list[Candidate], trial: Trial, options: CompareOptions) -> 
         result = summarise(others, classes)
         table["frozen_prototypes"] = result.to_json()
         _print("the same episodes, prototypes of the untrained trunk", result)
-    if options.out:
+    if options.out and ranks.is_first():
         write_whole(options.out, json_bytes(table))
 
 
@@ -282,7 +283,7 @@ def _print(what: str, result: Result) -> None:
 def main() -> None:
     """Entry point."""
     sys.path.insert(0, "")  # the run's --method module:Class may lie in the current folder
-    run_command(cli, again="nothing was written")
+    launch(cli, again="nothing was written")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fsar import ranks
+from fsar.cli.launch import launch
 from fsar.cli.options import key_options, overrides
 from fsar.data import choose_device
 from fsar.pretrain_config import (
@@ -29,7 +31,6 @@ from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same
 from fsar.run_state import weights_sha256
 from fsar.seen import seen_in
 from shards_spec import ShardSet
-from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 
@@ -124,8 +125,9 @@ def cli(
             return
         device = choose_device(config.device)
         result = pretrain(config, shards, run, device=device, resume=resume)
-    report = write_pretrain_report(run, result, config.flat())
-    click.echo(f"result: {run / 'result.json'}; report: {report}")
+    if ranks.is_first():
+        report = write_pretrain_report(run, result, config.flat())
+        click.echo(f"result: {run / 'result.json'}; report: {report}")
 
 
 def resolve(dataset: str, method: str | None, recipe: str | None, given: dict[str, Any]) -> PretrainConfig:
@@ -155,13 +157,14 @@ def pretrain(
         check_queue(config, len(views.rows))
         samples = config.epochs * views.epoch_steps * config.batch
         model = build_pretraining(config, samples=samples).to(device)
-        if not resume:
+        if not resume and ranks.is_first():
             begin_run(run, config, data, option="--out")
         trainer = Pretrainer(config, model, views, run, seen=seen_in(shards, views.rows), resume=resume)
         _announce(trainer, views, shards, device)
         trainer.train()
         result = describe_pretraining(trainer, views, shards, device=device)
-    write_whole(run / "result.json", json_bytes(result))
+    if ranks.is_first():
+        write_whole(run / "result.json", json_bytes(result))
     return result
 
 
@@ -182,6 +185,7 @@ def describe_pretraining(
         "steps": progress.n,
         "steps_skipped": progress.skipped_steps,
         "seconds": progress.seconds,
+        "processes": ranks.count(),
         "trunk_sha256": weights_sha256(trainer.model.encoder),
     } | provenance(shards, trainer.model, device=device, precision=config.precision)
 
@@ -190,13 +194,14 @@ def _announce(trainer: Pretrainer, views: ViewLoader, shards: ShardSet, device: 
     config, model = trainer.config, trainer.model
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     own = sum(parameter.numel() for parameter in model.encoder.parameters())
+    where = f"{ranks.count()} processes, the first on {device}" if ranks.count() > 1 else f"on {device}"
     click.echo(
         f"{config.method} with trunk {config.trunk}: {trained / 1e6:.2f} M trained parameters, {own / 1e6:.2f} M of "
-        f"them the trunk's, on {device}, {config.precision}"
+        f"them the trunk's, {where}, {config.precision}"
     )
-    where = "all videos" if config.split == "all" else f"split {config.split}"
+    part = "all videos" if config.split == "all" else f"split {config.split}"
     click.echo(
-        f"data set {shards.dataset.name}, {where}: {len(views.rows):,} videos, {views.epoch_steps} steps an epoch; "
+        f"data set {shards.dataset.name}, {part}: {len(views.rows):,} videos, {views.epoch_steps} steps an epoch; "
         f"run folder {trainer.run}"
     )
     if views.skipped:
@@ -209,7 +214,7 @@ def _announce(trainer: Pretrainer, views: ViewLoader, shards: ShardSet, device: 
 
 def main() -> None:
     """Entry point."""
-    run_command(cli, again="add --resume to the same command to go on from the last checkpoint")
+    launch(cli, again="add --resume to the same command to go on from the last checkpoint")
 
 
 if __name__ == "__main__":

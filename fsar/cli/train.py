@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fsar import ranks
+from fsar.cli.launch import launch
 from fsar.cli.options import config_options, overrides
 from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
 from fsar.data import choose_device, class_text_sha256, training_labels
@@ -22,7 +24,6 @@ from fsar.seen import find_overlap
 from fsar.styles import STYLES, restyle
 from fsar.training import Trainer, frozen_prototypes
 from shards_spec import ShardSet
-from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 
@@ -90,8 +91,9 @@ def cli(
         device = choose_device(config.device)
         controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
         result = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
-    report = write_report(run, result, config.flat())
-    click.echo(f"result: {run / 'result.json'}; report: {report}")
+    if ranks.is_first():
+        report = write_report(run, result, config.flat())
+        click.echo(f"result: {run / 'result.json'}; report: {report}")
 
 
 def _run_folder(method: str, dataset: str, shot: int) -> Path:
@@ -155,7 +157,8 @@ def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool)
     if config.class_text:
         seen["class_text"] = class_text_sha256(config)
     if not resume:
-        begin_run(run, config, seen)
+        if ranks.is_first():
+            begin_run(run, config, seen)
         return
     check_is_run(run)
     check_resumable(run, config, build_config(read_recipe(str(run / "config.toml"))))
@@ -206,8 +209,10 @@ def train_and_test(
         "episodes_trained": config.episodes,
         "episodes_skipped": trainer.progress.skipped,
         "training_seconds": trainer.progress.seconds,
+        "processes": ranks.count(),
     }
-    write_whole(run / "result.json", json_bytes(table))
+    if ranks.is_first():
+        write_whole(run / "result.json", json_bytes(table))
     return table
 
 
@@ -215,7 +220,8 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     splits = ", ".join(f"{name} {len(split.classes)}" for name, split in shards.dataset.splits.items())
     size = f"{count / 1e6:.2f} M parameters"
-    click.echo(f"{config.method} with trunk {config.trunk}: {size}, on {device}, {config.precision}")
+    where = f"{ranks.count()} processes, the first on {device}" if ranks.count() > 1 else f"on {device}"
+    click.echo(f"{config.method} with trunk {config.trunk}: {size}, {where}, {config.precision}")
     click.echo(f"data set {shards.dataset.name}: classes {splits}; run folder {run}")
     if incomplete := coverage_text(shards):
         click.echo(incomplete)
@@ -243,7 +249,7 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
 def main() -> None:
     """Entry point."""
     sys.path.insert(0, "")  # --method module:Class may lie in the current folder
-    run_command(cli, again="add --resume to the same command to go on from the last checkpoint")
+    launch(cli, again="add --resume to the same command to go on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fsar import ranks
 from fsar.matching import full_precision
 from fsar.pretraining.moco import (
     enqueue,
     frozen_copy,
-    gather,
     momentum_update,
     normalised_queue,
-    ranks,
     shuffled,
     unshuffle,
 )
@@ -96,7 +95,7 @@ class Learner(nn.Module):
     @torch.no_grad()
     def remember(self, keys: Tensor) -> None:
         """Write the keys [B, dim] of all processes over the oldest columns."""
-        keys = gather(keys)
+        keys = ranks.gather(keys)
         self.count.add_(1)
         enqueue(self.count[None], self.queue_ptr.clone(), self.count.new_ones(len(keys), 1))
         enqueue(self.queue, self.queue_ptr, keys)
@@ -105,7 +104,7 @@ class Learner(nn.Module):
     def tick(self, batch: int) -> None:
         """Count the samples of a training step, `batch` in each process."""
         if self.training:
-            self.iters.add_(batch * ranks())
+            self.iters.add_(batch * ranks.count())
 
     @torch.no_grad()
     def _key(self, clips: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional as F
 
+from fsar import ranks
 from fsar.matching import full_precision
 from fsar.pretraining.base import Output, PretrainingMethod
 from fsar.trunks import create_trunk
@@ -57,21 +58,6 @@ def momentum_update(key_module: nn.Module, query_module: nn.Module, momentum: fl
     torch._foreach_add_(keys, steps)
 
 
-def ranks() -> int:
-    """Number of processes that train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-@torch.no_grad()
-def gather(values: Tensor) -> Tensor:
-    """[N, ...] -> [ranks * N, ...] of all processes, in the order of ranks; without a gradient."""
-    if ranks() == 1:
-        return values.detach()
-    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(ranks())]
-    distributed.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
-
-
 @torch.no_grad()
 def shuffled(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
     """[N, ...] -> as many of all processes' samples, and the order that `unshuffle` needs.
@@ -79,11 +65,10 @@ def shuffled(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
     A key's BatchNorm must not see the samples that its query's has seen (section 3.3 there).  In one process there is
     nobody to exchange samples with: the inputs are returned as they are, the order is None.
     """
-    if ranks() == 1:
+    if ranks.count() == 1:
         return inputs, None
-    everything = gather(inputs)
-    order = torch.randperm(len(everything), device=inputs.device)
-    distributed.broadcast(order, src=0)
+    everything = ranks.gather(inputs)
+    order = ranks.like_first(torch.randperm(len(everything), device=inputs.device))
     return everything[own(order, len(inputs))], order
 
 
@@ -92,13 +77,13 @@ def unshuffle(keys: Tensor, order: Tensor | None) -> Tensor:
     """Keys [N, ...] of shuffled samples -> keys of this process's own samples in their order."""
     if order is None:
         return keys
-    return gather(keys)[own(order.argsort(), len(keys))]
+    return ranks.gather(keys)[own(order.argsort(), len(keys))]
 
 
-def own(order: Tensor, count: int) -> Tensor:
-    """The part [count] of an order of all samples that falls to this process."""
-    first = distributed.get_rank() * count
-    return order[first : first + count]
+def own(order: Tensor, samples: int) -> Tensor:
+    """The part [samples] of an order of all samples that falls to this process."""
+    first = ranks.rank() * samples
+    return order[first : first + samples]
 
 
 def contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
@@ -177,7 +162,7 @@ class MoCo(PretrainingMethod):
         key = self._keys(batch.key)
         loss, right = first_is_right(contrast(query, key, self.queue.clone(), self.temperature))
         if self.training:
-            enqueue(self.queue, self.queue_ptr, gather(key))
+            enqueue(self.queue, self.queue_ptr, ranks.gather(key))
         return Output(loss, {"moco": loss}, {"moco": right})
 
     @torch.no_grad()

@@ -1,0 +1,76 @@
+"""Commands that torchrun may start as several processes: one of them speaks, and an error is said once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fsar import ranks
+from shards_spec.console import BAD_INPUT, INTERRUPTED, run_command
+from shards_spec.errors import FsarError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NoReturn
+
+    from torch.distributed.distributed_c10d import Store
+
+
+def launch(command: click.Command, *, again: str) -> NoReturn:
+    """Run a click command in this process, or in each of those that torchrun has started, and leave it.
+
+    A process that fails leaves at once: the clean end of a group would wait for the others.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        run_command(command, again=again)
+    try:
+        run_command(command, again=again, within=_joined())
+    except SystemExit as leave:
+        if leave.code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(leave.code if isinstance(leave.code, int) else 1)
+        raise
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    """A group of processes, of which the first one speaks; the same error of several is said by one."""
+    store = ranks.join()
+    try:
+        with nullcontext() if ranks.is_first() else _silent():
+            yield
+            ranks.wait_for_all()
+    except KeyboardInterrupt:
+        if not _first_to_say(store, "interrupted"):
+            raise SystemExit(INTERRUPTED) from None
+        raise
+    except (FsarError, click.ClickException) as error:
+        lost = isinstance(error, ranks.LostProcessError)
+        if not _first_to_say(store, "" if lost else str(error)):
+            raise SystemExit(BAD_INPUT) from None
+        raise
+    ranks.leave()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without any output; what is raised passes."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _first_to_say(store: Store, sentence: str) -> bool:
+    """Whether no process has said this sentence yet; of an empty one, whether none has said anything."""
+    key = hashlib.sha256(sentence.encode("utf-8", "backslashreplace")).hexdigest()
+    try:
+        said = store.add("said", 1) > 1
+        return not said if not sentence else store.add(key, 1) == 1
+    except RuntimeError:  # the store is gone, too
+        return True
