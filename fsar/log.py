@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any, Self
 
 from shards_spec.files import disk_errors, write_whole
@@ -38,6 +39,11 @@ class RunLog:
             for name, value in values.items():
                 if not isinstance(value, str):
                     self._board.add_scalar(f"{kind}/{name}", value, n)
+
+    def make_durable(self) -> None:
+        """Called before a checkpoint is written, which must not know more than the log does."""
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

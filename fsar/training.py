@@ -261,6 +261,7 @@ class Trainer:
         if validates:
             self._validate(n, log)
         if saves:
+            log.make_durable()
             save_state(self.last, self.model, self.optimizer, vars(self.progress), seen=self.seen)
 
     def _validate(self, n: int, log: RunLog) -> None:
