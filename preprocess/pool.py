@@ -63,9 +63,14 @@ class _Worker:
     heard: float
 
     @property
+    def patience(self) -> float:
+        """Seconds that it may be silent."""
+        return 2 * self.attempts.job.time_limit + GRACE
+
+    @property
     def silent_from(self) -> float:
         """When it has been silent for too long."""
-        return self.heard + 2 * self.attempts.job.time_limit + GRACE
+        return self.heard + self.patience
 
 
 def work(jobs: Sequence[Job], workers: int) -> Generator[Progress | Finished]:
@@ -145,7 +150,7 @@ class _Crew:
         for connection, worker in list(self.workers.items()):
             if worker.silent_from <= now and not connection.poll():
                 worker.process.kill()
-                self._bury(connection, f"silent for {now - worker.heard:.0f} s")
+                self._bury(connection, f"silent for more than {worker.patience:g} s")
 
     def dismiss(self) -> None:
         """End all workers, whatever they do."""
@@ -164,6 +169,7 @@ class _Crew:
         worker = self.workers.pop(connection)
         connection.close()
         worker.process.join(LAST_WORDS)
+        worker.process.kill()
         self._processes.remove(worker.process)
         job = worker.attempts.job
         for series in job.series:
