@@ -214,3 +214,9 @@ def in_shares(cases: Sequence[Case], work: Callable[[Case], object]) -> int:
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert codes == [0] * cores, "a case failed: see above"
     return len(cases)
+
+
+def resident() -> float:
+    """MB of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

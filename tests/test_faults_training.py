@@ -21,7 +21,7 @@ def kill_training(shards: Path, folder: Path, kills: int) -> str:
 
 
 def test_killed_and_resumed_it_ends_the_same(tiny_path: Path, tmp_path: Path) -> None:
-    assert kill_training(tiny_path, tmp_path, 3).startswith("3 of 3 kills: the same losses, weights and episodes")
+    assert kill_training(tiny_path, tmp_path, 2).startswith("2 of 2 kills: the same losses, weights and episodes")
 
 
 @pytest.mark.faults
