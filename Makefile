@@ -19,7 +19,7 @@ test: $(STAMP) lint
 
 # Up to twenty minutes on two cores: what the tests do a few times, hundreds and thousands of times.
 faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults -s
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -m faults -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
