@@ -94,7 +94,7 @@ def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_some_calls_fail(tmp_path: Path) -> None:
     count, expected = count_calls(tmp_path)
     for fault in FAULTS:
-        for at in some_of(count, 4):
+        for at in some_of(count, 4, salt=fault):
             befall((at, fault), expected, tmp_path)
 
 
