@@ -204,7 +204,7 @@ class VideoReader:
         if self._late:
             raise VideoError("timeout", "the decoder did not end within the time limit")
         if -code in {signal.SIGKILL, signal.SIGTERM}:
-            raise DecoderKilledError("the decoder was killed (out of memory?)")
+            raise DecoderKilledError("the decoder was killed (out of memory?); type the same command again")
         missing = missing_bytes(self._path)
         if missing:
             raise VideoError("truncated", f"the container declares {missing} bytes beyond the end of the file")

@@ -233,8 +233,8 @@ def _serve(connection: Connection) -> None:
             job = connection.recv()
             try:
                 connection.send(run(job, lambda frames: connection.send(Progress(frames))))
-            except DecoderKilledError as error:
-                connection.send(Lost(str(error)))
+            except DecoderKilledError:
+                connection.send(Lost("the decoder was killed (out of memory?)"))
             except FsarError as error:
                 connection.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):
