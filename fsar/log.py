@@ -27,14 +27,15 @@ class RunLog:
         with disk_errors(self._path):
             run.mkdir(parents=True, exist_ok=True)
             _truncate(self._path, start)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)  # what a full disk refuses must not wait in a buffer
         self._board = _open_board(run, start)
 
     def write(self, kind: str, n: int, **values: float | str) -> None:
         """Append one record of what was known after n episodes."""
+        line = (json.dumps({"kind": kind, "n": n} | values) + "\n").encode()
         with disk_errors(self._path):
-            self._file.write(json.dumps({"kind": kind, "n": n} | values) + "\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
         if self._board is not None:
             for name, value in values.items():
                 if not isinstance(value, str):

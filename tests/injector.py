@@ -76,6 +76,8 @@ class Injector:
             raw = _File(os.fspath(file), mode.replace("b", "").replace("t", ""))
             raw.injector = self
             self.wrote(raw.fileno())
+        if buffering == 0:
+            return raw
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, *args, **named)
 
