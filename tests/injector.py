@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Case = TypeVar("Case")
 
 # ENOSPC: from this call on the disk is full. EIO: this call alone fails. A power cut loses what no fsync has made
-# durable: half of the bytes of files, and with `names lost` renames and removals too, which a journal need not keep.
+# durable: half of what was written since, and with `names lost` renames and removals too: no journal need keep them.
 ERRORS = ("ENOSPC", "EIO")
 DEATHS = ("kill -9", "power cut, names kept", "power cut, names lost")
 REFUSED_WHEN_FULL = {"open", "write", "mkdir", "link"}
@@ -38,6 +38,7 @@ class Injector:
         self.paths: list[str] = []  # of all calls, as they were given
         self.lock = threading.RLock()
         self._dirty: set[int] = set()  # inodes that were written since their last fsync
+        self._durable: dict[int, int] = {}  # inode -> its bytes at that fsync
         self._undo: dict[Path, list[Callable[[], None]]] = {}  # folder -> how to undo what its fsync would keep
 
     @property
@@ -75,6 +76,8 @@ class Injector:
             self.meet("open", file)
             raw = _File(os.fspath(file), mode.replace("b", "").replace("t", ""))
             raw.injector = self
+            if "a" not in mode:
+                self._durable.pop(os.fstat(raw.fileno()).st_ino, None)
             self.wrote(raw.fileno())
         if buffering == 0:
             return raw
@@ -90,7 +93,9 @@ class Injector:
         with self.lock:
             if self.holds(path):
                 self.meet("fsync", path)
-                self._dirty.discard(os.fstat(handle).st_ino)
+                found = os.fstat(handle)
+                self._dirty.discard(found.st_ino)
+                self._durable[found.st_ino] = found.st_size
                 self._undo.pop(path, None)
 
     def move(self, source: Any, target: Any, **named: Any) -> None:
@@ -135,8 +140,10 @@ class Injector:
                 with suppress(OSError):
                     undo()
         for path in self.folder.rglob("*"):
-            if path.is_file() and path.stat().st_ino in self._dirty:
-                os.truncate(path, path.stat().st_size // 2)
+            found = path.stat()
+            if path.is_file() and found.st_ino in self._dirty:
+                durable = self._durable.get(found.st_ino, 0)
+                os.truncate(path, durable + (found.st_size - durable) // 2)
 
 
 class _File(io.FileIO):
