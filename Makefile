@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo test faults lint bench bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/fsar-preprocess synthetic --out demo/shards
@@ -16,6 +16,10 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest
+
+# Up to twenty minutes on two cores: what the tests do a few times, hundreds and thousands of times.
+faults: $(STAMP)
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -m faults -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

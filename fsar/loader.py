@@ -276,7 +276,8 @@ class EpisodeDataset(IterableDataset[Episode]):
         DataLoader(EpisodeDataset("shards", "train", rules), batch_size=None, num_workers=2)
 
     An episode is a batch already, hence batch_size=None. Worker i of k makes every k-th episode, so that the loader
-    delivers them in order; each worker opens the shards itself. `options` are those of `EpisodeLoader`.
+    delivers them in order; each worker opens the shards itself, with `check` as `ShardSet.open` does. `options` are
+    those of `EpisodeLoader`.
     """
 
     path: Path | str
@@ -286,6 +287,7 @@ class EpisodeDataset(IterableDataset[Episode]):
     stop: int | None = None
     step: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    check: bool = False
 
     def __iter__(self) -> Iterator[Episode]:
         """Episodes start, start + step, ... below stop: all of them, or this worker's share."""
@@ -293,7 +295,7 @@ class EpisodeDataset(IterableDataset[Episode]):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         first, stride = self.start + number * self.step, workers * self.step
         with (
-            ShardSet.open(self.path) as shards,
+            ShardSet.open(self.path, check=self.check) as shards,
             EpisodeLoader(shards, self.split, self.rules, **self.options) as loader,
         ):
             yield from loader.episodes(first, self.stop, step=stride)

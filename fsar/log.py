@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from typing import TYPE_CHECKING, Any, Self, TextIO
+import os
+from typing import TYPE_CHECKING, Any, Self
 
 from fsar import ranks
 from shards_spec.files import disk_errors, write_whole
 
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
 
 
@@ -24,27 +26,35 @@ class RunLog:
 
     def __init__(self, run: Path, start: int) -> None:
         self._path = run / "log.jsonl"
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
         self._board = None
         if not ranks.is_first():
             return
         with disk_errors(self._path):
             run.mkdir(parents=True, exist_ok=True)
             _truncate(self._path, start)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)  # what a full disk refuses must not wait in a buffer
         self._board = _open_board(run, start)
 
     def write(self, kind: str, n: int, **values: float | str) -> None:
         """Append one record of what was known after n episodes."""
         if self._file is None:
             return
+        line = (json.dumps({"kind": kind, "n": n} | values) + "\n").encode()
         with disk_errors(self._path):
-            self._file.write(json.dumps({"kind": kind, "n": n} | values) + "\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
         if self._board is not None:
             for name, value in values.items():
                 if not isinstance(value, str):
                     self._board.add_scalar(f"{kind}/{name}", value, n)
+
+    def make_durable(self) -> None:
+        """Called before a checkpoint is written, which must not know more than the log does."""
+        if self._file is None:
+            return
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

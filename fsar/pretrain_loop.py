@@ -181,6 +181,7 @@ class Pretrainer:
             log.write("train", n, epoch=round(n / self.views.epoch_steps, 4), **record, **state)
             bar.set_postfix_str(f"loss {record.get('loss', math.nan):.3f}")
         if saves and ranks.is_first():
+            log.make_durable()
             save_state(self.last, self.model, self.optimizer, vars(self.progress), seen=self.seen)
 
     def _read(self) -> Reading:

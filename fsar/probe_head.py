@@ -158,6 +158,7 @@ class Training:
                 record |= after(epoch + 1) if after else {}
                 if log is not None:
                     log.write("train", epoch + 1, **record)
+                    log.make_durable()
                     self._save(epoch + 1)
 
     def epoch(self, epoch: int) -> dict[str, float]:

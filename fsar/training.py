@@ -296,6 +296,7 @@ class Trainer:
         if validates:
             self._validate(n, log)
         if saves:
+            log.make_durable()
             self._save(self.last, self.optimizer)
 
     def _save(self, path: Path, optimizer: torch.optim.Optimizer | None) -> None:

@@ -81,11 +81,13 @@ class RawExecutor:
     def _views(self, reads: Reads, start: int, stop: int) -> Iterator[Pixels]:
         """Windows of reads [start, stop), which are all of one place in one video."""
         top, left, (height, width) = int(reads.tops[start]), int(reads.lefts[start]), reads.size
-        video = self._shards.series(reads.modality).pixels(int(reads.rows[start]))
+        series, row = self._shards.series(reads.modality), int(reads.rows[start])
+        video = series.pixels(row)
         stored = video[:, top : top + height, left : left + width]  # [n, h, w, 3]
         for i, frame in enumerate(reads.frames[start:stop].tolist(), start):
             if not 0 <= frame < len(stored):
                 raise ShardError(f"{frame_name(self._shards, reads, i)}: it has {len(stored)} frames, not {frame}")
+            series.check_pixels(row, [frame])
             yield stored[frame]
 
     def _check_windows(self, reads: Reads) -> None:

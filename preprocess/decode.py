@@ -53,6 +53,10 @@ class VideoError(Exception):
         self.reason, self.detail = reason, detail
 
 
+class DecoderKilledError(FsarError):
+    """Somebody killed the decoder: it says nothing about the video."""
+
+
 class Planes(NamedTuple):
     """One frame, full-range BT.601 YUV 4:2:0 as in JFIF: [h, w], [ceil(h/2), ceil(w/2)] twice, uint8."""
 
@@ -199,8 +203,8 @@ class VideoReader:
         log = self._log.read().decode("utf-8", "replace")
         if self._late:
             raise VideoError("timeout", "the decoder did not end within the time limit")
-        if -code in {signal.SIGKILL, signal.SIGTERM}:  # it says nothing about the video
-            raise FsarError("the decoder was killed (out of memory?); type the same command again")
+        if -code in {signal.SIGKILL, signal.SIGTERM}:
+            raise DecoderKilledError("the decoder was killed (out of memory?); type the same command again")
         missing = missing_bytes(self._path)
         if missing:
             raise VideoError("truncated", f"the container declares {missing} bytes beyond the end of the file")

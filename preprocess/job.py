@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """The videos of one shard by catalogue row, and the series of it to write, with the flow estimators of some."""
+    """The videos of one shard by catalogue row, and the series of it to write, with the flow estimators of some.
+
+    `fatal` says of the videos that brought workers down how they did: they are not tried again.
+    """
 
     shard: int
     videos: dict[int, Video]
@@ -39,6 +42,7 @@ class Job:
     time_limit: float
     codec: str = "jpeg"
     estimators: Mapping[str, str] = field(default_factory=dict)
+    fatal: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def run(job: Job, report: Callable[[int], None]) -> Finished:
 
     Raises:
         DiskError: the disk is full; the temporary files are gone by then.
+        DecoderKilledError: the decoder was killed, which says nothing about the video.
     """
     failures: list[Failure] = []
     infos: dict[int, dict[str, dict[str, Any]]] = {}
@@ -101,6 +106,8 @@ def _readers(job: Job) -> Generator[tuple[int, VideoReader | VideoError]]:
 
 
 def _start(row: int, video: Video, job: Job) -> tuple[int, VideoReader | VideoError]:
+    if row in job.fatal:
+        return row, VideoError("crash", job.fatal[row])
     try:
         return row, VideoReader(video.path, job.geometry, time_limit=job.time_limit)
     except VideoError as error:

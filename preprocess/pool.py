@@ -1,4 +1,4 @@
-"""Worker processes that end with us: jobs over pipes, so that a killed parent is noticed at the next word."""
+"""Worker processes that end with us: jobs over pipes, so that a killed process is noticed at the next word."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import os
 import platform
 import signal
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from preprocess.attempts import AGAIN, Attempts, death_text
+from preprocess.decode import DecoderKilledError
 from preprocess.encode import steady
 from preprocess.job import Finished, run
 from shards_spec import FsarError
+from shards_spec.index import shard_path
+from shards_spec.tar import unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -26,7 +31,9 @@ if TYPE_CHECKING:
     from preprocess.job import Job
 
 
-DIED = "a worker died (out of memory, or killed); type the same command again: finished shards are kept"
+GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
+LAST_WORDS = 5.0  # seconds in which a process that was told to end does
+MOST_IN_A_ROW = 3  # videos left out without one stored between them: then it is not the videos
 
 
 # OpenCV's faster code for newer CPUs rounds otherwise: optical flow would depend on the CPU. Measured cost: none.
@@ -40,41 +47,155 @@ class Progress:
     frames: int
 
 
+@dataclass(frozen=True)
+class Lost:
+    """The worker lives, but its decoder was killed."""
+
+    how: str
+
+
+@dataclass
+class _Worker:
+    """A process, what it is trying, and when it was heard last."""
+
+    process: ForkServerProcess
+    attempts: Attempts
+    heard: float
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it may be silent."""
+        return 2 * self.attempts.job.time_limit + GRACE
+
+    @property
+    def silent_from(self) -> float:
+        """When it has been silent for too long."""
+        return self.heard + self.patience
+
+
 def work(jobs: Sequence[Job], workers: int) -> Generator[Progress | Finished]:
     """Run jobs in up to `workers` processes; yields progress as it comes and each shard as it is finished.
 
+    A shard whose worker dies or falls silent is tried again by a new one, without the video at which two did.
+
     Raises:
-        FsarError: a worker ran out of disk, or died.
+        FsarError: a worker ran out of disk, or workers die whatever the video.
     """
-    # A fork server: the parent's threads and locks are never copied, and the imports are paid once.
-    context = multiprocessing.get_context("forkserver")
-    _start_server()
-    waiting = list(reversed(jobs))
-    pool: list[Connection] = []
-    processes: list[ForkServerProcess] = []
+    crew = _Crew([Attempts(job) for job in reversed(jobs)])
     try:
         for _ in range(min(workers, len(jobs))):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            with _without_main():
-                process.start()
-            theirs.close()
-            pool.append(ours)
-            processes.append(process)
-            _send(ours, waiting.pop())
-        while pool:
-            for ready in wait(pool):
-                message = _receive(ready)  # type: ignore[arg-type]  # only our connections are waited for
-                if isinstance(message, Finished):  # the worker goes on while its shard is made durable
-                    _next(ready, waiting, pool)  # type: ignore[arg-type]
-                yield message
+            crew.hire(crew.waiting.pop())
+        while crew.workers:
+            for ready in wait(crew.workers, crew.patience()):
+                yield from crew.hear(ready)  # type: ignore[arg-type]  # only our connections are waited for
+            crew.end_silent()
     finally:
-        for connection in pool:
+        crew.dismiss()
+
+
+class _Crew:
+    """The workers by their connections, and the jobs that wait for one."""
+
+    def __init__(self, waiting: list[Attempts]) -> None:
+        # A fork server: the parent's threads and locks are never copied, and the imports are paid once.
+        self._context = multiprocessing.get_context("forkserver")
+        self.waiting = waiting
+        self.workers: dict[Connection, _Worker] = {}
+        self._processes: list[ForkServerProcess] = []
+        self._left_out = 0  # videos in a row
+
+    def hire(self, attempts: Attempts) -> None:
+        """Start a worker on a job."""
+        _start_server()
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        with _without_main():
+            process.start()
+        theirs.close()
+        self._processes.append(process)
+        self.workers[ours] = _Worker(process, attempts, time.monotonic())
+        self._send(ours, attempts)
+
+    def hear(self, connection: Connection) -> Generator[Progress | Finished]:
+        """Take one message of a worker, and give it work where it has none left."""
+        worker = self.workers[connection]
+        worker.heard = time.monotonic()
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            self._bury(connection)
+            return
+        if isinstance(message, FsarError):
+            raise message
+        if isinstance(message, Lost):
+            self._note(worker.attempts, message.how)
+            self._send(connection, worker.attempts)
+        elif isinstance(message, Progress):
+            if worker.attempts.video_done():
+                if message.frames:
+                    self._left_out = 0
+                yield message
+        else:
+            assert isinstance(message, Finished)
+            self._next(connection)  # the worker goes on while its shard is made durable
+            yield message
+
+    def patience(self) -> float:
+        """Seconds until a worker will have been silent for too long."""
+        return max(0.0, min(worker.silent_from for worker in self.workers.values()) - time.monotonic())
+
+    def end_silent(self) -> None:
+        """Kill the workers that said nothing for too long; their jobs are tried again."""
+        now = time.monotonic()
+        for connection, worker in list(self.workers.items()):
+            if worker.silent_from <= now and not connection.poll():
+                worker.process.kill()
+                self._bury(connection, f"silent for more than {worker.patience:g} s")
+
+    def dismiss(self) -> None:
+        """End all workers, whatever they do."""
+        for connection in self.workers:
             connection.close()
-        for process in processes:
+        for process in self._processes:
             process.terminate()
-        for process in processes:
-            process.join()
+        for process in self._processes:
+            process.join(LAST_WORDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _bury(self, connection: Connection, how: str | None = None) -> None:
+        """Clean up after a dead worker, and hire another for its job."""
+        worker = self.workers.pop(connection)
+        connection.close()
+        worker.process.join(LAST_WORDS)
+        worker.process.kill()
+        self._processes.remove(worker.process)
+        job = worker.attempts.job
+        for series in job.series:
+            unfinished(shard_path(job.out, series, job.shard), worker.process.pid or 0).unlink(missing_ok=True)
+        self._note(worker.attempts, how or death_text(worker.process.exitcode))
+        self.hire(worker.attempts)
+
+    def _note(self, attempts: Attempts, how: str) -> None:
+        left_out = attempts.died(how)
+        self._left_out += left_out is not None
+        if self._left_out >= MOST_IN_A_ROW:
+            raise FsarError(f"workers die at every video, at last at {left_out} ({how}): it is not the videos; {AGAIN}")
+
+    def _next(self, connection: Connection) -> None:
+        """Give a free worker its next job, or let it go."""
+        if self.waiting:
+            self.workers[connection].attempts = self.waiting.pop()
+            self._send(connection, self.workers[connection].attempts)
+        else:
+            del self.workers[connection]
+            connection.close()
+
+    @staticmethod
+    def _send(connection: Connection, attempts: Attempts) -> None:
+        with suppress(OSError):  # it died: the next look at the connection will tell
+            connection.send(attempts.job)
 
 
 def _start_server() -> None:
@@ -100,33 +221,6 @@ def _without_main() -> Generator[None]:
         sys.modules["__main__"] = main
 
 
-def _next(connection: Connection, waiting: list[Job], pool: list[Connection]) -> None:
-    """Give a free worker its next job, or let it go."""
-    if waiting:
-        _send(connection, waiting.pop())
-        return
-    pool.remove(connection)
-    connection.close()
-
-
-def _send(connection: Connection, job: Job) -> None:
-    try:
-        connection.send(job)
-    except OSError:
-        raise FsarError(DIED) from None
-
-
-def _receive(connection: Connection) -> Progress | Finished:
-    try:
-        message = connection.recv()
-    except (EOFError, OSError):
-        raise FsarError(DIED) from None
-    if isinstance(message, FsarError):
-        raise message
-    assert isinstance(message, Progress | Finished)
-    return message
-
-
 def _serve(connection: Connection) -> None:
     """Do jobs until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -139,6 +233,8 @@ def _serve(connection: Connection) -> None:
             job = connection.recv()
             try:
                 connection.send(run(job, lambda frames: connection.send(Progress(frames))))
+            except DecoderKilledError:
+                connection.send(Lost("the decoder was killed (out of memory?)"))
             except FsarError as error:
                 connection.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):

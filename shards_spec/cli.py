@@ -17,7 +17,7 @@ from shards_spec.peek_cli import peek
 from shards_spec.reader import ShardSet
 from shards_spec.schema import Failure
 from shards_spec.splits_cli import splits
-from shards_spec.summary import check_as_described, drop_sidecars
+from shards_spec.summary import check_as_described, from_tar, write_sidecars
 from shards_spec.verify import verify as verify_set
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
@@ -87,8 +87,8 @@ def reindex(folder: Path) -> None:
         for tar in tars:
             check_as_described(tar)
         sweep(folder)
-        for tar in tars:
-            drop_sidecars(tar)
+        for tar in tars:  # one after the other takes the place of the one before: the set stays whole
+            write_sidecars(tar, from_tar(tar))
         build_index(folder)
     with ShardSet.open(folder) as shards:
         click.echo(f"{folder}: index of {shards.num_videos} videos written")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from zarr.storage import MemoryStore
 
 from shards_spec.errors import ShardError
 from shards_spec.files import disk_errors, json_line, sync_folder, sync_tree, temporary
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from zarr.core.buffer import Buffer
 
     from shards_spec.index_columns import Columns
 
@@ -137,25 +139,34 @@ def _write(folder: Path, groups: Iterable[tuple[str, Columns]]) -> None:
     final = folder / INDEX
     building = temporary(final)
     hashes: dict[str, str] = {}
+    # By way of memory, a column at a time: the threads of zarr's own store go on writing after one of them has failed.
+    files: dict[str, Buffer] = {}
+    root = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
     with disk_errors(final):
         shutil.rmtree(building, ignore_errors=True)
-        root = zarr.open_group(building, mode="w", zarr_format=3)
     for name, columns in groups:
         hashes |= {f"{name}/{column}": column_sha256(values) for column, values in columns.items()}
-        with disk_errors(final):
-            _write_group(root, name, columns)
-        del columns  # before the next ones are made
+        group = root.create_group(name)
+        for column, values in columns.items():
+            chunks = (min(max(len(values), 1), CHUNK), *values.shape[1:])
+            group.create_array(column, data=values, chunks=chunks)
+            _move(files, building, final)
+        del columns, values  # before the next ones are made
     attributes: dict[str, Any] = {"format": FORMAT, "columns": hashes, "files": pinned_hashes(folder)}
+    root.update_attributes(attributes | {"sha256": attributes_sha256(attributes)})
+    _move(files, building, final)
     with disk_errors(final):
-        root.update_attributes(attributes | {"sha256": attributes_sha256(attributes)})
         sync_tree(building)
         drop_index(folder)
         building.replace(final)
         sync_folder(folder)
 
 
-def _write_group(root: zarr.Group, name: str, columns: Columns) -> None:
-    group = root.create_group(name)
-    for column, values in columns.items():
-        chunks = (min(max(len(values), 1), CHUNK), *values.shape[1:])
-        group.create_array(column, data=values, chunks=chunks)
+def _move(files: dict[str, Buffer], building: Path, final: Path) -> None:
+    """Write files, named from the index's folder, to the unfinished index, and forget them."""
+    with disk_errors(final):
+        for name, content in files.items():
+            path = building / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.to_bytes())
+    files.clear()

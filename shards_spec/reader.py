@@ -20,6 +20,7 @@ from shards_spec.index import INDEX, attributes_sha256, column_sha256, list_shar
 from shards_spec.motion import adding_command
 from shards_spec.schema import FORMAT, Dataset
 from shards_spec.shard_check import check_shards
+from shards_spec.sums import PictureSums
 from shards_spec.tar import BLOCK, padded
 
 if TYPE_CHECKING:
@@ -90,13 +91,17 @@ class Columns:
 
 
 class Series:
-    """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...; `columns` are those of the index."""
+    """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...; `columns` are those of the index.
 
-    def __init__(self, folder: Path, name: str, columns: Columns) -> None:
+    With `check`, no picture is handed out whose CRC-32 is not the one that was written.
+    """
+
+    def __init__(self, folder: Path, name: str, columns: Columns, *, check: bool = False) -> None:
         self.name, self._folder, self.columns = name, folder, columns
         self._shard, self._offset = columns["shard"], columns["offset"]
         self._first, self._size = columns["first"], columns["size"]
         self.codec = columns.codec
+        self._sums = PictureSums(columns) if check else None
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._maps: OrderedDict[int, Mapped] = OrderedDict()
         self._lock = threading.Lock()
@@ -149,7 +154,7 @@ class Series:
         """Encoded payloads of a video's members at `positions` of `kept(row)`; safe in threads.
 
         Raises:
-            ShardError: no such member, or the shard ends before it.
+            ShardError: no such member, the shard ends before it, or (with check) its bytes are not those written.
         """
         first, last = int(self._first[row]), int(self._first[row + 1])
         sizes = self._size[first:last].astype(np.int64)
@@ -162,6 +167,8 @@ class Series:
             data = os.pread(file.fileno(), int(sizes[position]), int(starts[position]))
             if len(data) != sizes[position]:
                 raise ShardError(f"{file.name}: cut short: it ends before byte {starts[position] + sizes[position]}")
+            if self._sums:
+                self._sums.check(row, position, data, where=file.name)
             payloads.append(data)
         return payloads
 
@@ -180,6 +187,13 @@ class Series:
         if row not in views:
             views[row] = self._view(mapped, row)
         return views[row]
+
+    def check_pixels(self, row: int, positions: Iterable[int]) -> None:
+        """With check, refuse frames of `pixels(row)` whose bytes are not those written: ShardError."""
+        if self._sums:
+            video, where = self.pixels(row), str(shard_path(self._folder, self.name, int(self._shard[row])))
+            for position in positions:
+                self._sums.check(row, position, video[position].data, where=where)
 
     def close(self) -> None:
         """Close its files; what `pixels` gave stays valid."""
@@ -234,8 +248,8 @@ class ShardSet:
         fps: [V] source frames a second.
     """
 
-    def __init__(self, path: Path, dataset: Dataset, hashes: dict[str, str]) -> None:
-        self.path, self.dataset, self._hashes = path, dataset, hashes
+    def __init__(self, path: Path, dataset: Dataset, hashes: dict[str, str], *, check: bool = False) -> None:
+        self.path, self.dataset, self._hashes, self._check = path, dataset, hashes, check
         self._series: dict[str, Series] = {}
         self._videos = Columns(path / INDEX, "videos", hashes)
         self.labels: NDArray[np.int32] = self._videos["label"]
@@ -245,8 +259,8 @@ class ShardSet:
         self.num_videos = len(self.labels)
 
     @staticmethod
-    def open(path: str | Path, *, series: Iterable[str] = ("rgb",)) -> ShardSet:
-        """Open a shard set and check the shards of the named series.
+    def open(path: str | Path, *, series: Iterable[str] = ("rgb",), check: bool = False) -> ShardSet:
+        """Open a shard set and check the shards of the named series; with `check` every picture that is read, too.
 
         Raises:
             ShardError: it is missing, unfinished, truncated, swapped, damaged or of another format.
@@ -267,7 +281,7 @@ class ShardSet:
             raise ShardError(
                 f"{path}: dataset.json, plan.json or failures.jsonl changed; run fsar-shards reindex {path}"
             )
-        shards = ShardSet(path, Dataset.load(path / "dataset.json"), attributes["columns"])
+        shards = ShardSet(path, Dataset.load(path / "dataset.json"), attributes["columns"], check=check)
         for name in series:
             shards.series(name)
         return shards
@@ -295,7 +309,7 @@ class ShardSet:
                     f'{self.path} holds no "{name}" ({suggest(name, self.series_names)}); motion is added by '
                     + adding_command(name, self.path)
                 )
-            self._series[name] = Series(self.path, name, self.columns(name))
+            self._series[name] = Series(self.path, name, self.columns(name), check=self._check)
         return self._series[name]
 
     def columns(self, name: str) -> Columns:

@@ -30,6 +30,7 @@ Reason = Literal[
     "too-long",  # more frames than the limit
     "too-large",  # larger pictures than the limit
     "timeout",  # the decoder did not end in time
+    "crash",  # two workers were lost at it
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 

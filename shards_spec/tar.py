@@ -92,6 +92,11 @@ class _Hashed:
         return self.file.write(data)
 
 
+def unfinished(path: Path, process: int) -> Path:
+    """Where a process writes a shard: its number keeps what an orphan still writes apart from what others write."""
+    return path.with_name(f"{path.name}.{process}{TEMPORARY}")
+
+
 class TarSeriesWriter:
     """Writes one shard of one series under a temporary name of its own; making it durable and naming it is `publish`'s.
 
@@ -106,8 +111,7 @@ class TarSeriesWriter:
         from webdataset import TarWriter  # noqa: PLC0415 -- a third of a second that readers need not pay
 
         self.path = path
-        # The process number keeps what an orphan of a killed run still writes apart from what we write.
-        self.written = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+        self.written = unfinished(path, os.getpid())
         self.members: list[Member] = []
         with disk_errors(path):
             self._file: BinaryIO = self.written.open("wb")

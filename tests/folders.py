@@ -56,7 +56,12 @@ def command_line(*args: object, module: str = "preprocess.cli", **environment: s
 
 
 def write_set(
-    folder: Path, videos: Mapping[int, Sequence[bytes]], *, rows: int = 4, splits: Mapping[str, Split] | None = None
+    folder: Path,
+    videos: Mapping[int, Sequence[bytes]],
+    *,
+    rows: int = 4,
+    splits: Mapping[str, Split] | None = None,
+    size: tuple[int, int] = (48, 64),
 ) -> Path:
     """A shard set of one series, `rgb`, with these payloads; rows that are absent are videos that failed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,18 +72,18 @@ def write_set(
     for number in range(-(-count // rows)):
         held = {row: videos[row] for row in range(number * rows, (number + 1) * rows) if row in videos}
         if held:
-            _write_shard(shard_path(folder, "rgb", number), held)
+            _write_shard(shard_path(folder, "rgb", number), held, size)
     build_index(folder)
     return folder
 
 
-def _write_shard(path: Path, videos: Mapping[int, Sequence[bytes]]) -> None:
+def _write_shard(path: Path, videos: Mapping[int, Sequence[bytes]], size: tuple[int, int]) -> None:
     infos = {}
     with TarSeriesWriter(path) as writer:
         for row, payloads in videos.items():
             n = len(payloads)
             infos[row] = {"name": f"b/{row} é.avi", "label": "b", "group": None, "frames": n, "fps": 25.0}
-            infos[row] |= {"source_size": [48, 64], "size": [48, 64], "kept": list(range(n))}
+            infos[row] |= {"source_size": list(size), "size": list(size), "kept": list(range(n))}
             files = {f"{i:05d}.jpg": data for i, data in enumerate(payloads)}
             writer.add(sample_key(row), files | {"cls": b"1", "json": json_line(infos[row])})
     samples = summarise(writer.members, infos, path)

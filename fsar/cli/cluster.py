@@ -11,6 +11,7 @@ import click
 import numpy as np
 from torch.nn import functional as F
 
+from fsar.cli.options import check_option
 from fsar.clustering import agreement, k_means, keep_large
 from fsar.config import build_config, run_config
 from fsar.data import choose_device, evaluation_rules
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--clip-stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 1]")
 @click.option("--resize", type=click.IntRange(1), help="Both sides before the crop.  [default: the run's, or 256]")
 @click.option("--crop", type=click.IntRange(1), help="Side of the centre square.  [default: the run's, or 224]")
+@check_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", help="[default: the run's, or auto]")
 def cli(
@@ -69,6 +71,7 @@ def cli(
     *,
     normalise: bool,
     seed: int,
+    check: bool,
     **given: Any,  # noqa: ANN401 -- keys of the configuration
 ) -> None:
     """Cluster the videos of a split for training without labels: fsar-train --labels clusters.csv.
@@ -81,7 +84,7 @@ def cli(
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if features == "flow":
         _check_flow(trunk=trunk, trunk_weights=trunk_weights, weights=weights, **given)
-    with ShardSet.open(folder) as shards:
+    with ShardSet.open(folder, check=check) as shards:
         rows = shards.split_rows(split)
         clusters = clusters or 2 * len(shards.dataset.splits[split].classes)
         if clusters > len(rows):

@@ -13,7 +13,7 @@ from fsar import ranks
 from fsar.candidates import file_candidate, file_config, prototype_candidate, run_candidate, trunk_candidate
 from fsar.cli.compare import CompareOptions, check_runs, compare_runs
 from fsar.cli.launch import launch
-from fsar.cli.options import parse_pairs
+from fsar.cli.options import check_option, parse_pairs
 from fsar.comparison import check_same
 from fsar.config import build_config
 from fsar.data import choose_device, class_text_sha256
@@ -107,6 +107,7 @@ class Source:
 @click.option("--allow-overlap", is_flag=True, help="Test on what training saw; the result is stamped with it.")
 @click.option("--baseline", metavar="NAME", help="With --compare: the run to compare with.  [default: the first]")
 @click.option("--allow-styles", is_flag=True, help="With --compare: runs of several recipe styles, stamped.")
+@check_option
 @click.option("--out", type=FILE, help="Write the result as JSON.")
 @click.option("--markdown", type=FILE, help="With --compare: write the tables as Markdown.")
 @click.option("--csv", type=FILE, help="With --compare: write the figures as CSV.")
@@ -120,6 +121,7 @@ def cli(
     embeddings: Path | None,
     inference: str | None,
     shuffled: bool,
+    check: bool,
     **given: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of KEYS
 ) -> None:
     """Evaluate a model on episodes of a split that it has not seen, or compare runs on the same episodes.
@@ -136,7 +138,7 @@ def cli(
     store = EmbeddingStore(embeddings) if embeddings else None
     asked = {KEYS[name]: value for name, value in given.items() if value is not None}
     changes = asked | {"inference": inference, "trunk_weights": source.trunk_weights}
-    with ShardSet.open(folder) as shards:
+    with ShardSet.open(folder, check=check) as shards:
         found = [run_candidate(run, source.checkpoint) for run in first + more] or [_candidate(source, shards)]
         found = _changed(found, {key: value for key, value in changes.items() if value is not None})
         if first:

@@ -81,6 +81,11 @@ EXPLAINED = {
 OWN = frozenset({"dataset", "method", "recipe_style"})
 
 
+check_option = click.option(
+    "--check", is_flag=True, help="Compare the CRC-32 of every picture with the index while it is read."
+)
+
+
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option a key of the configuration; those that are not given stay out of the overrides."""
     kinds = TYPES | method_option_types()

@@ -9,7 +9,7 @@ import click
 
 from fsar import ranks
 from fsar.cli.launch import launch
-from fsar.cli.options import key_options, overrides
+from fsar.cli.options import check_option, key_options, overrides
 from fsar.data import choose_device
 from fsar.pretrain_config import (
     CHOICES,
@@ -97,6 +97,7 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 )
 @click.option("--out", "run", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run folder, with its recipe.")
+@check_option
 @click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
 @key_options(set(TYPES | all_option_types()) - OWN, _help)
 def cli(
@@ -107,6 +108,7 @@ def cli(
     *,
     resume: bool,
     print_config: bool,
+    check: bool,
     **given: Any,  # noqa: ANN401 -- the keys of the configuration
 ) -> None:
     """Train a video trunk from shards without labels.
@@ -115,7 +117,7 @@ def cli(
     --print-config.  The run folder gets config.toml, log.jsonl, a checkpoint, result.json and report.html; give it to
     fsar-probe, or to fsar-train as --trunk-weights.
     """
-    with ShardSet.open(folder) as shards:
+    with ShardSet.open(folder, check=check) as shards:
         if resume and recipe is None:
             check_is_run(run)
             recipe = str(run / "config.toml")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
+from fsar.cli.options import check_option
 from fsar.data import choose_device
 from fsar.probe_head import FINETUNE, LINEAR
 from fsar.probe_report import figures, page, retrieval_picture
@@ -122,6 +123,7 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
 @click.option("--features", "cache", type=FILE, help="Folder in which features are kept for the next command.")
 @click.option("--resume", is_flag=True, help="Go on with the classifier in --out.")
 @click.option("--allow-overlap", is_flag=True, help="Test on videos that training saw; the result is stamped with it.")
+@check_option
 @click.option("--out", type=FILE, help="Folder for result.json, report.html, and the classifier's log.")
 def cli(
     weights: str | None,
@@ -140,6 +142,7 @@ def cli(
     cache: Path | None,
     allow_overlap: bool,
     out: Path | None,
+    check: bool,
     **given: Any,  # noqa: ANN401 -- fields of ClipRules, Rules and Fit, and the options of single modes
 ) -> None:
     """Probe features on labelled videos: retrieval, nearest neighbours, a linear classifier, fine-tuning.
@@ -155,7 +158,7 @@ def cli(
     _check(weights, lists, split, out, given)
     if weights is None and not untrained:
         raise ConfigError("give --weights RUN or FILE, or --untrained with --trunk for random weights")
-    with ShardSet.open(folder) as shards:
+    with ShardSet.open(folder, check=check) as shards:
         if lists is None:
             division = held_out_division(shards, split=split, share=held_out, seed=held_out_seed)
         else:

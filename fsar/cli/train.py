@@ -11,7 +11,7 @@ import click
 
 from fsar import ranks
 from fsar.cli.launch import launch
-from fsar.cli.options import config_options, overrides
+from fsar.cli.options import check_option, config_options, overrides
 from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
 from fsar.data import choose_device, class_text_sha256, training_labels
 from fsar.evaluation import evaluate
@@ -53,6 +53,7 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run folder, with its recipe.")
 @click.option("--shuffle-control", is_flag=True, help="Also test with the frames of each clip shuffled.")
 @click.option("--prototype-control", is_flag=True, help="Also test prototypes of the trunk's starting weights.")
+@check_option
 @click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
 @config_options
 def cli(
@@ -66,6 +67,7 @@ def cli(
     shuffle_control: bool,
     prototype_control: bool,
     print_config: bool,
+    check: bool,
     **given: Any,  # noqa: ANN401 -- the keys of the configuration
 ) -> None:
     """Train a few-shot method from shards, select on val, test once.
@@ -73,7 +75,7 @@ def cli(
     A recipe is chosen by data set, method and shot, and gives every value that is not given here: see them with
     --print-config.  The run folder gets config.toml, log.jsonl, checkpoints, result.json and report.html.
     """
-    with ShardSet.open(folder) as shards:
+    with ShardSet.open(folder, check=check) as shards:
         name, options = shards.dataset.name, overrides(given)
         saved = (run or _run_folder(method or "molo", name, options.get("shot", 1))) / "config.toml"
         if resume and recipe is None and saved.exists():

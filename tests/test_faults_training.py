@@ -1,0 +1,29 @@
+"""Training that is killed at random moments and resumed: the losses, weights and episodes of a run that was not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import ROOT
+
+
+def kill_training(shards: Path, folder: Path, kills: int) -> str:
+    """What the program says that does it, in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, str(Path(__file__).with_name("kill_training.py")), str(shards), str(folder), str(kills)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_killed_and_resumed_it_ends_the_same(tiny_path: Path, tmp_path: Path) -> None:
+    assert kill_training(tiny_path, tmp_path, 2).startswith("2 of 2 kills: the same losses, weights and episodes")
+
+
+@pytest.mark.faults
+def test_100_kills_change_nothing(tiny_path: Path, tmp_path: Path) -> None:
+    print(f"\ntraining: {kill_training(tiny_path, tmp_path, 100)}", end="")
