@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fsar.methods import Embedding
 from fsar.provenance import key_of
+from shards_spec.column_files import read_column
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import TEMPORARY, disk_errors, only_writer, read_json, sync_folder, sync_tree, temporary
 from shards_spec.index import column_sha256
@@ -136,15 +137,13 @@ def _read_part(part: Path, gathered: _Gathered) -> None:
 def _read(part: Path, name: str) -> Tensor:
     """One column of a part, checked against its hash."""
     try:
-        array = zarr.open_array(part / name, mode="r")
-        column = np.asarray(array[:])
-        whole, bits = column_sha256(column) == array.attrs["sha256"], array.attrs.get("bits")
-    except Exception as error:
-        raise FsarError(f"{part}/{name} cannot be read ({error}); delete {part}") from error
-    if not whole:
+        column, attributes = read_column(part / name)
+    except FsarError as error:
+        raise FsarError(f"{error}; delete {part}") from error
+    if column_sha256(column) != attributes.get("sha256"):
         raise FsarError(f"{part}/{name} is damaged; delete {part} and type the same command again")
-    tensor = torch.from_numpy(column)
-    return tensor.view(torch.bfloat16) if bits == BFLOAT16 else tensor
+    bits = attributes.get("bits") == BFLOAT16 and column.dtype == np.int16
+    return torch.from_numpy(column).view(torch.bfloat16) if bits else torch.from_numpy(column)
 
 
 def _add(folder: Path, numbers: Ints, made: Iterable[Embedding], gathered: _Gathered) -> None:

@@ -144,6 +144,6 @@ def _write(path: Path, column: NDArray[Any]) -> None:
 def _mapped(path: Path) -> NDArray[Any]:
     try:
         mapped: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (ValueError, OSError) as error:
+    except Exception as error:  # a damaged header can fail anywhere
         raise FsarError(f"{path} is damaged ({error}): delete it and type the same command again") from error
     return mapped

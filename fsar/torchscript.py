@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from io import BytesIO
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -31,6 +32,9 @@ DTYPES = {
 }
 
 
+MOST_TENSORS = 100_000  # a module may hold others over and over: their number doubles with each level
+
+
 class Refused(Exception):  # noqa: N818 -- becomes a ConfigError
     """What a pickle asks for is not part of a module's tensors."""
 
@@ -55,7 +59,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # noqa: BLE001 -- a damaged archive can fail anywhere; it is none then
         return False
 
 
@@ -68,11 +72,14 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             root = _Unpickler(archive).load()
-            return dict(_named_tensors(root, ""))
+            found = dict(islice(_named_tensors(root, ""), MOST_TENSORS + 1))
     except Refused as error:
         raise ConfigError(f"{path} {error}; no pickled code is ever run, so take the file from its publisher") from None
     except Exception as error:  # a damaged archive can fail anywhere
         raise ConfigError(f"{path} cannot be read as TorchScript ({type(error).__name__}: {error})") from error
+    if len(found) > MOST_TENSORS:
+        raise ConfigError(f"{path} holds more than {MOST_TENSORS:,} tensors; give the file of one trunk")
+    return found
 
 
 class _Unpickler(pickle.Unpickler):
