@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import zipfile
 from io import BytesIO
 from itertools import islice
@@ -32,6 +33,7 @@ DTYPES = {
 }
 
 
+MEMO = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 MOST_TENSORS = 100_000  # a module may hold others over and over: their number doubles with each level
 
 
@@ -87,7 +89,9 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-        super().__init__(BytesIO(archive.read(name)))
+        data = archive.read(name)
+        _check_memo(data)
+        super().__init__(BytesIO(data))
         self._archive, self._folder = archive, name.removesuffix("data.pkl")
         self._storages: dict[str, Tensor] = {}
 
@@ -113,6 +117,13 @@ class _Unpickler(pickle.Unpickler):
             storage = torch.frombuffer(stored, dtype=dtype, count=elements) if elements else torch.empty(0, dtype=dtype)
             self._storages[number] = storage
         return self._storages[number]
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse a pickle that numbers what it remembers beyond its own length: memory would be taken up to that number."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in MEMO and int(argument or 0) > len(data):
+            raise Refused(f"remembers more than its {len(data)} bytes can hold")
 
 
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Tensor:

@@ -48,7 +48,7 @@ PIPE_BYTES = 1 << 20  # ten frames of 256x256 wait there, where Linux gives not 
 
 ERROR_LINE = re.compile(r"(?:\[[^\]]*\] )*\[(?:error|fatal)\] ?(.*)")
 
-TOO_MANY_PIXELS = re.compile(r"Picture size (\d+x\d+) exceeds specified max pixel count (\d+)")
+TOO_MANY_PIXELS = re.compile(r"Picture size \d+x\d+ exceeds specified max pixel count (\d+)")  # edges added to the size
 
 
 class VideoError(Exception):
@@ -219,7 +219,7 @@ class VideoReader:
             raise FsarError("the decoder was killed (out of memory?); type the same command again")
         errors = [match[1] for line in log.splitlines() if (match := ERROR_LINE.match(line))]
         if large := next(filter(None, map(TOO_MANY_PIXELS.match, errors)), None):
-            raise VideoError("too-large", f"frames of {large[1]}, more than {large[2]} pixels")
+            raise VideoError("too-large", f"frames of more than {large[1]} pixels")
         missing = missing_bytes(self._path)
         if missing:
             raise VideoError("truncated", f"the container declares {missing} bytes beyond the end of the file")

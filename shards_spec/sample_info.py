@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOST_FRAMES, MOST_SIDE = 99_999, 99_999  # five digits
+NEEDED = frozenset({"name", "label", "group", "frames", "fps", "source_size", "size"})
 LISTS = ("scale", "magnitude", "motion_score")  # a value for each picture
 
 
 def check_info(info: Any, frames: Sequence[int]) -> None:  # noqa: ANN401 -- whatever the JSON holds
     """Raise ValueError where the JSON of a sample with the pictures `frames` is not what SPEC.md says."""
-    if not isinstance(info, dict):
-        raise ValueError("it is no object")  # noqa: TRY004 -- one kind for whoever calls
+    if not isinstance(info, dict) or not info.keys() >= NEEDED:
+        raise ValueError(f"it is no object with {', '.join(sorted(NEEDED))}")
     _check_names(info)
     count, fps = info.get("frames"), info.get("fps")
     if type(count) is not int or not 0 < count <= MOST_FRAMES:
