@@ -60,7 +60,9 @@ class FeatureStore:
         for kind in kinds:
             for first, path, file in zip(range(0, views, size), paths[kind], files[kind], strict=True):
                 if file.dtype != TYPES[kind] or file.shape != (min(size, views - first), *files[kind][0].shape[1:]):
-                    raise FsarError(f"{path} holds {file.dtype} {file.shape}: delete it and type the same command again")
+                    raise FsarError(
+                        f"{path} holds {file.dtype} {file.shape}: delete it and type the same command again"
+                    )
         return cls(files, size, {kind: ClipBuffers(TYPES[kind]) for kind in kinds})
 
     def read(self, places: Ints) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     if optimizer is not None:
         try:
             _load_optimizer(optimizer, tensors)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise ConfigError(f"{path} is damaged or no checkpoint of ours ({error})") from error
     return loop
 
@@ -104,9 +104,12 @@ def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str,
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = dict(enumerate(each for group in optimizer.param_groups for each in group["params"]))
     for name, value in tensors.items():
         if name.startswith(OPTIMIZER):
             number, _, key = name.removeprefix(OPTIMIZER).partition(".")
+            if value.ndim and value.shape != parameters[int(number)].shape:
+                raise ValueError(f"{name} is not of the shape of its parameter")
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

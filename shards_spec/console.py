@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from shards_spec.errors import ConfigError, FsarError, suggest
 if TYPE_CHECKING:
     from typing import NoReturn
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey those in a name
 BAD_INPUT, WITH_FAILURES, INTERRUPTED = 2, 3, 130
 
 
@@ -46,7 +48,7 @@ def run_command(command: click.Command, *, again: str = "type the same command a
         click.echo(f"error: {error.format_message()}; see --help", err=True)
         sys.exit(BAD_INPUT)
     except FsarError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {CONTROLS.sub('?', str(error))}", err=True)
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"interrupted; {again}", err=True)

@@ -12,16 +12,23 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 EXTREMES = (
-    "-1 0 1 255 65536 2147483647 2147483648 4294967296 -9223372036854775808 9223372036854775807 18446744073709551616 "
-    "1000000000000 1e308 1e999 -1e999 NaN Infinity 0.5 1e-320 00 0x10 " + "9" * 40 + " " + "9" * 5000
-).encode().split()
+    (
+        "-1 0 1 255 65536 2147483647 2147483648 4294967296 -9223372036854775808 9223372036854775807 "
+        "18446744073709551616 1000000000000 1e308 1e999 -1e999 NaN Infinity 0.5 1e-320 00 0x10 "
+        + "9" * 40
+        + " "
+        + "9" * 5000
+    )
+    .encode()
+    .split()
+)
 TOKENS = (
-    b"../", b"/etc/passwd", b"\0", b"\n", b"\r", b'"', b"<script>", b"{}", b"[]", b"null", b"true", b"\xff", b"\xed\xa0\x80",
-    b"\\ud800", b"\\u0000", b",", b" ", b"[" * 3000, b"x" * 300, b"=", b"\x1b[2J", b"e", b"%s", b"\xe2\x80\xae",
+    b"../", b"/etc/passwd", b"\0", b"\n", b"\r", b'"', b"<script>", b"{}", b"[]", b"null", b"true", b"\xff",
+    b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b",", b" ", b"[" * 3000, b"x" * 300, b"=", b"\x1b[2J", b"e", b"%s", b"\xe2\x80\xae",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1e308, float("inf"), float("nan"), 0.5, "", "\0", "../x", "a\nb",
-    "\ud800", "\udce9", "<b>", "x" * 5000, [], [[]], [None], {}, {"": {}}, {"a": [1]}, [1, "a"], -0.0,
+    None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1e308, float("inf"), float("nan"), 0.5, "", "\0", "../x",
+    "a\nb", "\ud800", "\udce9", "<b>", "x" * 5000, [], [[]], [None], {}, {"": {}}, {"a": [1]}, [1, "a"], -0.0,
 )  # fmt: skip
 
 
@@ -78,7 +85,7 @@ class Mutator:
             return self._swap_lines(data, others)
         return json.dumps(self.swap_value(tree)).encode()
 
-    def swap_value(self, tree: Any) -> Any:  # noqa: ANN401 -- JSON is what it is
+    def swap_value(self, tree: Any) -> Any:
         """JSON with one value replaced, dropped or doubled somewhere below."""
         places = list(_places(tree))
         if not places:
@@ -106,7 +113,7 @@ class Mutator:
         return b"\n".join(lines)
 
 
-def _places(tree: Any):  # noqa: ANN401, ANN202
+def _places(tree: Any):
     """Every (list or dict, key) below a JSON value."""
     waiting = [tree]
     while waiting:

@@ -28,7 +28,7 @@ def write_column(path: Path, values: np.ndarray) -> str:
     return column_sha256(values)
 
 
-def change_metadata(path: Path, **changes: Any) -> None:  # noqa: ANN401 -- JSON is what it is
+def change_metadata(path: Path, **changes: Any) -> None:
     """Change what the metadata of an array says."""
     metadata = json.loads((path / "zarr.json").read_bytes())
     (path / "zarr.json").write_text(json.dumps(metadata | changes))

@@ -32,7 +32,7 @@ from preprocess.cli import cli
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry
 from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
-from shards_spec import Dataset, FsarError, ShardSet, Split
+from shards_spec import Dataset, FsarError, ShardSet, Split, index_columns
 from shards_spec.column_files import read_column
 from shards_spec.index import INDEX, build_index
 from shards_spec.pictures import decode_picture
@@ -63,11 +63,17 @@ def open_all(folder: Path) -> None:
             assert shards.series("rgb").sizes[row].min() > 0
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of five rows, one of which failed, in three shards."""
     videos = {0: [b"one" * 300, b""], 1: [b"two"], 3: [b"x" * 512, b"y" * 513], 4: [b"z"]}
-    return write_set(tmp_path / "set", videos, rows=2, splits={"train": Split(("b",))})
+    return write_set(tmp_path_factory.mktemp("honest") / "set", videos, rows=2, splits={"train": Split(("b",))})
+
+
+@pytest.fixture
+def small(honest: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(honest, tmp_path / "set"))
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -122,10 +128,7 @@ def test_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     (videos / "a").mkdir(parents=True)
     (videos / "a" / "w.avi").symlink_to(tmp_path / "private" / "v.avi")
     args = ["folder", "--videos", videos, "--out", tmp_path / "out", "--size", 64, "--motion", "none"]
-    done = command_line(*args)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "w.avi is a link that leads out of the folder" in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert "w.avi is a link that leads out of the folder" in refusal(folder_catalogue, videos)
     (videos / "a" / "w.avi").unlink()
     (videos / "b").symlink_to(tmp_path / "private")
     assert "in/b is a link that leads out" in refusal(folder_catalogue, videos)
@@ -137,7 +140,9 @@ def test_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
         assert [shards.name(row) for row in range(3)] == ["a/same.avi", "a/v.avi", "b/v.avi"]
 
 
-@pytest.mark.parametrize("name", ["../../evil.jpg", "/c00000000.00000.jpg", "c00000000.../x", "c00000000.00000.jpg/../x"])
+@pytest.mark.parametrize(
+    "name", ["../../evil.jpg", "/c00000000.00000.jpg", "c00000000.../x", "c00000000.00000.jpg/../x"]
+)
 def test_tar_members_that_climb(tmp_path: Path, name: str) -> None:
     tar = write_tar(tmp_path, {name: b"x", "c00000000.cls": b"0", "c00000000.json": b"{}"})
     assert "rgb-000000.tar" in refusal(from_tar, tar) or "sample key" in refusal(from_tar, tar)
@@ -242,13 +247,15 @@ def test_arrays_with_pickled_content_are_never_read(small: Path, tmp_path: Path,
     assert not (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize("column", ["series/../../x/shard", "series/RGB/shard", "/etc/passwd", "series/rgb/../x", "videos"])
+@pytest.mark.parametrize(
+    "column", ["series/../../x/shard", "series/RGB/shard", "/etc/passwd", "series/rgb/../x", "videos"]
+)
 def test_names_of_series_that_climb(small: Path, column: str) -> None:
     seal(small, **{column.replace("/", "__"): "0" * 64})
     assert "which is none of ours" in refusal(open_all, small)
 
 
-def test_a_row_that_would_fill_the_memory(tmp_path: Path) -> None:
+def test_a_row_that_would_fill_the_memory(tmp_path: Path, monkeypatch) -> None:
     """One video, and nothing known of the 99,999,998 before it."""
     folder = write_set(tmp_path / "set", {0: [b"x"]})
     tar = folder / "rgb-000000.tar"
@@ -261,7 +268,8 @@ def test_a_row_that_would_fill_the_memory(tmp_path: Path) -> None:
     tar.write_bytes(data)
     for path in (folder / "rgb-000000.idx", folder / "rgb-000000.json"):
         path.unlink()
-    assert "nothing is known of over 1,048,576 videos before row 99999998" in refusal(build_index, folder)
+    monkeypatch.setattr(index_columns, "MOST_GAPS", 1000)
+    assert "nothing is known of over 1,000 videos before row 99999998" in refusal(build_index, folder)
 
 
 def test_members_that_are_only_announced(tmp_path: Path) -> None:
@@ -289,9 +297,6 @@ def test_pipes_in_the_place_of_files(small: Path) -> None:
 
 
 def test_sentence_and_exit_code(small: Path) -> None:
-    lie(small, "series/rgb/offset", np.full(5, -512, np.int64))
-    done = command_line("verify", small, module="shards_spec.cli")
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False) or done.returncode == 2
     lie(small, "videos/label", np.full(5, 2**31 - 1, np.int32))
     done = command_line("info", small, module="shards_spec.cli")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -341,7 +346,8 @@ def test_files_of_weights_that_swell(tmp_path: Path) -> None:
             b"\x80\x02c__torch__\nM\n)\x81q\x00}X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00"
             b"storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQK\x00(K\x02t(K\x01t\x89NtRsb0"
             + b"".join(
-                b"c__torch__\nM\n)\x81q%c}(X\x01\x00\x00\x00ah%cX\x01\x00\x00\x00bh%cub0" % (n + 1, n, n) for n in range(40)
+                b"c__torch__\nM\n)\x81q%c}(X\x01\x00\x00\x00ah%cX\x01\x00\x00\x00bh%cub0" % (n + 1, n, n)
+                for n in range(40)
             )
             + b"h%c." % 40,
             "more than 100,000 tensors",
@@ -388,7 +394,10 @@ def test_the_limits_decide_no_byte(tmp_path: Path) -> None:
     write_video(tmp_path / "in" / "a" / "v.mp4", moving_frames(0, 8, size=(48, 64)))
     videos = folder_catalogue(tmp_path / "in")
     for name, limits in {"one": {}, "two": {"max_frames": 8, "max_pixels": 1 << 16}}.items():
-        assert preprocess(Catalogue(videos.dataset, videos.videos), tmp_path / name, Settings(Geometry(64, 64), **limits)) == []
+        assert (
+            preprocess(Catalogue(videos.dataset, videos.videos), tmp_path / name, Settings(Geometry(64, 64), **limits))
+            == []
+        )
     one, two = ((tmp_path / name / "rgb-000000.tar").read_bytes() for name in ("one", "two"))
     assert one == two
 
