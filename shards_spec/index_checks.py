@@ -162,18 +162,21 @@ def _rising(values: NDArray[Any], low: int, end: int) -> bool:
 
 def _extents(sizes: NDArray[np.uint32], first: NDArray[np.int64], tail: NDArray[np.uint32]) -> NDArray[np.int64]:
     """[V] bytes from the first header of a video to the end of its last member's padding."""
-    blocks: NDArray[np.int64] = _blocks(tail).sum(axis=1)  # [V]
+    blocks: NDArray[np.int64] = _blocks(tail).sum(axis=1, dtype=np.int64)  # [V]
     filled = np.flatnonzero(first[1:] > first[:-1])  # videos with pictures: their ranges lie end to end
     for rows in np.array_split(filled, len(filled) // ROWS_AT_ONCE + 1):
         if len(rows):
             start = first[rows[0]]
-            blocks[rows] += np.add.reduceat(_blocks(sizes[start : first[rows[-1] + 1]]), first[rows] - start)
+            members = _blocks(sizes[start : first[rows[-1] + 1]])
+            blocks[rows] += np.add.reduceat(members, first[rows] - start, dtype=np.int64)
     return blocks * BLOCK
 
 
-def _blocks(sizes: NDArray[np.uint32]) -> NDArray[np.int64]:
+def _blocks(sizes: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Tar blocks of members, each with its header."""
-    blocks: NDArray[np.int64] = (sizes // BLOCK).astype(np.int64) + (sizes % BLOCK > 0) + 1
+    blocks: NDArray[np.uint32] = sizes // np.uint32(BLOCK)
+    blocks += sizes % np.uint32(BLOCK) > 0
+    blocks += np.uint32(1)
     return blocks
 
 

@@ -24,7 +24,8 @@ EXTREMES = (
 )
 TOKENS = (
     b"../", b"/etc/passwd", b"\0", b"\n", b"\r", b'"', b"<script>", b"{}", b"[]", b"null", b"true", b"\xff",
-    b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b",", b" ", b"[" * 3000, b"x" * 300, b"=", b"\x1b[2J", b"e", b"%s", b"\xe2\x80\xae",
+    b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b",", b" ", b"[" * 3000, b"x" * 300, b"=", b"\x1b[2J", b"e", b"%s",
+    b"\xe2\x80\xae",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1e308, float("inf"), float("nan"), 0.5, "", "\0", "../x",
