@@ -98,6 +98,11 @@ class _Gathered:
         self.there = np.zeros(len(numbers), dtype=np.bool_)
         self.tensors: dict[str, Tensor] = {}
 
+    def fits(self, name: str, values: Tensor) -> bool:
+        """Whether a column is like those of this name that were taken."""
+        held = self.tensors.get(name, values)
+        return values.ndim > 0 and (held.dtype, held.shape[1:]) == (values.dtype, values.shape[1:])
+
     def put(self, numbers: Ints, columns: Mapping[str, Tensor]) -> None:
         """Take the rows of these numbers, all of which are wanted."""
         places = np.searchsorted(self.numbers, numbers)
@@ -130,8 +135,11 @@ def _read_part(part: Path, gathered: _Gathered) -> None:
     wanted = np.isin(numbers, gathered.numbers)
     if wanted.any():
         rows = torch.from_numpy(wanted)
-        columns = {name: _read(part, name)[rows] for name in NAMES if (part / name).is_dir()}
-        gathered.put(numbers[wanted], columns)
+        columns = {name: _read(part, name) for name in NAMES if (part / name).is_dir()}
+        alike = all(gathered.fits(name, values) for name, values in columns.items())
+        if "tokens" not in columns or not alike or {len(values) for values in columns.values()} != {len(numbers)}:
+            raise FsarError(f"{part} holds other columns than the embeddings that are asked for; delete it")
+        gathered.put(numbers[wanted], {name: values[rows] for name, values in columns.items()})
 
 
 def _read(part: Path, name: str) -> Tensor:

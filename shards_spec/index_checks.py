@@ -175,7 +175,7 @@ def _extents(sizes: NDArray[np.uint32], first: NDArray[np.int64], tail: NDArray[
 def _blocks(sizes: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Tar blocks of members, each with its header."""
     blocks: NDArray[np.uint32] = sizes // np.uint32(BLOCK)
-    blocks += sizes % np.uint32(BLOCK) > 0
+    blocks += (sizes & np.uint32(BLOCK - 1)) > 0
     blocks += np.uint32(1)
     return blocks
 

@@ -85,8 +85,8 @@ class Summary:
         raw = read_json(path)
         try:
             summary = Summary(raw["bytes"], raw["sha256"], [Sample(**sample) for sample in raw["samples"]])
-            if not SHA256.fullmatch(summary.sha256):
-                raise ValueError("its sha256 is none")  # noqa: TRY301 -- as the errors below
+            if not SHA256.fullmatch(summary.sha256) or type(summary.size) is not int or not 0 <= summary.size < 1 << 63:
+                raise ValueError("its sha256 or bytes are none")  # noqa: TRY301 -- as the errors below
             for sample in summary.samples:
                 sample.check()
         except (KeyError, TypeError, ValueError) as error:

@@ -286,7 +286,7 @@ def index(top: Path) -> list[Target]:
         return restore
 
     names = ["index", "index, hashes that fit"]
-    return [Target(names[0], files, read, 0.25), Target(names[1], files, read, 0.75, change_sealed)]
+    return [Target(names[0], files, read, 0.5), Target(names[1], files, read, 1.5, change_sealed)]
 
 
 def _change_column(mutate: Mutator, path: Path, hashes: dict[str, Any], name: str) -> None:

@@ -24,7 +24,8 @@ def write_column(path: Path, values: np.ndarray) -> str:
     chunk = path / "/".join(["c", *"0" * values.ndim])
     shutil.rmtree(path / "c", ignore_errors=True)
     chunk.parent.mkdir(parents=True)
-    chunk.write_bytes(Zstd().encode(np.ascontiguousarray(values)))
+    packed = len(metadata["codecs"]) > 1
+    chunk.write_bytes(Zstd().encode(np.ascontiguousarray(values)) if packed else values.tobytes())
     return column_sha256(values)
 
 

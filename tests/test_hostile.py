@@ -19,13 +19,16 @@ from click.testing import CliRunner
 from fake_shards import FakeShards
 from folders import command_line, write_set
 from safetensors.torch import save_file
-from sealed import change_metadata, lie, seal
+from sealed import change_metadata, lie, seal, write_column
 from videos import moving_frames, write_video
 
 from fsar.config import build_config, read_recipe
 from fsar.embedding_store import EmbeddingStore
+from fsar.feature_store import FeatureStore
 from fsar.label_file import read_labels
-from fsar.run_state import load_seen
+from fsar.methods import Embedding
+from fsar.report import read_log
+from fsar.run_state import load_seen, load_state
 from fsar.weight_files import read_tensors
 from preprocess.catalogue import Catalogue, Video, arrange
 from preprocess.cli import cli
@@ -400,6 +403,43 @@ def test_the_limits_decide_no_byte(tmp_path: Path) -> None:
         )
     one, two = ((tmp_path / name / "rgb-000000.tar").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+# --- what the fuzz has found, one of each kind -----------------------------------------------------------
+
+
+def test_logs_checkpoints_and_features_that_are_broken(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "n"')
+    assert "log.jsonl is damaged" in refusal(read_log, tmp_path)
+    np.save(tmp_path / "pooled-000000.npy", np.ones((0, 2, 3), np.float32))
+    assert "holds float32 (0, 2, 3)" in refusal(FeatureStore.open, tmp_path, ("pooled",), 4)
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for state in ({"optimizer.0.exp_avg": torch.zeros(1, 2)}, {"optimizer.0.step": torch.zeros(3)}):
+        save_file(weights | state, tmp_path / "c", {"loop": "{}"})
+        assert "no checkpoint of ours" in refusal(load_state, tmp_path / "c", model, optimizer)
+    save_file(weights, tmp_path / "c", {"loop": "[1]"})
+    assert "no checkpoint of ours" in refusal(load_state, tmp_path / "c", model)
+
+
+@pytest.mark.parametrize("key", ["name", "label", "group", "frames", "fps", "source_size", "size"])
+def test_samples_that_do_not_say_all(tmp_path: Path, key: str) -> None:
+    info = {"name": "b/x", "label": "b", "group": None, "frames": 1, "fps": 25.0, "source_size": [4, 4], "size": [4, 4]}
+    text = json.dumps({other: value for other, value in info.items() if other != key}).encode()
+    tar = write_tar(tmp_path, {"c00000000.00000.jpg": b"x", "c00000000.cls": b"0", "c00000000.json": text})
+    assert "is none of ours" in refusal(from_tar, tar)
+
+
+def test_parts_of_a_store_that_do_not_fit(tmp_path: Path) -> None:
+    facts, numbers, cpu = {"a": 1}, np.arange(4), torch.device("cpu")
+    store = EmbeddingStore(tmp_path / "store.zarr")
+    store.fetch(facts, numbers, lambda some: [Embedding(torch.ones(len(some), 2, 3))], device=cpu)
+    part = next((tmp_path / "store.zarr").glob("*/part-*"))
+    wide = np.ones((5, 2, 3), np.float32)
+    sha256 = write_column(part / "tokens", wide)
+    change_metadata(part / "tokens", attributes={"sha256": sha256})
+    assert "holds other columns" in refusal(store.fetch, facts, numbers, iter, device=cpu)
 
 
 def test_deep_json_and_toml(tmp_path: Path) -> None:
