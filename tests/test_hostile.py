@@ -309,6 +309,7 @@ def test_sentence_and_exit_code(small: Path) -> None:
 # --- weights ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, about a protocol of pickle
 def test_pickles_in_checkpoints_never_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": Touch()}))
