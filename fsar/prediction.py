@@ -165,7 +165,7 @@ def read_geometry(run: Path) -> Geometry:
     known = isinstance(sizes, dict) and set(sizes) in ({"height", "width"}, {"short"})
     if not known or any(type(size) is not int or size < 1 for size in sizes.values()):
         raise ConfigError(
-            f'{path} is damaged: its geometry is {sizes}, not {{"height": H, "width": W}} or {{"short": S}}'
+            f'{path} is damaged: its geometry is {str(sizes)[:80]!r}, not {{"height": H, "width": W}} or {{"short": S}}'
         )
     return Geometry(**sizes)
 
