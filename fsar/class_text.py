@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from shards_spec.errors import ConfigError, suggest
-from shards_spec.files import disk_errors, write_whole
+from shards_spec.files import disk_errors, parse_json, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,9 +99,9 @@ def read_class_text(path: Path) -> ClassText:
     try:
         with safe_open(path, framework="pt") as file:
             text, metadata = file.get_tensor("text"), file.metadata() or {}
-        names = tuple(json.loads(metadata["names"]))
+        names = tuple(parse_json(metadata["names"]))
         template, source = metadata["template"], metadata["source"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is no file of class texts ({error}); expected {FORM}") from error
     good = text.dtype == torch.float32 and text.ndim == 2 and text.shape[1] > 0 and bool(text.isfinite().all())
     if not good or len(text) != len(names) or any(type(name) is not str for name in names):

@@ -85,7 +85,7 @@ class Comparison:
             c: value for c, value in details[self.baseline].items() if all(d[c] == value for d in details.values())
         }
         told_apart = {name: {c: d[c] for c in d if c not in alike} for name, d in details.items()}
-        shared = f"All runs: {', '.join(f'{c} {value}' for c, value in alike.items())}.\n\n" if alike else ""
+        shared = f"All runs: {', '.join(f'{c} {_plain(value)}' for c, value in alike.items())}.\n\n" if alike else ""
         return f"{shared}{self._overall(told_apart)}\n{_footnote(self)}\n\n{self._classes()}"
 
     def _overall(self, details: Mapping[str, Mapping[str, str]]) -> str:
@@ -204,11 +204,14 @@ def _footnote(comparison: Comparison) -> str:
     )
 
 
+def _plain(text: str) -> str:
+    """Text for Markdown, in which a bar would end a cell and viewers take tags as they are."""
+    return text.translate({ord(letter): f"\\{letter}" for letter in "\\|<"} | {ord("\n"): " "})
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -> str:
     """Markdown with aligned columns, the first `text` of them to the left."""
-    cells = [
-        [cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)
-    ]
+    cells = [[_plain(cell) for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     rule = ["-" * width if i < text else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from fsar import ranks
 from fsar.methods import Embedding
 from fsar.provenance import key_of
+from shards_spec.column_files import read_column
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import TEMPORARY, disk_errors, only_writer, read_json, sync_folder, sync_tree, temporary
 from shards_spec.index import column_sha256
@@ -111,6 +112,11 @@ class _Gathered:
         self.there = np.zeros(len(numbers), dtype=np.bool_)
         self.tensors: dict[str, Tensor] = {}
 
+    def fits(self, name: str, values: Tensor) -> bool:
+        """Whether a column is like those of this name that were taken."""
+        held = self.tensors.get(name, values)
+        return values.ndim > 0 and (held.dtype, held.shape[1:]) == (values.dtype, values.shape[1:])
+
     def put(self, numbers: Ints, columns: Mapping[str, Tensor]) -> None:
         """Take the rows of these numbers, all of which are wanted."""
         places = np.searchsorted(self.numbers, numbers)
@@ -143,22 +149,23 @@ def _read_part(part: Path, gathered: _Gathered) -> None:
     wanted = np.isin(numbers, gathered.numbers)
     if wanted.any():
         rows = torch.from_numpy(wanted)
-        columns = {name: _read(part, name)[rows] for name in NAMES if (part / name).is_dir()}
-        gathered.put(numbers[wanted], columns)
+        columns = {name: _read(part, name) for name in NAMES if (part / name).is_dir()}
+        alike = all(gathered.fits(name, values) for name, values in columns.items())
+        if "tokens" not in columns or not alike or {len(values) for values in columns.values()} != {len(numbers)}:
+            raise FsarError(f"{part} holds other columns than the embeddings that are asked for; delete it")
+        gathered.put(numbers[wanted], {name: values[rows] for name, values in columns.items()})
 
 
 def _read(part: Path, name: str) -> Tensor:
     """One column of a part, checked against its hash."""
     try:
-        array = zarr.open_array(part / name, mode="r")
-        column = np.asarray(array[:])
-        whole, bits = column_sha256(column) == array.attrs["sha256"], array.attrs.get("bits")
-    except Exception as error:
-        raise FsarError(f"{part}/{name} cannot be read ({error}); delete {part}") from error
-    if not whole:
+        column, attributes = read_column(part / name)
+    except FsarError as error:
+        raise FsarError(f"{error}; delete {part}") from error
+    if column_sha256(column) != attributes.get("sha256"):
         raise FsarError(f"{part}/{name} is damaged; delete {part} and type the same command again")
-    tensor = torch.from_numpy(column)
-    return tensor.view(torch.bfloat16) if bits == BFLOAT16 else tensor
+    bits = attributes.get("bits") == BFLOAT16 and column.dtype == np.int16
+    return torch.from_numpy(column).view(torch.bfloat16) if bits else torch.from_numpy(column)
 
 
 def _add(folder: Path, numbers: Ints, made: Iterable[Embedding], gathered: _Gathered) -> None:

@@ -59,6 +59,12 @@ class FeatureStore:
         size = IN_A_FILE[kinds[0]]
         paths = {kind: [path_of(folder, kind, first // size) for first in range(0, views, size)] for kind in kinds}
         files = {kind: [_mapped(path) for path in paths[kind]] for kind in kinds}
+        for kind in kinds:
+            for first, path, file in zip(range(0, views, size), paths[kind], files[kind], strict=True):
+                if file.dtype != TYPES[kind] or file.shape != (min(size, views - first), *files[kind][0].shape[1:]):
+                    raise FsarError(
+                        f"{path} holds {file.dtype} {file.shape}: delete it and type the same command again"
+                    )
         return cls(files, size, {kind: ClipBuffers(TYPES[kind]) for kind in kinds})
 
     def read(self, places: Ints) -> dict[str, Tensor]:
@@ -156,6 +162,6 @@ def _write(path: Path, column: NDArray[Any]) -> None:
 def _mapped(path: Path) -> NDArray[Any]:
     try:
         mapped: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (ValueError, OSError) as error:
+    except Exception as error:  # a damaged header can fail anywhere
         raise FsarError(f"{path} is damaged ({error}): delete it and type the same command again") from error
     return mapped

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from shards_spec.errors import ConfigError
+from shards_spec.names import text_fault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MOST_NUMBER = (1 << 63) - 1  # what NumPy and torch hold
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -42,13 +44,17 @@ class FlatConfig:
 
 def typed(key: str, value: Any, kind: Any) -> Any:  # noqa: ANN401 -- a value of any kind is what is checked
     """`value` as `kind`, or a ConfigError that says what was expected."""
+    if type(value) is int and abs(value) > MOST_NUMBER:
+        raise ConfigError(f"{key} is a number of {len(str(value))} digits: expected one below {MOST_NUMBER + 1:,}")
     if kind is float and type(value) is int:
         return float(value)
+    if isinstance(value, str) and (fault := text_fault(value)):
+        raise ConfigError(f"{key} {fault}: expected plain text")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key} = {value}: expected a finite number")
     if kind not in (int, float, bool, str, Any):  # a tuple of numbers
         if isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value):
-            return tuple(float(item) for item in value)
+            return tuple(typed(key, item, float) for item in value)
     elif kind is Any or type(value) is kind:
         return value
     raise ConfigError(f"{key} = {value!r}: expected {KINDS.get(kind, 'a list of numbers')}")
@@ -63,7 +69,7 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
     """The table of a recipe; ConfigError when it is no flat TOML."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"recipe {name} is no TOML: {error}") from error
     nested = [key for key, value in table.items() if isinstance(value, dict)]
     if nested:

@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.pools import Labels
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
+from shards_spec.names import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +49,7 @@ def read_labels(path: Path, shards: ShardSet, split: str) -> Labels:
     foreign = [video for video in named if video not in rows]
     if foreign:
         raise ConfigError(
-            f'{path}: "{foreign[0]}" is no stored video of split "{split}" of {shards.path} ({len(foreign)} such '
+            f'{path}: {quoted(foreign[0])} is no stored video of split "{split}" of {shards.path} ({len(foreign)} such '
             f"lines): videos of other splits must stay unseen in training; make the file again from this split"
         )
     names = sorted(set(named.values()))
@@ -72,7 +73,7 @@ def _named(path: Path) -> dict[str, str]:
         if len(line) != 2 or not all(line):
             raise ConfigError(f"{path}, line {number}: expected a video and its label with a comma between them")
         if line[0] in named:
-            raise ConfigError(f'{path}, line {number}: "{line[0]}" is there twice; keep one of its lines')
+            raise ConfigError(f"{path}, line {number}: {quoted(line[0])} is there twice; keep one of its lines")
         named[line[0]] = line[1]
     if not named:
         raise ConfigError(f"{path} names no video; give a file that fsar-cluster wrote")

@@ -85,5 +85,5 @@ def _episode(line: str) -> float:
     """Number of the episode of a record; infinite for a line that was being written when the run was killed."""
     try:
         return float(json.loads(line)["n"])
-    except ValueError:
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf

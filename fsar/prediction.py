@@ -28,7 +28,7 @@ from fsar.precision import autocast
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model
 from pipelines.executors import executor_for
-from preprocess.catalogue import EXTENSIONS, Catalogue, Video, text_of, walk
+from preprocess.catalogue import EXTENSIONS, Catalogue, Video, walk
 from preprocess.decode import Geometry
 from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
@@ -165,7 +165,7 @@ def read_geometry(run: Path) -> Geometry:
     known = isinstance(sizes, dict) and set(sizes) in ({"height", "width"}, {"short"})
     if not known or any(type(size) is not int or size < 1 for size in sizes.values()):
         raise ConfigError(
-            f'{path} is damaged: its geometry is {sizes}, not {{"height": H, "width": W}} or {{"short": S}}'
+            f'{path} is damaged: its geometry is {str(sizes)[:80]!r}, not {{"height": H, "width": W}} or {{"short": S}}'
         )
     return Geometry(**sizes)
 
@@ -180,7 +180,7 @@ def find_examples(folder: Path, *, most: int | None = None) -> dict[str, list[Pa
         raise ConfigError(f"{folder} is no folder; give one that holds a folder of example videos for each class")
     examples: dict[str, list[Path]] = {}
     filled: set[str] = set()
-    for video in folder_catalogue(folder).videos:
+    for video in folder_catalogue(folder, links=True).videos:
         examples.setdefault(video.label, []).append(video.path)
         filled.add(video.path.relative_to(folder).parts[0])
     for place in sorted(folder.iterdir()):
@@ -201,7 +201,7 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
         if not os.path.isdir(path) or path.suffix.lower() in EXTENSIONS:  # noqa: PTH112 -- raises for no name at all
             found.append(path)
             continue
-        below = sorted(walk(path))
+        below = sorted(walk(path, links=True))
         if not below:
             raise ConfigError(f"{path} holds no video ({', '.join(sorted(EXTENSIONS))}); name a video or its folder")
         found += below
@@ -297,7 +297,7 @@ def _see(model: FewShotMethod, paths: Sequence[Path], viewing: Viewing) -> _Seen
 
 def _store(paths: Sequence[Path], folder: Path, viewing: Viewing) -> dict[int, str]:
     """Preprocess videos into shards, frames alone; returns the row of each that failed, and why."""
-    videos = [Video(text_of(path), "video", None, path) for path in paths]
+    videos = [Video(f"video/{row}", "video", None, path) for row, path in enumerate(paths)]
     settings = Settings(
         viewing.geometry,
         motion=(),

@@ -25,7 +25,7 @@ def write_pretrain_report(run: Path, result: dict[str, Any], config: dict[str, A
         DiskError: the disk is full.
     """
     path = run / "report.html"
-    write_whole(path, pretrain_page(run.name, result, config, read_log(run)).encode())
+    write_whole(path, pretrain_page(run.name, result, config, read_log(run)).encode(errors="backslashreplace"))
     return path
 
 

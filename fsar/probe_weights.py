@@ -101,5 +101,5 @@ def _config(run: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{run} is no run folder (it has no config.toml); give one of fsar-pretrain or fsar-train, or a file"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error})") from error

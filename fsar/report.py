@@ -6,6 +6,7 @@ import json
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from shards_spec.errors import FsarError
 from shards_spec.files import write_whole
 
 if TYPE_CHECKING:
@@ -42,14 +43,22 @@ def write_report(run: Path, result: dict[str, Any], config: dict[str, Any]) -> P
     """
     log = read_log(run)
     path = run / "report.html"
-    write_whole(path, page(run.name, result, config, log).encode())
+    write_whole(path, page(run.name, result, config, log).encode(errors="backslashreplace"))
     return path
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The records of a run's log; none where it has no log."""
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines() if (run / "log.jsonl").exists() else []
-    return [json.loads(line) for line in lines]
+    """The records of a run's log; none where it has no log.
+
+    Raises:
+        FsarError: it is damaged.
+    """
+    path = run / "log.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    except (OSError, ValueError, RecursionError) as error:
+        raise FsarError(f"{path} is damaged ({error}): remove the lines that are no records") from error
+    return [record for record in records if isinstance(record, dict)]
 
 
 def page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from fsar.methods import method_options
 from fsar.run_state import weights_sha256
+from shards_spec.errors import ShardError
 from shards_spec.schema import Plan
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ def coverage_text(shards: ShardSet) -> str | None:
 
 def describe_data(shards: ShardSet) -> dict[str, Any]:
     """Hashes of the shards and splits, and the size of the stored frames: fixed sides, or the short side alone."""
-    text = Plan.load(shards.path / "plan.json").series["rgb"]["geometry"]
-    sides = [int(side) for side in re.findall(r"\d+", text)]
+    text = Plan.load(shards.path / "plan.json").series.get("rgb", {}).get("geometry", "")
+    sides = [int(side) for side in re.findall(r"\d{1,5}", str(text))]
+    if len(sides) not in (1, 2):
+        raise ShardError(f"{shards.path / 'plan.json'} does not tell the size of the frames; make the shards again")
     geometry = {"short": sides[0]} if len(sides) == 1 else {"height": sides[0], "width": sides[1]}
     splits = {name: split.sha256 for name, split in shards.dataset.splits.items()}
     return {"shards": shards.sha256, "geometry": geometry} | splits

@@ -68,7 +68,10 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ConfigError(f"{path} does not fit the model of this configuration: {reason}") from error
     if optimizer is not None:
-        _load_optimizer(optimizer, tensors)
+        try:
+            _load_optimizer(optimizer, tensors)
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{path} is damaged or no checkpoint of ours ({error})") from error
     return loop
 
 
@@ -79,7 +82,12 @@ def load_seen(path: Path) -> Seen | None:
         ConfigError: the file is missing or damaged.
     """
     tensors, _ = _read(path, only=(SEEN_CLASSES, SEEN_VIDEOS))
-    return Seen(tensors[SEEN_CLASSES], tensors[SEEN_VIDEOS]) if tensors else None
+    if not tensors:
+        return None
+    pair = [tensors.get(name, torch.empty(0)) for name in (SEEN_CLASSES, SEEN_VIDEOS)]
+    if any(each.dtype != torch.int64 or each.ndim != 1 for each in pair):
+        raise ConfigError(f"{path} is damaged or no checkpoint of ours (what it says of its training is no hashes)")
+    return Seen(*pair)
 
 
 def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,18 +95,21 @@ def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str,
         raise ConfigError(f"{path} is missing; give the folder of a run that reached its first checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            loop = json.loads((file.metadata() or {})["loop"])
+            loop = dict(json.loads((file.metadata() or {})["loop"]))
             names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 -- no mapping
             return {name: file.get_tensor(name) for name in names}, loop
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged or no checkpoint of ours ({error})") from error
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = dict(enumerate(each for group in optimizer.param_groups for each in group["params"]))
     for name, value in tensors.items():
         if name.startswith(OPTIMIZER):
             number, _, key = name.removeprefix(OPTIMIZER).partition(".")
+            if value.ndim and value.shape != parameters[int(number)].shape:
+                raise ValueError(f"{name} is not of the shape of its parameter")
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import zipfile
 from io import BytesIO
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -31,6 +33,10 @@ DTYPES = {
 }
 
 
+MEMO = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+MOST_TENSORS = 100_000  # a module may hold others over and over: their number doubles with each level
+
+
 class Refused(Exception):  # noqa: N818 -- becomes a ConfigError
     """What a pickle asks for is not part of a module's tensors."""
 
@@ -55,7 +61,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # noqa: BLE001 -- a damaged archive can fail anywhere; it is none then
         return False
 
 
@@ -68,11 +74,14 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             root = _Unpickler(archive).load()
-            return dict(_named_tensors(root, ""))
+            found = dict(islice(_named_tensors(root, ""), MOST_TENSORS + 1))
     except Refused as error:
         raise ConfigError(f"{path} {error}; no pickled code is ever run, so take the file from its publisher") from None
     except Exception as error:  # a damaged archive can fail anywhere
         raise ConfigError(f"{path} cannot be read as TorchScript ({type(error).__name__}: {error})") from error
+    if len(found) > MOST_TENSORS:
+        raise ConfigError(f"{path} holds more than {MOST_TENSORS:,} tensors; give the file of one trunk")
+    return found
 
 
 class _Unpickler(pickle.Unpickler):
@@ -80,7 +89,9 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-        super().__init__(BytesIO(archive.read(name)))
+        data = archive.read(name)
+        _check_memo(data)
+        super().__init__(BytesIO(data))
         self._archive, self._folder = archive, name.removesuffix("data.pkl")
         self._storages: dict[str, Tensor] = {}
 
@@ -106,6 +117,13 @@ class _Unpickler(pickle.Unpickler):
             storage = torch.frombuffer(stored, dtype=dtype, count=elements) if elements else torch.empty(0, dtype=dtype)
             self._storages[number] = storage
         return self._storages[number]
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse a pickle that numbers what it remembers beyond its own length: memory would be taken up to that number."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in MEMO and int(argument or 0) > len(data):
+            raise Refused(f"remembers more than its {len(data)} bytes can hold")
 
 
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Tensor:

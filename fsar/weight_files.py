@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 
 from fsar.torchscript import is_torchscript, read_torchscript
+from shards_spec.column_files import check_announced
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: the file is missing, unreadable, holds code, or no plain table of tensors.
     """
-    return plain_tensors(_load(path), str(path))
+    tensors = plain_tensors(_load(path), str(path))
+    # one stored number may stand for a tensor of any size, and one tensor under many names
+    check_announced(sum(value.nbytes for value in tensors.values()), path.stat().st_size, path)
+    return tensors
 
 
 def plain_tensors(given: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -42,10 +47,17 @@ def plain_tensors(given: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(given.get(wrapper), dict):
             given = given[wrapper]
-    wrong = [str(key) for key, value in given.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
+    wrong = [str(key)[:80] for key, value in given.items() if not (isinstance(key, str) and _is_plain(value))]
     if wrong or not given:
         raise ConfigError(f"{source} holds no plain table of tensors ({', '.join(wrong[:4]) or 'it is empty'})")
     return dict(given)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a dense tensor of numbers in memory."""
+    if not isinstance(value, torch.Tensor) or value.is_quantized or value.is_nested:
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu"
 
 
 def trunk_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,6 +78,7 @@ def _bare(name: str) -> str:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
+    _check_archive(path)
     if is_torchscript(path):
         return dict(read_torchscript(path))
     try:
@@ -79,3 +92,15 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ConfigError(f"{path} holds a {type(state).__name__}; expected a state dict")
     return state
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that announces far more than it holds, before anything of it is unpacked."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            announced = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged archive can fail anywhere
+        raise ConfigError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
+    check_announced(announced, path.stat().st_size, path)

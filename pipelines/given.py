@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.plan import Chosen
 from shards_spec.errors import ShardError
-from shards_spec.files import json_line, write_whole
+from shards_spec.files import json_line, parse_json, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,7 +178,7 @@ def _checked_shape(chosen: Chosen, shards: ShardSet, first: Shape | None) -> Sha
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        line = json.loads(text)
+        line = parse_json(text)
     except ValueError as error:
         raise ShardError(f"no JSON ({error})") from None
     if not isinstance(line, dict):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shards_spec.errors import FsarError
 from shards_spec.files import json_line
+from shards_spec.names import path_fault, quoted, text_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -99,28 +100,48 @@ def require_folder(folder: Path, dataset: str, tree: str) -> None:
         raise CatalogueError(f"{folder} is no folder; put {dataset} there or name its folder with --videos\n{tree}")
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, *, links: bool = False) -> Iterator[Path]:
     """Every video file below `folder`, links followed once, and folders that are named like a video.
 
     Hidden files and folders are passed over: `._name.avi` beside `name.avi` is what some systems leave in archives.
 
+    Args:
+        folder: The top.
+        links: Whether links may lead out of it.
+
     Raises:
-        CatalogueError: the folder is missing or no folder.
+        CatalogueError: the folder is missing or no folder, or a link leads out of it.
     """
     if not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder; name the folder of your videos with --videos")
-    seen: set[str] = set()
+    root, seen = os.path.realpath(folder), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add(real)
+        if not links:
+            _refuse_outside(place, real, root)
         folders[:] = sorted(name for name in folders if name[0] != ".")
         named = [name for name in folders if _is_video(name)]
         folders[:] = [name for name in folders if name not in named]
         top = Path(place)
-        yield from (top / name for name in [*named, *files] if name[0] != "." and _is_video(name))
+        for name in [*named, *files]:
+            if name[0] != "." and _is_video(name):
+                path = top / name
+                if not links and os.path.islink(path):  # noqa: PTH114 -- a data set has 220,000 files
+                    _refuse_outside(str(path), os.path.realpath(path), root)
+                yield path
+
+
+def _refuse_outside(place: str, real: str, root: str) -> None:
+    """Refuse what a link takes from outside: a foreign archive could have it read any file of this machine."""
+    if real != root and not real.startswith(root.rstrip("/") + "/"):
+        raise CatalogueError(
+            f"{place} is a link that leads out of the folder of videos; replace it by what it names, or take what "
+            "links lead to with --follow-links"
+        )
 
 
 def _is_video(name: str) -> bool:
@@ -136,13 +157,17 @@ def arrange(videos: Iterable[Video], folder: Path) -> list[Video]:
     """Sort videos by label and name, and refuse what cannot be told apart.
 
     Raises:
-        CatalogueError: no video at all, or two of one class whose names differ in folder or extension only.
+        CatalogueError: no video at all, two of one class whose names differ in folder or extension only, or a name
+            that no list can hold.
     """
     ordered = sorted(videos, key=lambda video: (video.label, video.name))
     if not ordered:
         raise CatalogueError(f"{folder} holds no video ({', '.join(sorted(EXTENSIONS))}); expected class/video files")
     stems: dict[tuple[str, str], list[str]] = defaultdict(list)
     for video in ordered:
+        fault = path_fault(video.name) or text_fault(video.label) or text_fault(video.group or "")
+        if fault:
+            raise CatalogueError(f"{folder}: the name {quoted(video.name)} or its class {fault}; rename it")
         stems[video.label, video.path.stem].append(video.name)
     for (label, stem), names in stems.items():
         if len(names) > 1:

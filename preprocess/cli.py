@@ -23,7 +23,7 @@ from preprocess import ssv2 as ssv2_tree
 from preprocess import ucf101 as ucf101_tree
 from preprocess.catalogue import CatalogueError
 from preprocess.coverage import MIN_COVERAGE, check_coverage, empty_classes, lacking, report, write_missing
-from preprocess.decode import Geometry
+from preprocess.decode import MOST_FRAMES, MOST_SIDE, USUAL_FRAMES, USUAL_PIXELS, Geometry
 from preprocess.dryrun import estimate
 from preprocess.flow_estimator import DIS
 from preprocess.folder import folder_catalogue, read_class_list
@@ -80,6 +80,10 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--rows-per-shard", type=click.IntRange(1), default=64, show_default=True),
         click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
                      help="Seconds that one video may take."),
+        click.option("--max-frames", type=click.IntRange(2, MOST_FRAMES), default=USUAL_FRAMES, show_default=True,
+                     help="Frames that a video may have; a longer one counts as failed (too-long)."),
+        click.option("--max-pixels", type=click.IntRange(1, MOST_SIDE**2), default=USUAL_PIXELS, show_default=True,
+                     help="Pixels that a video's own frames may have; a larger one counts as failed (too-large)."),
         click.option("--retry-failed", is_flag=True, help="Try the videos of failures.jsonl again."),
         click.option("--dry-run", is_flag=True, help="Measure a few videos, print time and bytes of each series."),
     ]  # fmt: skip
@@ -94,6 +98,8 @@ _lists = _add([
     click.option("--min-coverage", type=click.FloatRange(0, 1), default=MIN_COVERAGE, show_default=True,
                  help="Refuse a data set with a smaller share of its videos."),
     click.option("--allow-missing", is_flag=True, help="Go on with the videos that are there, however few."),
+    click.option("--follow-links", "links", is_flag=True,
+                 help="Take what links lead to outside of the folder of videos, which is refused otherwise."),
 ])  # fmt: skip
 _class_lists = _add([
     click.option("--train-classes", help="Comma-separated class names, or a file with one a line."),
@@ -124,33 +130,38 @@ def folder(
     holdout: int,
     group: str | None,
     splits: Path | None,
+    *,
+    links: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Any CLASS/video tree; the folder that a file lies in is its class."""
     classes = _take_classes(options)
     if sum(map(bool, (classes, holdout, splits))) > 1:
         raise ConfigError("--holdout, --splits and class lists each choose the splits: give one of these")
-    _run(folder_catalogue(videos, name=name, classes=classes, holdout=holdout, splits=splits, group=group), **options)
+    catalogue = folder_catalogue(
+        videos, name=name, classes=classes, holdout=holdout, splits=splits, group=group, links=links
+    )
+    _run(catalogue, **options)
 
 
 @cli.command()
 @click.option("--videos", type=PATH, help="Folder of UCF101.  [default: data/UCF-101]")
 @_lists
 @_common
-def ucf101(videos: Path | None, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
+def ucf101(videos: Path | None, splits: Path | None, *, links: bool, **options: Any) -> None:  # noqa: ANN401
     """UCF101: UCF-101/<Class>/v_<Class>_gNN_cNN.avi, at any depth."""
     top = _top(videos, "data/UCF-101", ucf101_tree.HELP)
-    _run(ucf101_tree.ucf101_catalogue(top, splits=splits), **options)
+    _run(ucf101_tree.ucf101_catalogue(top, splits=splits, links=links), **options)
 
 
 @cli.command()
 @click.option("--videos", type=PATH, help="Folder of HMDB51.  [default: data/hmdb51]")
 @_lists
 @_common
-def hmdb51(videos: Path | None, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
+def hmdb51(videos: Path | None, splits: Path | None, *, links: bool, **options: Any) -> None:  # noqa: ANN401
     """HMDB51: <class>/<name>.avi, at any depth."""
     top = _top(videos, "data/hmdb51", hmdb51_tree.HELP)
-    _run(hmdb51_tree.hmdb51_catalogue(top, splits=splits), **options)
+    _run(hmdb51_tree.hmdb51_catalogue(top, splits=splits, links=links), **options)
 
 
 @cli.command()
@@ -165,7 +176,14 @@ def hmdb51(videos: Path | None, splits: Path | None, **options: Any) -> None:  #
 @_class_lists
 @_lists
 @_common
-def kinetics(videos: Path | None, classes: str, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
+def kinetics(
+    videos: Path | None,
+    classes: str,
+    splits: Path | None,
+    *,
+    links: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Kinetics: {train,val}/<class>/<YouTube id>_<start>_<end>.mp4, at any depth."""
     chosen = _take_classes(options)
     if chosen and (classes == "100" or splits):
@@ -173,7 +191,7 @@ def kinetics(videos: Path | None, classes: str, splits: Path | None, **options: 
             "--train-classes, --val-classes and --test-classes go with --classes all and without --splits"
         )
     top = _top(videos, "data/kinetics", kinetics_tree.HELP)
-    catalogue = kinetics_tree.kinetics_catalogue(top, classes=classes, splits=splits, class_lists=chosen)
+    catalogue = kinetics_tree.kinetics_catalogue(top, classes=classes, splits=splits, class_lists=chosen, links=links)
     _run(catalogue, **options)
 
 
@@ -188,26 +206,30 @@ def ssv2(
     labels: Path | None,
     variant: str | None,
     splits: Path | None,
+    *,
+    links: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Something-Something V2: <id>.webm or .mp4, those that the lists of --splits name."""
     if splits is None:
         raise CatalogueError(ssv2_tree.NO_LISTS)
     top = _top(videos, "data/ssv2", ssv2_tree.HELP)
-    _run(ssv2_tree.ssv2_catalogue(top, splits=splits, labels=labels, variant=variant), **options)
+    catalogue = ssv2_tree.ssv2_catalogue(top, splits=splits, labels=labels, variant=variant, links=links)
+    _run(catalogue, **options)
 
 
 @cli.command()
 @click.option("--videos", type=PATH, help="Folder of the clips.  [default: data/epic]")
 @_lists
 @_common
-def epic(videos: Path | None, splits: Path | None, **options: Any) -> None:  # noqa: ANN401
+def epic(videos: Path | None, splits: Path | None, *, links: bool, **options: Any) -> None:  # noqa: ANN401
     """EPIC-Kitchens: <recording>_<n>.MP4, those that the lists of --splits name; 256x320 unless --size is given."""
     if splits is None:
         raise CatalogueError(epic_tree.NO_LISTS)
     if options["size"] is None and options["profile"] == "square256":
         options["size"] = EPIC_SIZE
-    _run(epic_tree.epic_catalogue(_top(videos, "data/epic", epic_tree.HELP), splits=splits), **options)
+    top = _top(videos, "data/epic", epic_tree.HELP)
+    _run(epic_tree.epic_catalogue(top, splits=splits, links=links), **options)
 
 
 def _top(videos: Path | None, default: str, tree: str) -> Path:

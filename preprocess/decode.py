@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 # Containers only: playlists and concat scripts, which open other files, are refused whatever their name.
 CONTAINERS = "mov,avi,matroska,webm,mpegts,mpeg,asf,flv"
 MOST_FRAMES = 99_999  # five digits number a frame
+USUAL_FRAMES = 30_000  # 17 minutes at 30 frames a second; at 256x256, with motion, 1 GB until the video is done
+USUAL_PIXELS = 1 << 26  # 8192x8192: 100 MB a frame, of which a decoder holds up to 17
+MOST_ALLOCATED = 1 << 30  # bytes that the decoder may ask for at once, whatever a container announces
+MOST_LOG = 1 << 22  # bytes that are read of what the decoder says
 MOST_SIDE = 16_384  # a JPEG's side has 16 bits, and a flow picture is two fields high
 MIN_FRAMES = 2
 SOURCE_SIZE = re.compile(  # not the tag "0x0002", nor a title that looks alike
@@ -43,6 +47,8 @@ FRAME_MARK = b"FRAME\n"  # of YUV4MPEG2, before each picture
 PIPE_BYTES = 1 << 20  # ten frames of 256x256 wait there, where Linux gives not even one of its own accord
 
 ERROR_LINE = re.compile(r"(?:\[[^\]]*\] )*\[(?:error|fatal)\] ?(.*)")
+
+TOO_MANY_PIXELS = re.compile(r"Picture size \d+x\d+ exceeds specified max pixel count (\d+)")  # edges added to the size
 
 
 class VideoError(Exception):
@@ -103,18 +109,19 @@ def ffmpeg_version() -> str:
     return "ffmpeg " + first.split()[2]
 
 
-def command(path: Path, geometry: Geometry) -> list[str]:
+def command(path: Path, geometry: Geometry, *, max_pixels: int = USUAL_PIXELS) -> list[str]:
     """The ffmpeg call that decodes `path` to YUV4MPEG2 on standard output, bit-exact on every CPU."""
-    return [f"file:{path}" if argument == "PATH" else argument for argument in _command(geometry)]
+    return [f"file:{path}" if argument == "PATH" else argument for argument in _command(geometry, max_pixels)]
 
 
 @cache
-def _command(geometry: Geometry) -> tuple[str, ...]:
+def _command(geometry: Geometry, max_pixels: int) -> tuple[str, ...]:
     source = ffmpeg.input(
         "PATH",  # put in above: ffmpeg-python takes no name that is not UTF-8
         protocol_whitelist="file",
         format_whitelist=CONTAINERS,
         threads=1,
+        max_pixels=max_pixels,
         flags="bitexact",
         idct="simple",
     )
@@ -129,7 +136,8 @@ def _command(geometry: Geometry) -> tuple[str, ...]:
     )
     output = scaled.output("pipe:1", format="yuv4mpegpipe", pix_fmt="yuvj420p", strict=-1, fps_mode="passthrough")
     log = ["-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info"]
-    return tuple(output.global_args(*log, "-filter_threads", "1").compile(cmd=ffmpeg_program()))
+    bounds = ["-max_alloc", str(MOST_ALLOCATED), "-filter_threads", "1"]
+    return tuple(output.global_args(*log, *bounds).compile(cmd=ffmpeg_program()))
 
 
 class VideoReader:
@@ -143,12 +151,20 @@ class VideoReader:
         source_size: Height and width of the video's own frames.
     """
 
-    def __init__(self, path: Path, geometry: Geometry, *, time_limit: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        geometry: Geometry,
+        *,
+        time_limit: float,
+        max_frames: int = USUAL_FRAMES,
+        max_pixels: int = USUAL_PIXELS,
+    ) -> None:
         _check_file(path)
-        self._path, self._late = path, False
+        self._path, self._late, self._max_frames = path, False, max_frames
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the reader; a pipe could fill up and block
         self._process = subprocess.Popen(
-            command(path, geometry),
+            command(path, geometry, max_pixels=max_pixels),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -170,8 +186,8 @@ class VideoReader:
         self._watch.start()
         count = 0
         for count, planes in enumerate(self._frames(self._process.stdout), 1):
-            if count > MOST_FRAMES:
-                raise VideoError("too-long", f"more than {MOST_FRAMES} frames")
+            if count > self._max_frames:  # the decoder is ended with the reader
+                raise VideoError("too-long", f"more than {self._max_frames} frames")
             yield planes
         self._check_end(count)
 
@@ -200,17 +216,19 @@ class VideoReader:
         """Decide, after the last frame, whether the video was whole."""
         code = self._process.wait()
         self._log.seek(0)
-        log = self._log.read().decode("utf-8", "replace")
+        log = self._log.read(MOST_LOG).decode("utf-8", "replace")
         if self._late:
             raise VideoError("timeout", "the decoder did not end within the time limit")
-        if -code in {signal.SIGKILL, signal.SIGTERM}:
+        if -code in {signal.SIGKILL, signal.SIGTERM}:  # it says nothing about the video
             raise DecoderKilledError("the decoder was killed (out of memory?); type the same command again")
+        errors = [match[1] for line in log.splitlines() if (match := ERROR_LINE.match(line))]
+        if large := next(filter(None, map(TOO_MANY_PIXELS.match, errors)), None):
+            raise VideoError("too-large", f"frames of more than {large[1]} pixels")
         missing = missing_bytes(self._path)
         if missing:
             raise VideoError("truncated", f"the container declares {missing} bytes beyond the end of the file")
         if count == 0:
             raise _why_nothing(log)
-        errors = [match[1] for line in log.splitlines() if (match := ERROR_LINE.match(line))]
         if errors or code:
             first = re.sub(r"0x[0-9a-f]+|'?file:.*", "", errors[0]) if errors else f"exit code {code}"
             raise VideoError("damaged", f"the decoder met {max(len(errors), 1)} errors, the first: {first.strip()}")

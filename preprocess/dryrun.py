@@ -57,7 +57,8 @@ def _measure(path: Path, settings: Settings, series: list[str], seconds: Counter
         seconds[name] += now - mark  # type: ignore[assignment]  # Counter is typed for counts only
         mark = now
 
-    with VideoReader(path, settings.geometry, time_limit=settings.time_limit) as reader:
+    limits = {"max_frames": settings.max_frames, "max_pixels": settings.max_pixels}
+    with VideoReader(path, settings.geometry, time_limit=settings.time_limit, **limits) as reader:
         for frame in reader:
             lap("decode")
             for name, encoder in encoders.items():

@@ -27,7 +27,7 @@ NO_LISTS = (
 )
 
 
-def epic_catalogue(folder: Path, *, splits: Path | None) -> Catalogue:
+def epic_catalogue(folder: Path, *, splits: Path | None, links: bool = False) -> Catalogue:
     """Catalogue of the listed clips of EPIC-Kitchens; their classes have numbers only, their group is the recording.
 
     Raises:
@@ -44,4 +44,5 @@ def epic_catalogue(folder: Path, *, splits: Path | None) -> Catalogue:
         class_of=lambda split, entry: entry.label or numbered_class(split, entry),
         group_of=lambda stem: stem.rpartition("_")[0] or stem,
         tree=HELP,
+        links=links,
     )

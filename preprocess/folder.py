@@ -29,6 +29,7 @@ def folder_catalogue(
     holdout: int = 0,
     splits: Path | None = None,
     group: str | None = None,
+    links: bool = False,
 ) -> Catalogue:
     """Catalogue of a `class/video` tree.
 
@@ -39,13 +40,14 @@ def folder_catalogue(
         holdout: Number of test classes to choose when `classes` is not given.
         splits: Folder of lists that name the videos of each split.
         group: Regular expression on the file's name whose first bracket (or whole match) is its group.
+        links: Whether links may lead out of the folder.
 
     Raises:
         CatalogueError: no videos, videos outside a class folder, unknown classes, too few classes.
         ShardError: two splits share a class, or unreadable lists.
     """
     pattern = _compile(group)
-    videos = arrange((_video(path, folder, pattern) for path in walk(folder)), folder)
+    videos = arrange((_video(path, folder, pattern) for path in walk(folder, links=links)), folder)
     labels = sorted({video.label for video in videos})
     if splits is not None:
         return listed_catalogue(name, videos, splits, labels)

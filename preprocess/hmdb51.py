@@ -12,7 +12,7 @@ from shards_spec.errors import suggest
 from shards_spec.splits import class_key, shipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 # Visible part of the body, camera motion, number of people, viewpoint, quality, number of the clip: what HMDB51 adds
 # to the name of the film or upload that a clip was cut from.
@@ -29,7 +29,7 @@ HMDB51 is had from its authors, the Serre Lab of Brown University:
   https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"""
 
 
-def hmdb51_catalogue(folder: Path, *, splits: Path | None = None) -> Catalogue:
+def hmdb51_catalogue(folder: Path, *, splits: Path | None = None, links: bool = False) -> Catalogue:
     """Catalogue of HMDB51, with the class lists that ship with the project or the lists in `splits`.
 
     Raises:
@@ -38,14 +38,14 @@ def hmdb51_catalogue(folder: Path, *, splits: Path | None = None) -> Catalogue:
     """
     require_folder(folder, "HMDB51", HELP)
     classes = {class_key(name): name for names in shipped("hmdb51").splits.values() for name in names}
-    videos = list(_clips(folder, classes))
+    videos = list(_clips(walk(folder, links=links), folder, classes))
     if not videos:
         raise CatalogueError(f"{folder} holds no folder of HMDB51's classes with clips in it\n{HELP}")
     return published_catalogue("hmdb51", arrange(videos, folder), splits)
 
 
-def _clips(folder: Path, classes: Mapping[str, str]) -> Iterator[Video]:
-    for path in walk(folder):
+def _clips(paths: Iterable[Path], folder: Path, classes: Mapping[str, str]) -> Iterator[Video]:
+    for path in paths:
         place = text_of(Path(path.parent.name))
         label = classes.get(class_key(place))
         source = ATTRIBUTES.sub("", path.stem)

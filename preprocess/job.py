@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from preprocess.decode import Geometry, VideoError, VideoReader
+from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry, VideoError, VideoReader
 from preprocess.encode import Alongside, Encoder, create_encoder, steady
 from preprocess.flow_estimator import DIS
 from shards_spec.files import json_line
@@ -40,6 +40,8 @@ class Job:
     out: Path
     geometry: Geometry
     time_limit: float
+    max_frames: int = USUAL_FRAMES
+    max_pixels: int = USUAL_PIXELS
     codec: str = "jpeg"
     estimators: Mapping[str, str] = field(default_factory=dict)
     fatal: Mapping[int, str] = field(default_factory=dict)
@@ -109,7 +111,8 @@ def _start(row: int, video: Video, job: Job) -> tuple[int, VideoReader | VideoEr
     if row in job.fatal:
         return row, VideoError("crash", job.fatal[row])
     try:
-        return row, VideoReader(video.path, job.geometry, time_limit=job.time_limit)
+        limits = {"max_frames": job.max_frames, "max_pixels": job.max_pixels}
+        return row, VideoReader(video.path, job.geometry, time_limit=job.time_limit, **limits)
     except VideoError as error:
         return row, error
 

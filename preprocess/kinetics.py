@@ -14,7 +14,7 @@ from shards_spec import Dataset
 from shards_spec.splits import class_key, shipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # A clip is named by its YouTube id; with or without the seconds that it was cut from.
 CLIP = re.compile(r"(?P<id>[\w-]{11})(?:_\d{6}_\d{6})?")
@@ -37,6 +37,7 @@ def kinetics_catalogue(
     classes: str = "100",
     splits: Path | None = None,
     class_lists: Mapping[str, Sequence[str]] | None = None,
+    links: bool = False,
 ) -> Catalogue:
     """Catalogue of Kinetics.
 
@@ -46,6 +47,7 @@ def kinetics_catalogue(
             `all`: every class folder.
         splits: Folder of lists.
         class_lists: Class names by split, for `all`.
+        links: Whether links may lead out of the folder.
 
     Raises:
         CatalogueError: no clips found (with the tree that is expected), or lists that do not fit.
@@ -53,7 +55,8 @@ def kinetics_catalogue(
     """
     require_folder(folder, "Kinetics", HELP)
     known = {class_key(name): name for names in shipped("kinetics100").splits.values() for name in names}
-    videos = [video for video in _clips(folder, known) if classes == "all" or class_key(video.label) in known]
+    clips = _clips(walk(folder, links=links), folder, known)
+    videos = [video for video in clips if classes == "all" or class_key(video.label) in known]
     if not videos:
         wanted = "100 few-shot classes (--classes all takes every folder)" if classes == "100" else "classes"
         raise CatalogueError(f"{folder} holds no clip of Kinetics in a folder of its {wanted}\n{HELP}")
@@ -82,8 +85,8 @@ def _few_shot(videos: list[Video], splits: Path | None) -> Catalogue:
     return covered(catalogue.dataset, [video for video in videos if video.name in listed], catalogue.expected)
 
 
-def _clips(folder: Path, known: Mapping[str, str]) -> Iterator[Video]:
-    for path in walk(folder):
+def _clips(paths: Iterable[Path], folder: Path, known: Mapping[str, str]) -> Iterator[Video]:
+    for path in paths:
         label = text_of(Path("_".join(path.parent.name.split())))
         label = known.get(class_key(label), label)
         group = f"{label}/{text_of(Path(youtube_id(path.stem)))}"

@@ -101,6 +101,7 @@ def catalogue_of_lists(
     class_of: Callable[[str, Entry], str],
     group_of: Callable[[str], str | None] = lambda _: None,
     tree: str,
+    links: bool = False,
 ) -> Catalogue:
     """Catalogue of the listed videos alone; their classes come from the lists, their groups from their stems.
 
@@ -114,7 +115,7 @@ def catalogue_of_lists(
             label = class_of(split, entry)
             if labels.setdefault(entry.stem, label) != label:
                 raise CatalogueError(f'the lists name "{entry.stem}" in two classes ({labels[entry.stem]}, {label})')
-    paths = [path for path in walk(folder) if path.stem in labels]
+    paths = [path for path in walk(folder, links=links) if path.stem in labels]
     if not paths:
         raise CatalogueError(f"{_none_found(len(labels), next(iter(labels)), folder)}\n{tree}")
     videos = arrange(

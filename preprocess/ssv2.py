@@ -45,7 +45,12 @@ NO_LISTS = (
 
 
 def ssv2_catalogue(
-    folder: Path, *, splits: Path | None, labels: Path | None = None, variant: str | None = None
+    folder: Path,
+    *,
+    splits: Path | None,
+    labels: Path | None = None,
+    variant: str | None = None,
+    links: bool = False,
 ) -> Catalogue:
     """Catalogue of the listed videos of Something-Something V2, called `ssv2-small` or `ssv2-full`.
 
@@ -54,6 +59,7 @@ def ssv2_catalogue(
         splits: Folder of lists.
         labels: Folder of the data set's own `train` and `validation` JSON files, which name the classes.
         variant: `small` or `full`; told by the lists where not given.
+        links: Whether links may lead out of the folder.
 
     Raises:
         CatalogueError: no lists, none of their videos (with the tree that is expected), or labels that do not fit.
@@ -70,6 +76,7 @@ def ssv2_catalogue(
         name=f"ssv2-{variant or _variant(lists)}",
         class_of=lambda split, entry: names[_list_class(split, entry)],
         tree=HELP,
+        links=links,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS
 from preprocess.encode import series_plans
 from preprocess.flow_estimator import DIS, create_estimator
 from preprocess.job import Finished, Job
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos are stored and how the work is done: no byte depends on the number of workers or the time limit.
+    """How videos are stored and how the work is done: no byte depends on the number of workers or the limits.
 
     `motion` holds names as in the command's --motion; `flow_estimator` is of the flow among them.
     """
@@ -37,6 +38,8 @@ class Settings:
     motion: tuple[str, ...] = ("diff", "flow")
     rows_per_shard: int = 64
     time_limit: float = 300.0
+    max_frames: int = USUAL_FRAMES
+    max_pixels: int = USUAL_PIXELS
     workers: int = 1
     retry_failed: bool = False
     codec: str = "jpeg"
@@ -175,6 +178,8 @@ class _State:
             out=self.out,
             geometry=self.settings.geometry,
             time_limit=self.settings.time_limit,
+            max_frames=self.settings.max_frames,
+            max_pixels=self.settings.max_pixels,
             codec=self.settings.codec,
             estimators={name: plan["method"] for name in missing if "method" in (plan := self.plan.series[name])},
         )

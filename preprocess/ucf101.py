@@ -10,7 +10,7 @@ from preprocess.splits import published_catalogue
 from shards_spec.splits import shipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 # UCF101's own name for its clips; the group is the long video that a clip was cut from.
@@ -29,7 +29,7 @@ UCF101 is had from its authors, the Center for Research in Computer Vision of th
   https://www.crcv.ucf.edu/data/UCF101.php (UCF101.rar)"""
 
 
-def ucf101_catalogue(folder: Path, *, splits: Path | None = None) -> Catalogue:
+def ucf101_catalogue(folder: Path, *, splits: Path | None = None, links: bool = False) -> Catalogue:
     """Catalogue of UCF101, with the class lists that ship with the project or the lists in `splits`.
 
     Raises:
@@ -38,14 +38,14 @@ def ucf101_catalogue(folder: Path, *, splits: Path | None = None) -> Catalogue:
     """
     require_folder(folder, "UCF101", HELP)
     classes = {name for names in shipped("ucf101").splits.values() for name in names}
-    videos = list(_clips(folder, classes))
+    videos = list(_clips(walk(folder, links=links), folder, classes))
     if not videos:
         raise CatalogueError(f"{folder} holds no clip of UCF101 (v_<Class>_gNN_cNN)\n{HELP}")
     return published_catalogue("ucf101", arrange(videos, folder), splits)
 
 
-def _clips(folder: Path, classes: set[str]) -> Iterator[Video]:
-    for path in walk(folder):
+def _clips(paths: Iterable[Path], folder: Path, classes: set[str]) -> Iterator[Video]:
+    for path in paths:
         match = CLIP.search(path.name)
         if match:
             label = SPELLINGS.get(match["label"], match["label"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import NoReturn
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey those in a name
 BAD_INPUT, WITH_FAILURES, INTERRUPTED = 2, 3, 130
 
 
@@ -55,7 +57,7 @@ def run_command(
         click.echo(f"error: {error.format_message()}; see --help", err=True)
         sys.exit(BAD_INPUT)
     except FsarError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {CONTROLS.sub('?', str(error))}", err=True)
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"interrupted; {again}", err=True)

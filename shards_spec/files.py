@@ -149,11 +149,31 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         FsarError: the file is missing or is no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise FsarError(f"{path} is no file")
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise FsarError(f"{path} is missing") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FsarError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise FsarError(f"{path} is damaged: it is no JSON ({error})") from error
+
+
+def parse_json(data: str | bytes) -> Any:  # noqa: ANN401
+    """The value that JSON text stands for.
+
+    Raises:
+        ValueError: it is none, holds NaN or infinity, or is nested too deeply to be ours.
+    """
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> Any:  # noqa: ANN401
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def sweep(folder: Path) -> None:

@@ -114,7 +114,7 @@ def column_sha256(column: NDArray[Any]) -> str:
 
 def pinned_hashes(folder: Path) -> dict[str, str]:
     """Hashes of the small files beside the index."""
-    found = [folder / name for name in PINNED if (folder / name).exists()]
+    found = [folder / name for name in PINNED if (folder / name).is_file()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Columns = dict[str, NDArray[Any]]
 
+MOST_GAPS = 1 << 20  # rows of which neither tars nor failures say anything: an impossible row would fill the memory
 SCORES = ("scale", "magnitude", "motion_score")  # of each picture, in the samples of some series
 
 
@@ -51,6 +52,7 @@ class VideoColumns:
         self._names, self._group_number = Text(), {"": -1}  # groups in the order of their first videos
         self._label, self._frames, self._group = array("i"), array("i"), array("i")
         self._fps, self._source = array("f"), array("i")
+        self._gaps = 0
 
     def add(self, summary: Summary) -> None:
         """Add the videos of the next shard of rgb."""
@@ -87,10 +89,18 @@ class VideoColumns:
                 failure = self._failed.pop()
                 self._append(failure.name, failure.label, failure.group)
             else:
-                self._append("", None, None)
+                self._add_gap(row)
             self._frames.append(0)
             self._fps.append(0.0)
             self._source.extend((0, 0))
+
+    def _add_gap(self, row: int) -> None:
+        self._gaps += 1
+        if self._gaps > MOST_GAPS:
+            raise ShardError(
+                f"nothing is known of over {MOST_GAPS:,} videos before row {row}: copy failures.jsonl and all tars"
+            )
+        self._append("", None, None)
 
     def _append(self, name: str, label: str | None, group: str | None) -> None:
         self._names.append(name)
@@ -135,7 +145,10 @@ class SeriesColumns:
                     f"{path} holds video {sample.row}, which belongs into a shard before it: was it renamed?"
                 )
             self._shard.append(number)
-            self._add(sample)
+            try:
+                self._add(sample)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ShardError(f"{path}: what is said of video {sample.row} cannot be ({error})") from error
         if len(self._codecs) > 1:
             raise ShardError(f"{path} holds pictures of another codec than those before it; make the series again")
 

@@ -13,6 +13,7 @@ from shards_spec.errors import ShardError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MOST_PIXELS = 1 << 26  # of a stored picture: 16384x4096
 FLOW_ZERO, FLOW_CODES = 128, 127  # the code of no motion, and how far from it a component of `scale` pixels is
 
 
@@ -35,9 +36,14 @@ def decode_picture(data: bytes, series: str, row: int, *, raw: tuple[int, int] |
         ShardError: it is damaged.
     """
     if raw:
+        if len(data) != raw[0] * raw[1] * 3:
+            raise ShardError(f"a picture of video {row} in {series} is no raw {raw[0]}x{raw[1]}")
         return np.frombuffer(data, np.uint8).reshape(*raw, 3)
     grey = series_kind(series)[0] == "flow"
     try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        if height * width > MOST_PIXELS:
+            raise ValueError(f"{width}x{height} pixels")  # noqa: TRY301 -- as what the decoder raises
         picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data, colorspace="GRAY" if grey else "RGB", fastdct=False, fastupsample=False
         )

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import zarr
 
-from shards_spec.errors import ShardError, suggest
+from shards_spec.column_files import read_column
+from shards_spec.errors import FsarError, ShardError, suggest
 from shards_spec.files import read_json
 from shards_spec.index import INDEX, attributes_sha256, column_sha256, list_shards, pinned_hashes, shard_path
+from shards_spec.index_checks import check_layout, check_loaded, check_series, check_texts, check_videos
 from shards_spec.motion import adding_command
 from shards_spec.schema import FORMAT, Dataset
 from shards_spec.shard_check import check_shards
@@ -41,6 +42,7 @@ class Columns:
     def __init__(self, index: Path, group: str, hashes: dict[str, str]) -> None:
         self._index, self._group, self._hashes = index, group, hashes
         self._loaded: dict[str, NDArray[Any]] = {}
+        self._checked: set[str] = set()  # text columns
 
     def __contains__(self, name: str) -> bool:
         return f"{self._group}/{name}" in self._hashes
@@ -52,11 +54,12 @@ class Columns:
 
     def _load(self, path: str) -> NDArray[Any]:
         try:
-            column = np.asarray(zarr.open_array(self._index / path, mode="r")[:])
-        except Exception as error:
-            raise ShardError(f"{self._index}/{path} cannot be read ({error}); run fsar-shards reindex") from error
+            column = read_column(self._index / path)[0]
+        except FsarError as error:
+            raise ShardError(f"{error}; run fsar-shards reindex") from error
         if column_sha256(column) != self._hashes.get(path):
             raise ShardError(f"{self._index}/{path} is damaged; run fsar-shards reindex")
+        check_loaded(self._index / path, path.rpartition("/")[2], column)
         return column
 
     def damaged(self) -> Iterator[str]:
@@ -74,16 +77,24 @@ class Columns:
         """How the pictures of a series are stored: "jpeg" or "raw"."""
         return self.text("codec", 0) if "codec_ends" in self else "jpeg"
 
+    def _text(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of a text column and where each string ends, checked once."""
+        data, ends = self[f"{name}_bytes"], self[f"{name}_ends"]
+        if name not in self._checked:
+            check_texts(f"{self._index}/{self._group}/{name}", data, ends, paths=name == "name")
+            self._checked.add(name)
+        return data, ends
+
     def text(self, name: str, position: int) -> str:
         """One string of a text column."""
-        ends = self[f"{name}_ends"]
+        data, ends = self._text(name)
         start = int(ends[position - 1]) if position else 0
-        data: bytes = self[f"{name}_bytes"][start : int(ends[position])].tobytes()
-        return data.decode("utf-8", "surrogateescape")
+        return data[start : int(ends[position])].tobytes().decode("utf-8", "surrogateescape")
 
     def texts(self, name: str, positions: NDArray[np.int64]) -> Iterator[str]:
         """Strings of a text column at positions [n]."""
-        ends, data = self[f"{name}_ends"], self[f"{name}_bytes"].data
+        column, ends = self._text(name)
+        data = column.data
         for part in np.array_split(positions, len(positions) // _TEXTS + 1):
             starts = np.where(part > 0, ends[part - 1], 0)
             for start, end in zip(starts.tolist(), ends[part].tolist(), strict=True):
@@ -281,7 +292,10 @@ class ShardSet:
             raise ShardError(
                 f"{path}: dataset.json, plan.json or failures.jsonl changed; run fsar-shards reindex {path}"
             )
-        shards = ShardSet(path, Dataset.load(path / "dataset.json"), attributes["columns"], check=check)
+        dataset = Dataset.load(path / "dataset.json")
+        check_layout(path / INDEX, attributes["columns"])
+        shards = ShardSet(path, dataset, attributes["columns"], check=check)
+        check_videos(path / INDEX, shards._videos, len(dataset.classes))
         for name in series:
             shards.series(name)
         return shards
@@ -309,7 +323,9 @@ class ShardSet:
                     f'{self.path} holds no "{name}" ({suggest(name, self.series_names)}); motion is added by '
                     + adding_command(name, self.path)
                 )
-            self._series[name] = Series(self.path, name, self.columns(name), check=self._check)
+            columns = self.columns(name)
+            check_series(f"{self.path / INDEX}/series/{name}", columns, self.frames)
+            self._series[name] = Series(self.path, name, columns, check=self._check)
         return self._series[name]
 
     def columns(self, name: str) -> Columns:
@@ -373,6 +389,7 @@ def _attributes(path: Path) -> dict[str, Any]:
     attributes = raw.get("attributes") if isinstance(raw, dict) else None
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
         raise ShardError(f"{where} is not of format {FORMAT}; run fsar-shards reindex {path}")
-    if not {"columns", "files", "sha256"} <= set(attributes) or attributes["sha256"] != attributes_sha256(attributes):
+    whole = {"columns", "files", "sha256"} <= set(attributes) and isinstance(attributes["columns"], dict)
+    if not whole or attributes["sha256"] != attributes_sha256(attributes):
         raise ShardError(f"{where} is damaged; run fsar-shards reindex {path}")
     return attributes

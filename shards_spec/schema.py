@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from shards_spec.errors import ShardError
-from shards_spec.files import json_line, read_json
+from shards_spec.files import json_line, parse_json, read_json
+from shards_spec.names import path_fault, quoted, text_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 FORMAT = 1
 KEY_DIGITS = 8
+SERIES_NAME = re.compile(r"[a-z0-9]{1,40}")
 CODECS = {"jpeg": "jpg", "raw": "raw"}  # how pictures are stored -> the end of their members' names
 
 Reason = Literal[
@@ -108,15 +110,39 @@ class Dataset:
         check_format(raw, path)
         try:
             splits = {
-                name: Split(tuple(s["classes"]), tuple(s["videos"]) if "videos" in s else None)
+                name: Split(_names(s["classes"]), _names(s["videos"], path_fault) if "videos" in s else None)
                 for name, s in raw["splits"].items()
             }
-            coverage = {name: (int(found), int(of)) for name, (found, of) in raw.get("coverage", {}).items()}
-            dataset = Dataset(raw["name"], tuple(raw["classes"]), splits, coverage)
+            coverage = {name: (_count(found), _count(of)) for name, (found, of) in raw.get("coverage", {}).items()}
+            dataset = Dataset(_names([raw["name"]])[0], _names(raw["classes"]), splits, coverage)
+            _names(list(splits))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ShardError(f"{path} is damaged: {error!r}") from error
+            raise ShardError(f"{path} is damaged or not ours: {_reason(error)}") from error
         check_disjoint(dataset.splits, path)
         return dataset
+
+
+def _names(values: Any, fault: Callable[[str], str | None] = text_fault) -> tuple[str, ...]:  # noqa: ANN401
+    """Names from JSON, each once; ValueError where they are none or could do harm."""
+    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+        raise ValueError("expected a list of names")
+    for name in values:
+        if found := fault(name):
+            raise ValueError(f"{quoted(name)} {found}")
+    if len(set(values)) < len(values):
+        raise ValueError("a name stands in a list twice")
+    return tuple(values)
+
+
+def _count(value: Any) -> int:  # noqa: ANN401
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{str(value)[:40]!r} is no count")
+    return value
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, for a sentence."""
+    return str(error) if type(error) is ValueError else repr(error)
 
 
 def check_disjoint(splits: Mapping[str, Split], where: Path | str) -> None:
@@ -181,10 +207,13 @@ class Plan:
         raw = read_json(path)
         check_format(raw, path)
         try:
-            catalogue = raw["catalogue"]
-            return Plan(raw["dataset"], raw["rows_per_shard"], catalogue["rows"], catalogue["sha256"], raw["series"])
-        except (KeyError, TypeError) as error:
-            raise ShardError(f"{path} is damaged: {error!r}") from error
+            catalogue, series = raw["catalogue"], raw["series"]
+            if not all(SERIES_NAME.fullmatch(name) and isinstance(table, dict) for name, table in series.items()):
+                raise ValueError("expected a table of settings for each series")  # noqa: TRY301 -- as the errors below
+            name, sha256 = _names([raw["dataset"]])[0], str(catalogue["sha256"])
+            return Plan(name, _count(raw["rows_per_shard"]), _count(catalogue["rows"]), sha256, series)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ShardError(f"{path} is damaged or not ours: {_reason(error)}") from error
 
     def check_same(self, wanted: Plan, where: Path) -> None:
         """Refuse to mix shards of two plans in one folder; series that only one of them has are fine.
@@ -231,10 +260,21 @@ class Failure:
         if not path.exists():
             return {}
         try:
-            rows = [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = [Failure(**parse_json(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            for failure in rows:
+                failure.check()
+        except OSError as error:
+            raise ShardError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, TypeError) as error:
             raise ShardError(f"{path} is damaged: {error}") from error
         return {failure.row: failure for failure in rows}
+
+    def check(self) -> None:
+        """Raise ValueError unless every value is of its type and none can do harm as a name."""
+        texts = [self.name, self.label, self.reason, self.detail, self.group or ""]
+        _names([text for text in {*texts, ""} if text])
+        if (fault := path_fault(self.name)) or _count(self.row) >= 10**KEY_DIGITS:
+            raise ValueError(f"{quoted(self.name)} {fault or 'is of an impossible row'}")
 
     @staticmethod
     def dump_all(failures: Iterable[Failure]) -> bytes:

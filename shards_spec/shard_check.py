@@ -64,7 +64,7 @@ def _look_at_all(paths: list[str]) -> Iterator[tuple[int, bytes]]:
 def _look(path: str) -> tuple[int, bytes]:
     """Size (-1: missing) and first header of a file."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
     except FileNotFoundError:
         return -1, b""
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from shards_spec.errors import ShardError
+from shards_spec.names import path_fault, quoted, text_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +87,14 @@ def parse_line(line: str, where: str, split: str) -> Entry:
         raise ShardError(f'{where}: cannot read "{line[:80]}"; expected Class/stem or {split}0//path/of/video')
     if prefix and prefix["split"] not in {None, split}:
         raise ShardError(f'{where}: "{line[:80]}" is of {prefix["split"]}, but stands in a list of {split}; move it')
-    return Entry(path, label, int(prefix["number"]) if prefix and prefix["number"] else None)
+    return _checked(Entry(path, label, int(prefix["number"]) if prefix and prefix["number"] else None), where)
+
+
+def _checked(entry: Entry, where: str) -> Entry:
+    """Refuse a name that leads out of the folder of videos or holds controls: nothing there could bear it."""
+    if fault := path_fault(entry.path) or text_fault(entry.label or ""):
+        raise ShardError(f"{where}: the name {quoted(entry.path)} or its class {fault}")
+    return entry
 
 
 def read_text(path: Path, split: SplitName) -> list[Line]:
@@ -168,7 +176,7 @@ def _row_entry(row: dict[str, Any], where: str) -> Entry:
             stem = "_".join([stem, *(f"{int(float(time)):06d}" for time in times)])
         except (ValueError, OverflowError) as error:
             raise ShardError(f'{where}: time_start "{times[0]}" or time_end "{times[1]}" is no number') from error
-    return Entry(stem, label, None)
+    return _checked(Entry(stem, label, None), where)
 
 
 def _split_of(text: str | None, where: str) -> SplitName:
@@ -187,7 +195,7 @@ def _json_lines(names: Any, split: SplitName, where: str) -> Iterator[Line]:  # 
             if not isinstance(name, str) or not name.rpartition("/")[2]:
                 raise ShardError(f"{place}: expected the name of a video, found {str(name)[:80]!r}")
             bare = label or "/" not in name
-            yield Line(Entry(name, label, None) if bare else parse_line(name, place, split), place)
+            yield Line(_checked(Entry(name, label, None), place) if bare else parse_line(name, place, split), place)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,14 +5,15 @@ Both are made from the tar or while it is written, and can be made again from th
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shards_spec.errors import FsarError, ShardError
-from shards_spec.files import disk_errors, json_line, read_json, sync_folder, write_whole
+from shards_spec.files import disk_errors, json_line, parse_json, read_json, sync_folder, write_whole
+from shards_spec.sample_info import check_info
 from shards_spec.schema import CODECS, picture_name, row_of_key
 from shards_spec.tar import BLOCK, Member, file_sha256, padded, scan
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 TAIL = ("cls", "json")  # the members of a sample that are no frames, in their stored order
 
 
@@ -42,6 +44,13 @@ class Sample:
     def codec(self) -> str:
         """How its pictures are stored."""
         return str(self.info.get("codec", "jpeg"))
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError where its lists do not fit or its JSON is none of ours."""
+        row_of_key(f"c{self.row:08d}")
+        if not len(self.sizes) == len(self.crc32) == len(self.frames) + len(TAIL):
+            raise ValueError(f"sample {self.row} has lists of different lengths")
+        check_info(self.info, self.frames)
 
     @property
     def end(self) -> int:
@@ -75,9 +84,14 @@ class Summary:
         """
         raw = read_json(path)
         try:
-            return Summary(raw["bytes"], raw["sha256"], [Sample(**sample) for sample in raw["samples"]])
-        except (KeyError, TypeError) as error:
+            summary = Summary(raw["bytes"], raw["sha256"], [Sample(**sample) for sample in raw["samples"]])
+            if not SHA256.fullmatch(summary.sha256) or type(summary.size) is not int or not 0 <= summary.size < 1 << 63:
+                raise ValueError("its sha256 or bytes are none")  # noqa: TRY301 -- as the errors below
+            for sample in summary.samples:
+                sample.check()
+        except (KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path} is damaged: {error!r}") from error
+        return summary
 
 
 def summarise(members: Iterable[Member], infos: dict[int, dict[str, Any]], path: Path) -> list[Sample]:
@@ -106,6 +120,10 @@ def _sample(row: int, members: list[Member], infos: dict[int, dict[str, Any]], p
         raise ShardError(f"{path}: the sample {members[0].key} has a member that is no frame") from None
     sizes, crcs = [m.size for m in members], [m.crc32 for m in members]
     sample = Sample(row, members[0].offset - BLOCK, frames, sizes, crcs, infos[row])
+    try:
+        sample.check()
+    except (TypeError, ValueError) as error:
+        raise ShardError(f"{path}: the JSON of the sample {members[0].key} is none of ours ({error})") from error
     _check_pictures(sample, members[:-2], path)
     return sample
 
@@ -134,7 +152,7 @@ def from_tar(tar: Path) -> Summary:
         members.append(member)
         if member.extension == "json":
             try:
-                infos[row_of_key(member.key)] = json.loads(data)
+                infos[row_of_key(member.key)] = parse_json(data)
             except ValueError as error:
                 raise ShardError(f"{tar}: {member.name} at byte {member.offset} is no JSON ({error})") from error
     return Summary(tar.stat().st_size, file_sha256(tar), summarise(members, infos, tar))

@@ -178,10 +178,9 @@ def scan(path: Path) -> Iterator[tuple[Member, bytes]]:
             if block == bytes(BLOCK):
                 break
             member = parse_header(block, position, path)
-            data = file.read(padded(member.size))
-            if len(data) < padded(member.size):
+            if member.offset + padded(member.size) > total:  # before memory is taken for what is not there
                 raise ShardError(f"{path}: cut short inside {member.name} at byte {total}")
-            data = data[: member.size]
+            data = file.read(padded(member.size))[: member.size]
             yield Member(member.name, member.offset, member.size, zlib.crc32(data)), data
             position = member.offset + padded(member.size)
         if archive_size(position) != total:

@@ -180,7 +180,7 @@ def cli(
             click.echo(f"{name}: {text}")
         if out is not None:
             write_whole(out / "result.json", json_bytes(result))
-            write_whole(out / "report.html", page(result, picture).encode())
+            write_whole(out / "report.html", page(result, picture).encode(errors="backslashreplace"))
             click.echo(f"{out / 'report.html'}")
 
 
