@@ -98,7 +98,7 @@ def coverage_text(shards: ShardSet) -> str | None:
 
 def describe_data(shards: ShardSet) -> dict[str, Any]:
     """Hashes of the shards and splits, and the size of the stored frames: fixed sides, or the short side alone."""
-    text = Plan.load(shards.path / "plan.json").series["rgb"]["geometry"]
+    text = Plan.load(shards.files / "plan.json").series["rgb"]["geometry"]
     sides = [int(side) for side in re.findall(r"\d+", text)]
     geometry = {"short": sides[0]} if len(sides) == 1 else {"height": sides[0], "width": sides[1]}
     splits = {name: split.sha256 for name, split in shards.dataset.splits.items()}

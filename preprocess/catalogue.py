@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shards_spec.errors import FsarError
 from shards_spec.files import json_line
+from shards_spec.remote import Remote, RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -95,7 +96,7 @@ def require_folder(folder: Path, dataset: str, tree: str) -> None:
     Raises:
         CatalogueError: it is none.
     """
-    if not folder.is_dir():
+    if not isinstance(folder, RemotePath) and not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder; put {dataset} there or name its folder with --videos\n{tree}")
 
 
@@ -106,7 +107,11 @@ def walk(folder: Path) -> Iterator[Path]:
 
     Raises:
         CatalogueError: the folder is missing or no folder.
+        RemoteError: it is at a URL, and the place refuses us or does not answer.
     """
+    if isinstance(folder, RemotePath):
+        yield from _walk_remote(folder)
+        return
     if not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder; name the folder of your videos with --videos")
     seen: set[str] = set()
@@ -121,6 +126,15 @@ def walk(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name not in named]
         top = Path(place)
         yield from (top / name for name in [*named, *files] if name[0] != "." and _is_video(name))
+
+
+def _walk_remote(folder: RemotePath) -> Iterator[Path]:
+    for name in Remote(str(folder)).sizes():
+        parts = name.split("/")
+        if _is_video(name) and not any(part.startswith(".") for part in parts):
+            if "" in parts:
+                raise CatalogueError(f'{folder}: the name "{name}" has an empty part, which no path has; rename it')
+            yield folder / name
 
 
 def _is_video(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from preprocess.decode import VideoError, VideoReader
 from preprocess.encode import create_encoder
+from preprocess.fetch import Downloads
 from preprocess.stage import wanted_plan
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def _measure(path: Path, settings: Settings, series: list[str], seconds: Counter
         seconds[name] += now - mark  # type: ignore[assignment]  # Counter is typed for counts only
         mark = now
 
-    with VideoReader(path, settings.geometry, time_limit=settings.time_limit) as reader:
+    with (
+        Downloads({0: path}) as files,
+        VideoReader(files.take(0), settings.geometry, time_limit=settings.time_limit) as reader,
+    ):
         for frame in reader:
             lap("decode")
             for name, encoder in encoders.items():

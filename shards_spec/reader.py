@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import zarr
 
-from shards_spec.errors import ShardError, suggest
-from shards_spec.files import read_json
-from shards_spec.index import INDEX, attributes_sha256, column_sha256, list_shards, pinned_hashes, shard_path
+from shards_spec.errors import FsarError, ShardError, suggest
+from shards_spec.index import INDEX, column_sha256, shard_path
 from shards_spec.motion import adding_command
-from shards_spec.schema import FORMAT, Dataset
+from shards_spec.opening import check_folder, read_attributes
+from shards_spec.remote import is_url
+from shards_spec.remote_set import RemoteSet, RemoteShards
+from shards_spec.schema import Dataset
 from shards_spec.shard_check import check_shards
 from shards_spec.tar import BLOCK, padded
 
@@ -37,8 +39,8 @@ _TEXTS = 1 << 16  # strings at once whose places are held as Python numbers
 class Columns:
     """The columns of one group of `index.zarr`, each loaded whole and checked against its hash on first use."""
 
-    def __init__(self, index: Path, group: str, hashes: dict[str, str]) -> None:
-        self._index, self._group, self._hashes = index, group, hashes
+    def __init__(self, index: Path, group: str, hashes: dict[str, str], remote: RemoteSet | None = None) -> None:
+        self._index, self._group, self._hashes, self._remote = index, group, hashes, remote
         self._loaded: dict[str, NDArray[Any]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -51,7 +53,12 @@ class Columns:
 
     def _load(self, path: str) -> NDArray[Any]:
         try:
-            column = np.asarray(zarr.open_array(self._index / path, mode="r")[:])
+            if self._remote is None:
+                column = np.asarray(zarr.open_array(self._index / path, mode="r")[:])
+            else:
+                column = self._remote.column(path, self._hashes[path])
+        except FsarError:
+            raise
         except Exception as error:
             raise ShardError(f"{self._index}/{path} cannot be read ({error}); run fsar-shards reindex") from error
         if column_sha256(column) != self._hashes.get(path):
@@ -67,6 +74,10 @@ class Columns:
                     self[name]
                 except ShardError as error:
                     yield str(error)
+
+    def sha256(self, name: str) -> str:
+        """Hash of a column."""
+        return self._hashes[f"{self._group}/{name}"]
 
     @property
     def codec(self) -> str:
@@ -92,7 +103,7 @@ class Columns:
 class Series:
     """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...; `columns` are those of the index."""
 
-    def __init__(self, folder: Path, name: str, columns: Columns) -> None:
+    def __init__(self, folder: Path, name: str, columns: Columns, remote: RemoteSet | None = None) -> None:
         self.name, self._folder, self.columns = name, folder, columns
         self._shard, self._offset = columns["shard"], columns["offset"]
         self._first, self._size = columns["first"], columns["size"]
@@ -100,8 +111,10 @@ class Series:
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._maps: OrderedDict[int, Mapped] = OrderedDict()
         self._lock = threading.Lock()
-        numbers, sizes = columns["shard_number"], columns["shard_bytes"]
-        check_shards(folder, name, numbers=numbers, sizes=sizes, shard=self._shard)
+        self._videos = remote.videos(name, columns) if remote else None
+        if self._videos is None:
+            numbers, sizes = columns["shard_number"], columns["shard_bytes"]
+            check_shards(folder, name, numbers=numbers, sizes=sizes, shard=self._shard)
 
     @cached_property
     def sizes(self) -> NDArray[np.int32]:
@@ -153,8 +166,8 @@ class Series:
         """
         first, last = int(self._first[row]), int(self._first[row + 1])
         sizes = self._size[first:last].astype(np.int64)
-        starts = np.cumsum(BLOCK + -(-sizes // BLOCK) * BLOCK) - -(-sizes // BLOCK) * BLOCK + int(self._offset[row])
-        file = self._open(int(self._shard[row]), row)
+        starts = np.cumsum(BLOCK + -(-sizes // BLOCK) * BLOCK) - -(-sizes // BLOCK) * BLOCK + self._begin(row)
+        file = self._open(row)
         payloads = []
         for position in positions:
             if not 0 <= position < last - first:
@@ -173,7 +186,7 @@ class Series:
         Raises:
             ShardError: the series is not raw, its frames are not of the size that the index has, or the shard was cut.
         """
-        mapped, views = self._map(int(self._shard[row]), row)
+        mapped, views = self._map(row)
         if mapped.size() != len(mapped):  # to look beyond the end of the file would kill the process
             path = shard_path(self._folder, self.name, int(self._shard[row]))
             raise ShardError(f"{path}: cut short or replaced while it was open; copy it again")
@@ -181,8 +194,15 @@ class Series:
             views[row] = self._view(mapped, row)
         return views[row]
 
+    def fetch(self, rows: NDArray[np.int64]) -> None:
+        """Have these videos at hand before they are read: of a set at a URL in its cache, all on their way at once."""
+        if self._videos is not None:
+            self._videos.fetch(rows.tolist())
+
     def close(self) -> None:
         """Close its files; what `pixels` gave stays valid."""
+        if self._videos is not None:
+            self._videos.close()
         with self._lock:
             self._maps.clear()  # unmapped when the last view of them is gone
             while self._files:
@@ -192,18 +212,19 @@ class Series:
         first, last = int(self._first[row]), int(self._first[row + 1])
         height, width = self.sizes[row].tolist()
         size = height * width * 3
-        start, stride = int(self._offset[row]) + BLOCK, BLOCK + padded(size)
+        start, stride = self._begin(row) + BLOCK, BLOCK + padded(size)
         fits = start + (last - first) * stride <= len(mapped)
         if self.codec != "raw" or not fits or (self._size[first:last] != size).any():
             raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
         shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)
         return np.ndarray(shape, np.uint8, mapped, start, strides)  # keeps the map alive
 
-    def _map(self, number: int, row: int) -> Mapped:
-        """A shard in memory, and the views that were made of it so far."""
+    def _map(self, row: int) -> Mapped:
+        """The file of a video in memory, and the views that were made of it so far."""
+        number = int(self._shard[row]) if self._videos is None else row
         found = self._maps.get(number)
         if found is None:
-            found = mmap.mmap(self._open(number, row).fileno(), 0, access=mmap.ACCESS_READ), {}
+            found = mmap.mmap(self._open(row).fileno(), 0, access=mmap.ACCESS_READ), {}
         with self._lock:
             found = self._maps.setdefault(number, found)  # another thread may have been faster
             self._maps.move_to_end(number)
@@ -211,9 +232,16 @@ class Series:
                 self._maps.popitem(last=False)
         return found
 
-    def _open(self, number: int, row: int) -> BinaryIO:
+    def _begin(self, row: int) -> int:
+        """Where a video begins in the file that `_open` gives: its shard, or a file of its own."""
+        return int(self._offset[row]) if self._videos is None else 0
+
+    def _open(self, row: int) -> BinaryIO:
+        number = int(self._shard[row])
         if number < 0:
             raise ShardError(f"{self._folder}: video {row} failed in preprocessing; see failures.jsonl")
+        if self._videos is not None:
+            return self._videos.open(row)
         with self._lock:
             file = self._files.pop(number, None) or shard_path(self._folder, self.name, number).open("rb")
             self._files[number] = file
@@ -226,7 +254,8 @@ class ShardSet:
     """A folder of shards, opened for random access; a context manager.
 
     Attributes:
-        path: The folder.
+        path: The folder; of a set at a URL, the URL as a path.
+        files: The folder of its small files, which is another one where the set is at a URL.
         dataset: Name, classes and splits.
         labels: [V] class number of each catalogue row.
         groups: [V] group number, -1 where none is known.
@@ -234,10 +263,11 @@ class ShardSet:
         fps: [V] source frames a second.
     """
 
-    def __init__(self, path: Path, dataset: Dataset, hashes: dict[str, str]) -> None:
-        self.path, self.dataset, self._hashes = path, dataset, hashes
+    def __init__(self, path: Path, dataset: Dataset, hashes: dict[str, str], remote: RemoteSet | None = None) -> None:
+        self.path, self.dataset, self._hashes, self._remote = path, dataset, hashes, remote
+        self.files = remote.files if remote else path
         self._series: dict[str, Series] = {}
-        self._videos = Columns(path / INDEX, "videos", hashes)
+        self._videos = self._columns("videos")
         self.labels: NDArray[np.int32] = self._videos["label"]
         self.groups: NDArray[np.int32] = self._videos["group"]
         self.frames: NDArray[np.int32] = self._videos["frames"]
@@ -245,32 +275,34 @@ class ShardSet:
         self.num_videos = len(self.labels)
 
     @staticmethod
-    def open(path: str | Path, *, series: Iterable[str] = ("rgb",)) -> ShardSet:
-        """Open a shard set and check the shards of the named series.
+    def open(path: str | Path | RemoteShards, *, series: Iterable[str] = ("rgb",)) -> ShardSet:
+        """Open a shard set, in a folder or at a URL, and check the shards of the named series.
 
         Raises:
             ShardError: it is missing, unfinished, truncated, swapped, damaged or of another format.
+            RemoteError: it is at a URL which refuses us or does not answer.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise ShardError(f"{path} is no folder; make shards with: fsar-preprocess NAME --videos DIR --out {path}")
-        if not (path / INDEX).is_dir():
-            unfinished = bool(list_shards(path)) or (path / "plan.json").exists()
-            hint = (
-                "preprocessing is unfinished: type the same fsar-preprocess command again (or run fsar-shards reindex)"
-                if unfinished
-                else "it is no shard set: make one with fsar-preprocess"
-            )
-            raise ShardError(f"{path} has no {INDEX}; {hint}")
-        attributes = _attributes(path)
-        if pinned_hashes(path) != attributes["files"]:
-            raise ShardError(
-                f"{path}: dataset.json, plan.json or failures.jsonl changed; run fsar-shards reindex {path}"
-            )
-        shards = ShardSet(path, Dataset.load(path / "dataset.json"), attributes["columns"])
-        for name in series:
-            shards.series(name)
+        if isinstance(path, str) and is_url(path):
+            path = RemoteShards(path)
+        remote = RemoteSet(path) if isinstance(path, RemoteShards) else None
+        try:
+            shards = ShardSet._opened(remote.path if remote else Path(str(path)), remote)
+            for name in series:
+                shards.series(name)
+        except BaseException:
+            if remote:
+                remote.close()
+            raise
         return shards
+
+    @staticmethod
+    def _opened(path: Path, remote: RemoteSet | None) -> ShardSet:
+        """A shard set of which no series is looked at yet; `path` is what messages call it."""
+        if remote is None:
+            check_folder(path)
+        files = remote.files if remote else path
+        attributes = read_attributes(files, path)
+        return ShardSet(path, Dataset.load(files / "dataset.json"), attributes["columns"], remote)
 
     @property
     def series_names(self) -> list[str]:
@@ -295,17 +327,20 @@ class ShardSet:
                     f'{self.path} holds no "{name}" ({suggest(name, self.series_names)}); motion is added by '
                     + adding_command(name, self.path)
                 )
-            self._series[name] = Series(self.path, name, self.columns(name))
+            self._series[name] = Series(self.path, name, self.columns(name), self._remote)
         return self._series[name]
 
     def columns(self, name: str) -> Columns:
         """The index columns of a series, its shards not looked at."""
-        return Columns(self.path / INDEX, f"series/{name}", self._hashes)
+        return self._columns(f"series/{name}")
+
+    def _columns(self, group: str) -> Columns:
+        return Columns(self.path / INDEX, group, self._hashes, self._remote)
 
     def damaged_columns(self) -> Iterator[str]:
         """One line for each damaged column of the index."""
         for group in sorted({path.rpartition("/")[0] for path in self._hashes}):
-            yield from Columns(self.path / INDEX, group, self._hashes).damaged()
+            yield from self._columns(group).damaged()
 
     def name(self, row: int) -> str:
         """Original name of a video."""
@@ -344,21 +379,11 @@ class ShardSet:
         """Close its files."""
         for series in self._series.values():
             series.close()
+        if self._remote is not None:
+            self._remote.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    """What the index says of itself: format, the hashes of its columns and of the small files."""
-    where = path / INDEX
-    raw = read_json(where / "zarr.json")
-    attributes = raw.get("attributes") if isinstance(raw, dict) else None
-    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
-        raise ShardError(f"{where} is not of format {FORMAT}; run fsar-shards reindex {path}")
-    if not {"columns", "files", "sha256"} <= set(attributes) or attributes["sha256"] != attributes_sha256(attributes):
-        raise ShardError(f"{where} is damaged; run fsar-shards reindex {path}")
-    return attributes
