@@ -122,7 +122,7 @@ def cli() -> None:
     "--videos",
     type=PLACE,
     required=True,
-    help="Top of a tree of CLASS/video files: a folder, or a URL such as s3://bucket/videos.",
+    help="Top of a tree of CLASS/video files, also at a URL.",
 )
 @click.option("--name", default="folder", show_default=True, help="Name of the data set in results.")
 @click.option("--holdout", type=int, default=0, help="Hold out this many classes for testing.")
@@ -296,8 +296,14 @@ def _run(
         return
     if not allow_missing:
         check_coverage(catalogue, min_coverage)
+    _make(catalogue, out, settings, part=part, join=join)
+
+
+def _make(catalogue: Catalogue, out: Path, settings: Settings, *, part: str | None, join: bool) -> None:
     if part and join:
         raise ConfigError("--part makes a part and --join joins all of them: give one of the two")
+    if join and settings.retry_failed:
+        raise ConfigError("--join makes nothing: give --retry-failed with --part, to each part, then --join alone")
     if part:
         _run_part(catalogue, out, settings, Part.parse(part))
         return

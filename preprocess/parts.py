@@ -23,10 +23,10 @@ NUMBERED = re.compile(r"[a-z0-9]+-(?P<shard>\d{6})\.")
 
 @dataclass(frozen=True)
 class Part:
-    """Part `index`, from 1, of `count`: the shards index - 1, index - 1 + count, ..."""
+    """Part `index`, from 1, of `count`: the shards index - 1, index - 1 + count, ...; index 0: all, as one run."""
 
-    index: int = 1
-    count: int = 1
+    index: int
+    count: int
 
     @staticmethod
     def parse(text: str) -> Part:
@@ -42,11 +42,11 @@ class Part:
 
     def numbers(self, total: int) -> range:
         """Those of `total` shards that it makes."""
-        return range(self.index - 1, total, self.count)
+        return range(max(0, self.index - 1), total, self.count)
 
     def failures(self, out: Path) -> Path:
         """The file of its videos that failed; it is there as soon as the part has begun."""
-        return out / f"part-{self.index:04d}-of-{self.count:04d}.jsonl" if self.count > 1 else out / FAILURES
+        return out / f"part-{self.index:04d}-of-{self.count:04d}.jsonl" if self.index else out / FAILURES
 
     def lock(self, out: Path) -> Path:
         """The file that a run of it holds."""
@@ -54,8 +54,8 @@ class Part:
 
     def check_alone(self, out: Path) -> None:
         """Refuse a folder that is being made in another number of parts: two parts would write one shard."""
-        others = {part.count for part in begun(out)} - {self.count}
-        if others and self.count == 1:
+        others = {part.count for part in begun(out)} - {self.count if self.index else 0}
+        if others and not self.index:
             raise ConfigError(
                 f"{out} is being made in {others.pop()} parts: run those that are missing with --part, then add --join"
             )
@@ -71,7 +71,7 @@ class Part:
                     path.unlink(missing_ok=True)
 
 
-WHOLE = Part()
+WHOLE = Part(0, 1)
 
 
 def begun(out: Path) -> list[Part]:

@@ -101,8 +101,8 @@ def _check_machine(job: Job, plans: dict[str, Any]) -> None:
         for key, value in plan.items():
             if ours[name].get(key) != value:
                 raise FsarError(
-                    f"the machine {here} of the Ray cluster has {key} {ours[name].get(key)} where this one has {value}; "
-                    "install the same versions everywhere"
+                    f"the machine {here} of the Ray cluster has {key} {ours[name].get(key)} where this one has "
+                    f"{value}; install the same versions everywhere"
                 )
 
 

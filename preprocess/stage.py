@@ -22,6 +22,7 @@ from shards_spec.schema import Failure, Plan
 from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from preprocess.catalogue import Catalogue
@@ -99,9 +100,8 @@ def join_parts(catalogue: Catalogue, out: Path, settings: Settings) -> list[Fail
         plan = _settle_plan(catalogue, out, settings)
         parts = begun(out)
         state = _State(catalogue, out, plan, settings)
-        state.failures = {
-            row: f for part in parts for row, f in _State(catalogue, out, plan, settings, part).failures.items()
-        }
+        for part in parts:
+            state.take(_State(catalogue, out, plan, settings, part))
         check_whole(out, [job.shard for job in state.jobs()])
         drop_index(out)
         failures = _complete(state)
@@ -166,12 +166,21 @@ class _State:
         self.catalogue, self.out, self.plan, self.settings, self.part = catalogue, out, plan, settings, part
         self._failed = part.failures(out)  # the file of those that failed
         known = self._failed if self._failed.exists() else WHOLE.failures(out)
-        ours = {row for number in self._numbers() for row in self._rows(number)}
+        ours = set(self.rows())
         self.failures = {row: failure for row, failure in Failure.load_all(known).items() if row in ours}
 
     def jobs(self) -> list[Job]:
         """What is to be done, shard by shard."""
         return [job for number in self._numbers() if (job := self._job(number))]
+
+    def take(self, part: _State) -> None:
+        """What a part knows of its videos, in place of what was known before."""
+        ours = set(part.rows())
+        self.failures = {row: failure for row, failure in self.failures.items() if row not in ours} | part.failures
+
+    def rows(self) -> Iterator[int]:
+        """The rows of its shards."""
+        return (row for number in self._numbers() for row in self._rows(number))
 
     @property
     def total(self) -> int:

@@ -213,7 +213,7 @@ class Series:
         height, width = self.sizes[row].tolist()
         size = height * width * 3
         start, stride = self._begin(row) + BLOCK, BLOCK + padded(size)
-        fits = start + (last - first) * stride <= len(mapped)
+        fits = self._begin(row) + (last - first) * stride <= len(mapped)
         if self.codec != "raw" or not fits or (self._size[first:last] != size).any():
             raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
         shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)

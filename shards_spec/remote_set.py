@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import tempfile
 import threading
 import zlib
@@ -18,6 +18,7 @@ import zarr
 
 from shards_spec.cache import Cache, parse_bytes
 from shards_spec.errors import ShardError
+from shards_spec.files import json_line
 from shards_spec.index import INDEX, PINNED, column_sha256, shard_path
 from shards_spec.remote import Remote, RemotePath
 from shards_spec.tar import BLOCK, padded
@@ -73,7 +74,7 @@ class RemoteSet:
 
     def column(self, path: str, sha256: str) -> NDArray[Any]:
         """A column of the index: out of the cache, or copied there; what it holds is checked by the one who asks."""
-        name = f"columns/{sha256}.npy"
+        name = f"columns/{sha256}"
         file = self._cache.open(name)
         if file is not None:
             with file:
@@ -83,9 +84,8 @@ class RemoteSet:
             self._cache.drop(name)
         column = self._download_column(path)
         if column_sha256(column) == sha256:
-            data = io.BytesIO()
-            np.save(data, column)
-            self._cache.add(name, data.getvalue()).close()
+            kind = json_line([column.dtype.str, column.shape])
+            self._cache.add(name, kind + b"\n" + column.tobytes()).close()
         return column
 
     def _download_column(self, path: str) -> NDArray[Any]:
@@ -128,6 +128,7 @@ class RemoteVideos:
 
     def __init__(self, path: Path, remote: Remote, cache: Cache, series: str, columns: Columns) -> None:
         self._path, self._remote, self._cache, self._series, self._columns = path, remote, cache, series, columns
+        columns["crc32"]  # loaded here, once, and not by many threads
         # sets of equal shards share what is kept of them
         self._folder = f"{series}-{columns.sha256('shard_sha256')[:16]}"
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
@@ -223,7 +224,7 @@ class RemoteVideos:
 def _load(file: BinaryIO) -> NDArray[Any] | None:
     """A column out of the cache; None where the file is no column."""
     try:
-        column: NDArray[Any] = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+        kind, shape = json.loads(file.readline())
+        return np.frombuffer(file.read(), np.dtype(kind)).reshape(shape)
+    except (ValueError, TypeError):
         return None
-    return column
