@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -12,8 +13,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from preprocess.decode import Geometry
+from preprocess.encode import series_plans
 from preprocess.folder import folder_catalogue
+from preprocess.job import Job
+from preprocess.ray_pool import make_shard, work_on_ray
 from preprocess.stage import Settings, preprocess
+from shards_spec.errors import ConfigError
 from tests.folders import ROOT, digests
 
 if TYPE_CHECKING:
@@ -58,3 +63,20 @@ def test_a_node_that_dies_costs_no_byte(cluster: Cluster, tiny_videos: Path, tmp
     killer.join()
     assert killed.is_set()
     assert digests(tmp_path / "ray") == digests(tmp_path / "one")
+
+
+def test_a_machine_that_would_write_other_bytes_is_refused(tiny_videos: Path, tmp_path: Path) -> None:
+    video = folder_catalogue(tiny_videos).videos[0]
+    job = Job(0, {0: video}, {video.label: 0}, ("rgb",), tmp_path / "out", Geometry(32, 32), 60.0)
+    plans = series_plans(job.geometry, [])
+    assert "does not see" in str(make_shard(job, plans))
+    job.out.mkdir()
+    other = {"rgb": plans["rgb"] | {"decoder": "ffmpeg 1.0"}}
+    assert "where this one has ffmpeg 1.0; install the same versions" in str(make_shard(job, other))
+    assert list(job.out.iterdir()) == []
+
+
+def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'pip install "fsar\[ray\]"'):
+        list(work_on_ray([]))
