@@ -55,7 +55,8 @@ class Cache:
             file = (self.folder / name).open("rb")
         except FileNotFoundError:
             return None
-        os.utime(file.fileno())
+        with suppress(PermissionError):  # a file that another user keeps here
+            os.utime(file.fileno())
         return file
 
     def add(self, name: str, data: bytes) -> BinaryIO:

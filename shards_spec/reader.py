@@ -282,8 +282,8 @@ class ShardSet:
             ShardError: it is missing, unfinished, truncated, swapped, damaged or of another format.
             RemoteError: it is at a URL which refuses us or does not answer.
         """
-        if isinstance(path, str) and is_url(path):
-            path = RemoteShards(path)
+        if not isinstance(path, RemoteShards) and is_url(str(path)):
+            path = RemoteShards(str(path))
         remote = RemoteSet(path) if isinstance(path, RemoteShards) else None
         try:
             shards = ShardSet._opened(remote.path if remote else Path(str(path)), remote)
