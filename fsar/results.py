@@ -99,7 +99,7 @@ def coverage_text(shards: ShardSet) -> str | None:
 
 def describe_data(shards: ShardSet) -> dict[str, Any]:
     """Hashes of the shards and splits, and the size of the stored frames: fixed sides, or the short side alone."""
-    text = Plan.load(shards.path / "plan.json").series.get("rgb", {}).get("geometry", "")
+    text = Plan.load(shards.files / "plan.json").series.get("rgb", {}).get("geometry", "")
     sides = [int(side) for side in re.findall(r"\d{1,5}", str(text))]
     if len(sides) not in (1, 2):
         raise ShardError(f"{shards.path / 'plan.json'} does not tell the size of the frames; make the shards again")

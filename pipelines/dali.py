@@ -56,6 +56,7 @@ class DaliExecutor:
 
     def decode(self, reads: Reads) -> torch.Tensor:
         """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one cannot be decoded."""
+        self._shards.series(reads.modality).fetch(reads.rows)
         payloads: list[bytes] = []
         for start, stop in clips_of(reads):
             payloads += read_payloads(self._shards, reads, start, stop)

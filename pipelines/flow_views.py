@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.draw import Draw
     from pipelines.motion_filter import Rule
     from shards_spec import ShardSet
-    from shards_spec.reader import Series
+    from shards_spec.series import Series
 
     Floats = npt.NDArray[np.float32]
 

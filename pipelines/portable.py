@@ -61,6 +61,7 @@ class PortableExecutor:
     def decode(self, reads: Reads) -> torch.Tensor:
         """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one cannot be decoded."""
         frames = torch.empty(len(reads), *reads.size, 3, dtype=torch.uint8, pin_memory=self._pin_memory)
+        self._shards.series(reads.modality).fetch(reads.rows)
         out = frames.numpy()
         tasks = [self._pool.submit(self._decode_clip, reads, *bounds, out) for bounds in clips_of(reads)]
         try:

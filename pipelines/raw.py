@@ -48,6 +48,7 @@ class RawExecutor:
     def decode(self, reads: Reads) -> torch.Tensor:
         """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one is not there."""
         self._check_windows(reads)
+        self._shards.series(reads.modality).fetch(reads.rows)
         shape = (len(reads), *reads.size, 3)
         if self._pin_memory:  # torch keeps pinned memory itself
             frames = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
@@ -68,6 +69,7 @@ class RawExecutor:
     def windows(self, reads: Reads) -> list[Pixels]:
         """The R windows [h, w, 3] where they lie in the files, read-only; ShardError as `decode`."""
         self._check_windows(reads)
+        self._shards.series(reads.modality).fetch(reads.rows)
         found = [window for clip in _windows_of(reads) for window in self._views(reads, *clip)]
         for window in found:  # touched, so that what is not in memory is read here, not where it is waited for
             window.item(0), window.item(-1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from shards_spec.errors import FsarError
 from shards_spec.files import json_line
 from shards_spec.names import path_fault, quoted, text_fault
+from shards_spec.remote import Remote, RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -96,7 +97,7 @@ def require_folder(folder: Path, dataset: str, tree: str) -> None:
     Raises:
         CatalogueError: it is none.
     """
-    if not folder.is_dir():
+    if not isinstance(folder, RemotePath) and not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder; put {dataset} there or name its folder with --videos\n{tree}")
 
 
@@ -111,7 +112,11 @@ def walk(folder: Path, *, links: bool = False) -> Iterator[Path]:
 
     Raises:
         CatalogueError: the folder is missing or no folder, or a link leads out of it.
+        RemoteError: it is at a URL, and the place refuses us or does not answer.
     """
+    if isinstance(folder, RemotePath):
+        yield from _walk_remote(folder)
+        return
     if not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder; name the folder of your videos with --videos")
     root, seen = os.path.realpath(folder), set[str]()
@@ -142,6 +147,15 @@ def _refuse_outside(place: str, real: str, root: str) -> None:
             f"{place} is a link that leads out of the folder of videos; replace it by what it names, or take what "
             "links lead to with --follow-links"
         )
+
+
+def _walk_remote(folder: RemotePath) -> Iterator[Path]:
+    for name in Remote(str(folder)).sizes():
+        parts = name.split("/")
+        if _is_video(name) and not any(part.startswith(".") for part in parts):
+            if "" in parts:
+                raise CatalogueError(f'{folder}: the name "{name}" has an empty part, which no path has; rename it')
+            yield folder / name
 
 
 def _is_video(name: str) -> bool:

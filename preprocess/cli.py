@@ -27,12 +27,14 @@ from preprocess.decode import MOST_FRAMES, MOST_SIDE, USUAL_FRAMES, USUAL_PIXELS
 from preprocess.dryrun import estimate
 from preprocess.flow_estimator import DIS
 from preprocess.folder import folder_catalogue, read_class_list
-from preprocess.stage import Settings, preprocess
+from preprocess.parts import Part
+from preprocess.stage import Settings, join_parts, preprocess, preprocess_part
 from shards_spec import Dataset, Split
 from shards_spec.console import WITH_FAILURES, SuggestingGroup, run_command
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.motion import MOTION, flow_pairs, is_motion, motion_series
 from shards_spec.schema import CODECS
+from shards_spec.shards_option import Place
 from shards_spec.splits import NAMES
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ SMALLEST, LARGEST = 32, 4096  # pixels: optical flow needs some, and a JPEG hold
 SYNTHETIC_SIZE, EPIC_SIZE = "64", "256x320"
 WITH_RECIPES = {"ucf101", "hmdb51", "kinetics100", "ssv2-full", "ssv2-small"}
 PATH = click.Path(path_type=Path)
+PLACE = Place()  # a folder of videos; those at a URL are copied to this machine one by one
 
 
 def _add(options: list[Callable[..., Any]]) -> Callable[..., Any]:
@@ -77,6 +80,10 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
                           "float32, u and v in pixels of this field; a slow one needs a longer --time-limit.  "
                           "[default: OpenCV's DIS]"),
         click.option("--workers", type=click.IntRange(1), default=cores, show_default=True, help="Processes."),
+        click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                     help="Who makes shards: --workers processes of this machine, or every CPU of a Ray cluster."),
+        click.option("--part", metavar="I/N", help="Make part I of N alone, one job of an array; then --join."),
+        click.option("--join", is_flag=True, help="Make one shard set of the parts, when all are there."),
         click.option("--rows-per-shard", type=click.IntRange(1), default=64, show_default=True),
         click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
                      help="Seconds that one video may take."),
@@ -117,7 +124,12 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--videos", type=PATH, required=True, help="Top of a tree of CLASS/video files.")
+@click.option(
+    "--videos",
+    type=PLACE,
+    required=True,
+    help="Top of a tree of CLASS/video files, also at a URL.",
+)
 @click.option("--name", default="folder", show_default=True, help="Name of the data set in results.")
 @click.option("--holdout", type=int, default=0, help="Hold out this many classes for testing.")
 @_class_lists
@@ -145,7 +157,7 @@ def folder(
 
 
 @cli.command()
-@click.option("--videos", type=PATH, help="Folder of UCF101.  [default: data/UCF-101]")
+@click.option("--videos", type=PLACE, help="Folder of UCF101.  [default: data/UCF-101]")
 @_lists
 @_common
 def ucf101(videos: Path | None, splits: Path | None, *, links: bool, **options: Any) -> None:  # noqa: ANN401
@@ -155,7 +167,7 @@ def ucf101(videos: Path | None, splits: Path | None, *, links: bool, **options: 
 
 
 @cli.command()
-@click.option("--videos", type=PATH, help="Folder of HMDB51.  [default: data/hmdb51]")
+@click.option("--videos", type=PLACE, help="Folder of HMDB51.  [default: data/hmdb51]")
 @_lists
 @_common
 def hmdb51(videos: Path | None, splits: Path | None, *, links: bool, **options: Any) -> None:  # noqa: ANN401
@@ -165,7 +177,7 @@ def hmdb51(videos: Path | None, splits: Path | None, *, links: bool, **options: 
 
 
 @cli.command()
-@click.option("--videos", type=PATH, help="Folder of Kinetics.  [default: data/kinetics]")
+@click.option("--videos", type=PLACE, help="Folder of Kinetics.  [default: data/kinetics]")
 @click.option(
     "--classes",
     type=click.Choice(["100", "all"]),
@@ -196,7 +208,7 @@ def kinetics(
 
 
 @cli.command()
-@click.option("--videos", type=PATH, help="Folder of Something-Something V2.  [default: data/ssv2]")
+@click.option("--videos", type=PLACE, help="Folder of Something-Something V2.  [default: data/ssv2]")
 @click.option("--labels", type=PATH, help="Folder of its train and validation JSON files, which name the classes.")
 @click.option("--variant", type=click.Choice(["full", "small"]), help="Which of the two few-shot splits the lists are.")
 @_lists
@@ -219,7 +231,7 @@ def ssv2(
 
 
 @cli.command()
-@click.option("--videos", type=PATH, help="Folder of the clips.  [default: data/epic]")
+@click.option("--videos", type=PLACE, help="Folder of the clips.  [default: data/epic]")
 @_lists
 @_common
 def epic(videos: Path | None, splits: Path | None, *, links: bool, **options: Any) -> None:  # noqa: ANN401
@@ -283,6 +295,8 @@ def _run(
     motion: str,
     flow_estimator: str | None,
     dry_run: bool,
+    part: str | None = None,
+    join: bool = False,
     min_coverage: float = 0.0,
     allow_missing: bool = False,
     unmatched: Path | None = None,
@@ -304,8 +318,27 @@ def _run(
         return
     if not allow_missing:
         check_coverage(catalogue, min_coverage)
-    failures = preprocess(catalogue, out, settings)
+    _make(catalogue, out, settings, part=part, join=join)
+
+
+def _make(catalogue: Catalogue, out: Path, settings: Settings, *, part: str | None, join: bool) -> None:
+    if part and join:
+        raise ConfigError("--part makes a part and --join joins all of them: give one of the two")
+    if join and settings.retry_failed:
+        raise ConfigError("--join makes nothing: give --retry-failed with --part, to each part, then --join alone")
+    if part:
+        _run_part(catalogue, out, settings, Part.parse(part))
+        return
+    failures = join_parts(catalogue, out, settings) if join else preprocess(catalogue, out, settings)
     _report(catalogue, failures, out, settings)
+
+
+def _run_part(catalogue: Catalogue, out: Path, settings: Settings, part: Part) -> None:
+    failures = preprocess_part(catalogue, out, settings, part)
+    click.echo(f"{out}: part {part} is whole; when all are: the same command with --join in place of --part")
+    if failures:
+        click.echo(f"{len(failures)} of its videos failed; see {part.failures(out)}", err=True)
+        raise click.exceptions.Exit(WITH_FAILURES)
 
 
 def _report(catalogue: Catalogue, failures: list[Failure], out: Path, settings: Settings) -> None:

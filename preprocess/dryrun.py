@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from preprocess.decode import VideoError, VideoReader
 from preprocess.encode import create_encoder
+from preprocess.fetch import Downloads
 from preprocess.stage import wanted_plan
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def _measure(path: Path, settings: Settings, series: list[str], seconds: Counter
         mark = now
 
     limits = {"max_frames": settings.max_frames, "max_pixels": settings.max_pixels}
-    with VideoReader(path, settings.geometry, time_limit=settings.time_limit, **limits) as reader:
+    with (
+        Downloads({0: path}) as files,
+        VideoReader(files.take(0), settings.geometry, time_limit=settings.time_limit, **limits) as reader,
+    ):
         for frame in reader:
             lap("decode")
             for name, encoder in encoders.items():

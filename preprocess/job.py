@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry, VideoError, VideoReader
 from preprocess.encode import Alongside, Encoder, create_encoder, steady
+from preprocess.fetch import Downloads
 from preprocess.flow_estimator import DIS
 from shards_spec.files import json_line
 from shards_spec.index import shard_path
@@ -95,24 +96,27 @@ def _readers(job: Job) -> Generator[tuple[int, VideoReader | VideoError]]:
     The decoder of the next video starts before a reader is handed over: it is at work while this one is encoded, as
     far as its pipe holds frames, and the start of a process costs no time.
     """
-    rows = iter(job.videos.items())
-    started = [_start(*item, job) for item in islice(rows, 1)]
-    try:
-        while started:
-            started += [_start(*item, job) for item in islice(rows, 1)]
-            yield started.pop(0)
-    finally:
-        for _, reader in started:
-            if isinstance(reader, VideoReader):
-                reader.close()
+    rows = iter(job.videos)
+    with Downloads({row: video.path for row, video in job.videos.items()}) as files:
+        started = [_start(row, files, job) for row in islice(rows, 1)]
+        try:
+            while started:
+                started += [_start(row, files, job) for row in islice(rows, 1)]
+                row, reader = started.pop(0)
+                yield row, reader
+                files.done(row)
+        finally:
+            for _, reader in started:
+                if isinstance(reader, VideoReader):
+                    reader.close()
 
 
-def _start(row: int, video: Video, job: Job) -> tuple[int, VideoReader | VideoError]:
+def _start(row: int, files: Downloads, job: Job) -> tuple[int, VideoReader | VideoError]:
     if row in job.fatal:
         return row, VideoError("crash", job.fatal[row])
     try:
         limits = {"max_frames": job.max_frames, "max_pixels": job.max_pixels}
-        return row, VideoReader(video.path, job.geometry, time_limit=job.time_limit, **limits)
+        return row, VideoReader(files.take(row), job.geometry, time_limit=job.time_limit, **limits)
     except VideoError as error:
         return row, error
 

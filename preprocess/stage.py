@@ -12,7 +12,9 @@ from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS
 from preprocess.encode import series_plans
 from preprocess.flow_estimator import DIS, create_estimator
 from preprocess.job import Finished, Job
+from preprocess.parts import WHOLE, Part, begun, check_whole, holding
 from preprocess.pool import work
+from preprocess.ray_pool import work_on_ray
 from shards_spec import ShardError
 from shards_spec.files import json_bytes, only_writer, publish, sweep, write_whole
 from shards_spec.index import INDEX, build_index, drop_index, shard_path
@@ -21,10 +23,13 @@ from shards_spec.schema import Failure, Plan
 from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from preprocess.catalogue import Catalogue
     from preprocess.decode import Geometry
+
+SETTLING = "parts.tmp"  # held by a part while it compares plans and writes what all parts share
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Settings:
     retry_failed: bool = False
     codec: str = "jpeg"
     flow_estimator: str = DIS
+    executor: str = "local"
 
 
 def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Failure]:
@@ -56,6 +62,7 @@ def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Fail
         FsarError: the folder holds another plan or catalogue, or is being written by another run; disk full.
     """
     with only_writer(out):
+        WHOLE.check_alone(out)
         plan = _settle_plan(catalogue, out, settings)
         sweep(out)
         try:
@@ -64,15 +71,63 @@ def preprocess(catalogue: Catalogue, out: Path, settings: Settings) -> list[Fail
             sweep(out)
 
 
-def _complete(state: _State) -> list[Failure]:
-    """Make what is missing; the index goes before anything that it describes, and comes back last."""
+def preprocess_part(catalogue: Catalogue, out: Path, settings: Settings, part: Part) -> list[Failure]:
+    """Make the shards of one part of the shard set `out`; other parts may be made at the same time, anywhere.
+
+    Returns:
+        The videos of this part that could not be stored.
+
+    Raises:
+        FsarError: as `preprocess`; or this part is being made by another process, or there is another number of parts.
+    """
+    with only_writer(out, shared=True), holding(part.lock(out)):
+        with holding(out / SETTLING, wait=True):
+            part.check_alone(out)
+            state = _State(catalogue, out, _settle_plan(catalogue, out, settings), settings, part)
+            jobs = _begin(state)
+        part.sweep(out)
+        try:
+            _work(jobs, state)
+        finally:
+            part.sweep(out)
+    return sorted(state.failures.values())
+
+
+def join_parts(catalogue: Catalogue, out: Path, settings: Settings) -> list[Failure]:
+    """Make one shard set of the parts in `out`, which must all be whole; returns as `preprocess`.
+
+    Raises:
+        FsarError: as `preprocess`; or parts are missing, which are named.
+    """
+    with only_writer(out):
+        plan = _settle_plan(catalogue, out, settings)
+        parts = begun(out)
+        state = _State(catalogue, out, plan, settings)
+        for part in parts:
+            state.take(_State(catalogue, out, plan, settings, part))
+        check_whole(out, [job.shard for job in state.jobs()])
+        drop_index(out)
+        failures = _complete(state)
+        for part in parts:  # what they say is in failures.jsonl by now
+            part.failures(out).unlink()
+        sweep(out)
+        return failures
+
+
+def _begin(state: _State) -> list[Job]:
+    """What is to be done; the index goes before anything that it describes changes."""
     jobs = state.jobs()
     for name in {name for job in jobs for name in job.estimators.values()}:
         create_estimator(name)  # one that cannot be imported is refused before anything changes
     if jobs or state.changed():
         drop_index(state.out)
     state.write()
-    _work(jobs, state)
+    return jobs
+
+
+def _complete(state: _State) -> list[Failure]:
+    """Make what is missing; the index goes before anything that it describes, and comes back last."""
+    _work(_begin(state), state)
     _refuse_nothing_stored(state)
     if not (state.out / INDEX).exists():
         build_index(state.out)
@@ -110,14 +165,30 @@ def _settle_plan(catalogue: Catalogue, out: Path, settings: Settings) -> Plan:
 class _State:
     """Which videos failed so far, and which shards are still to be made."""
 
-    def __init__(self, catalogue: Catalogue, out: Path, plan: Plan, settings: Settings) -> None:
-        self.catalogue, self.out, self.plan, self.settings = catalogue, out, plan, settings
-        self.failures = Failure.load_all(out / "failures.jsonl")
+    def __init__(self, catalogue: Catalogue, out: Path, plan: Plan, settings: Settings, part: Part = WHOLE) -> None:
+        self.catalogue, self.out, self.plan, self.settings, self.part = catalogue, out, plan, settings, part
+        self._failed = part.failures(out)  # the file of those that failed
+        known = self._failed if self._failed.exists() else WHOLE.failures(out)
+        ours = set(self.rows())
+        self.failures = {row: failure for row, failure in Failure.load_all(known).items() if row in ours}
 
     def jobs(self) -> list[Job]:
         """What is to be done, shard by shard."""
-        count = -(-len(self.catalogue.videos) // self.plan.rows_per_shard)
-        return [job for number in range(count) if (job := self._job(number))]
+        return [job for number in self._numbers() if (job := self._job(number))]
+
+    def take(self, part: _State) -> None:
+        """What a part knows of its videos, in place of what was known before."""
+        ours = set(part.rows())
+        self.failures = {row: failure for row, failure in self.failures.items() if row not in ours} | part.failures
+
+    def rows(self) -> Iterator[int]:
+        """The rows of its shards."""
+        return (row for number in self._numbers() for row in self._rows(number))
+
+    @property
+    def total(self) -> int:
+        """Videos of its shards."""
+        return sum(len(self._rows(number)) for number in self._numbers())
 
     def changed(self) -> list[Path]:
         """The small files whose content is not as it should be."""
@@ -138,7 +209,7 @@ class _State:
         self.failures = {row: f for row, f in before.items() if row not in done.rows}
         self.failures |= {failure.row: failure for failure in done.failures}
         if self.failures != before:
-            write_whole(self.out / "failures.jsonl", Failure.dump_all(self.failures.values()))
+            write_whole(self._failed, Failure.dump_all(self.failures.values()))
         for tar, (written, summary) in done.tars.items():
             drop_sidecars(tar)
             if summary.samples:
@@ -152,8 +223,11 @@ class _State:
         return {
             self.out / "plan.json": json_bytes(self.plan.to_json()),
             self.out / "dataset.json": json_bytes(self.catalogue.dataset.to_json()),
-            self.out / "failures.jsonl": Failure.dump_all(self.failures.values()),
+            self._failed: Failure.dump_all(self.failures.values()),
         }
+
+    def _numbers(self) -> range:
+        return self.part.numbers(-(-len(self.catalogue.videos) // self.plan.rows_per_shard))
 
     def _rows(self, number: int) -> range:
         size = self.plan.rows_per_shard
@@ -194,11 +268,13 @@ class _State:
 
 
 def _work(jobs: list[Job], state: _State) -> None:
-    total = len(state.catalogue.videos)
+    total = state.total
     todo = sum(len(job.videos) for job in jobs)
     frames = failed = 0
     bar = tqdm(total=total, initial=total - todo, unit="video", desc="preprocess", smoothing=0.05)
-    with bar, closing(work(jobs, state.settings.workers)) as messages:  # closing: no worker outlives an error
+    on_ray = state.settings.executor == "ray"
+    working = work_on_ray(jobs) if on_ray and jobs else work(jobs, state.settings.workers)
+    with bar, closing(working) as messages:  # closing: no worker outlives an error
         for message in messages:
             if isinstance(message, Finished):
                 _refuse_new_failures(message, state)

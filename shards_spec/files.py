@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 # What a run leaves unfinished in a shard set: nothing else is ever swept away.
 OURS = re.compile(
-    r"([a-z0-9]+-\d{6}\.(tar|idx|json)(\.\d+)?|index\.zarr|old-index|(dataset|plan)\.json|failures\.jsonl)\.tmp"
+    r"([a-z0-9]+-\d{6}\.(tar|idx|json)(\.\d+)?|index\.zarr|old-index|(dataset|plan)\.json|failures\.jsonl|part-\d+-of-\d+(\.jsonl)?|parts|attempt-[0-9a-f]{32})\.tmp"
 )
 TEMPORARY = ".tmp"  # every unfinished file ends with it; nothing that ends with it is ever read
 
 
+NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP}  # of network file systems, on a folder
 REFUSED = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EIO EROFS EACCES EPERM EFBIG EEXIST ENOTDIR EISDIR ENAMETOOLONG".split()  # noqa: SIM905
@@ -50,8 +51,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Make `folder` and hold it: two runs at once would remove each other's unfinished files.
+
+    Args:
+        folder: The shard set.
+        shared: With others that share it, such as the parts of a run.
 
     Raises:
         FsarError: another process holds it.
@@ -61,12 +66,20 @@ def only_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     except BlockingIOError:
         raise FsarError(f"{folder} is being written by another process; wait for it or stop it") from None
     finally:
         os.close(handle)  # releases the lock; a killed run leaves nothing behind
+
+
+def _lock(handle: int, kind: int) -> None:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # NFS locks files alone: we go on without
+            raise
 
 
 def nearest_folder(path: Path) -> Path:

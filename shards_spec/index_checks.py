@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shards_spec.reader import Columns
+    from shards_spec.columns import Columns
 
     Shape = tuple[str | int, ...]
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from shards_spec.reader import Series, ShardSet
+    from shards_spec.reader import ShardSet
+    from shards_spec.series import Series
 
 GAIN = 4  # how many times its grey levels a difference is shown
 USUAL = 99  # percentile of a row's flow that has the full colour: one wild vector would bleach all others

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from shards_spec.reader import Columns
+    from shards_spec.columns import Columns
 
 
 def verify(folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> list[str]:

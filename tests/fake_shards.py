@@ -43,6 +43,9 @@ class FakeSeries:
     def kept(self, row: int) -> np.ndarray:
         return np.arange(self.frames[row], dtype=np.int32)
 
+    def fetch(self, rows: np.ndarray) -> None:
+        """Nothing: all is at hand."""
+
     def read(self, row: int, positions: Iterable[int]) -> list[bytes]:
         with self._lock:
             return [self._read(row, int(position)) for position in positions]

@@ -25,6 +25,7 @@ from pipelines.executors import executor_for
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
+from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
     from fsar.config import RunConfig
     from fsar.methods import FewShotMethod
+    from shards_spec.remote_set import RemoteShards
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@shards_option()
 @click.option("--split", default="train", show_default=True, help="fsar-train reads clusters of train alone.")
 @click.option(
     "--features", type=click.Choice(["trunk", "flow"]), default="trunk", show_default=True, help="What is clustered."
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", help="[default: the run's, or auto]")
 def cli(
-    folder: Path,
+    folder: Path | RemoteShards,
     split: str,
     features: str,
     trunk: str | None,

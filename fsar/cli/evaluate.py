@@ -27,12 +27,14 @@ from fsar.trial import UNLABELLED, open_trial
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
+from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     from fsar.candidates import Candidate
     from fsar.config import RunConfig
     from fsar.evaluation import Result
     from fsar.trial import Trial
+    from shards_spec.remote_set import RemoteShards
 
     T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class Source:
 @click.option("--weights", type=FILE, help="A run folder of fsar-train, or a file with the published code's names.")
 @click.option("--compare", "first", type=FILE, multiple=True, metavar="RUN...", help="Run folders to compare.")
 @click.argument("more", type=FILE, nargs=-1, metavar="")
-@click.option("--shards", "folder", type=FILE, required=True, help="Folder of the shards.")
+@shards_option()
 @click.option("--split", default="test", show_default=True)
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), help="[default: best where there is one]")
 @click.option("--method", help="Of a file of weights; without --weights one that has none of its own: prototype.")
@@ -112,7 +114,7 @@ class Source:
 @click.option("--markdown", type=FILE, help="With --compare: write the tables as Markdown.")
 @click.option("--csv", type=FILE, help="With --compare: write the figures as CSV.")
 def cli(
-    folder: Path,
+    folder: Path | RemoteShards,
     split: str,
     first: tuple[Path, ...],
     more: tuple[Path, ...],

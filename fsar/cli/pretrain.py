@@ -33,11 +33,13 @@ from fsar.seen import seen_in
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
+from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     import torch
 
     from fsar.pretrain_config import PretrainConfig
+    from shards_spec.remote_set import RemoteShards
 
 # What the help says of a key besides its choices.
 EXPLAINED = {
@@ -89,7 +91,7 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@shards_option()
 @click.option("--method", default=None, help=f"One of {', '.join(PRETRAINING)}.  [default: the recipe's]")
 @click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set and method]")
 @click.option(
@@ -101,7 +103,7 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 @click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
 @key_options(set(TYPES | all_option_types()) - OWN, _help)
 def cli(
-    folder: Path,
+    folder: Path | RemoteShards,
     method: str | None,
     recipe: str | None,
     run: Path,

@@ -24,6 +24,7 @@ from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
+from shards_spec.shards_option import shards_option
 from shards_spec.video_lists import held_out_division, listed_division
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fsar.probe_head import Fit
     from fsar.probe_weights import Probed
     from fsar.seen import Overlap
+    from shards_spec.remote_set import RemoteShards
     from shards_spec.video_lists import Division
 
 FILE = click.Path(path_type=Path)
@@ -55,7 +57,7 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--weights", help="A run folder of fsar-pretrain or fsar-train, a file of weights, or fetch.")
-@click.option("--shards", "folder", type=FILE, required=True, help="Folder of the shards.")
+@shards_option()
 @click.option("--mode", "modes", type=click.Choice(MODES), multiple=True, required=True, help="May be given again.")
 @click.option("--trunk", help="Of a file of weights, or of none.")
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), help="Of a run.  [default: best where there is one]")
@@ -127,7 +129,7 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
 @click.option("--out", type=FILE, help="Folder for result.json, report.html, and the classifier's log.")
 def cli(
     weights: str | None,
-    folder: Path,
+    folder: Path | RemoteShards,
     modes: tuple[str, ...],
     *,
     trunk: str | None,

@@ -16,9 +16,12 @@ from fsar.weight_files import read_tensors
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError
+from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from shards_spec.remote_set import RemoteShards
 
 FILE = click.Path(path_type=Path)
 TOGETHER = 64  # texts that go through the tower at once
@@ -32,11 +35,13 @@ TOGETHER = 64  # texts that go through the tower at once
     help="OpenAI's file of the trunk's CLIP model: RN50.pt, ViT-B-16.pt.",
 )
 @click.option("--vocabulary", type=FILE, required=True, help="bpe_simple_vocab_16e6.txt.gz of the CLIP repository.")
-@click.option("--shards", "folder", type=FILE, help="Shard set whose classes, of all splits, are written.")
+@shards_option("Shard set whose classes, of all splits, are written.", required=False)
 @click.option("--classes", type=FILE, help="Instead of --shards: a text file, a class name a line.")
 @click.option("--template", default="a photo of {}", show_default=True, help="{} stands for the words of a class.")
 @click.option("--out", type=FILE, required=True, help="The file to write, such as text.safetensors.")
-def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None, template: str, out: Path) -> None:
+def cli(
+    clip: Path, vocabulary: Path, folder: Path | RemoteShards | None, classes: Path | None, template: str, out: Path
+) -> None:
     """Write the text vectors of classes for clip-fsar: fsar-train --method clip-fsar --class-text FILE.
 
     Underscores in names become blanks, and CamelCase is split: HandstandPushups becomes "handstand pushups".
@@ -52,7 +57,7 @@ def cli(clip: Path, vocabulary: Path, folder: Path | None, classes: Path | None,
     click.echo(f'{out}: {len(names)} texts of width {vectors.shape[1]}, such as "{texts[0]}"')
 
 
-def class_names(folder: Path | None, file: Path | None) -> list[str]:
+def class_names(folder: Path | RemoteShards | None, file: Path | None) -> list[str]:
     """The classes of a shard set or of a text file, whichever is given.
 
     Raises:

@@ -26,11 +26,13 @@ from fsar.training import Trainer, frozen_prototypes
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
+from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     import torch
 
     from fsar.config import RunConfig
+    from shards_spec.remote_set import RemoteShards
 
 
 def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -40,7 +42,7 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the shards.")
+@shards_option()
 @click.option(
     "--method", default=None, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: the recipe's, or molo]"
 )
@@ -57,7 +59,7 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 @click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
 @config_options
 def cli(
-    folder: Path,
+    folder: Path | RemoteShards,
     method: str | None,
     recipe: str | None,
     recipe_style: str | None,

@@ -1,0 +1,130 @@
+"""Parts of a run for array jobs: part I of N makes every N-th shard, and the last step joins what they made."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shards_spec.errors import ConfigError, FsarError, ShardError
+from shards_spec.files import OURS, TEMPORARY, disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FAILURES = "failures.jsonl"
+PART = re.compile(r"part-(?P<index>\d{4,})-of-(?P<count>\d{4,})\.jsonl")
+NUMBERED = re.compile(r"[a-z0-9]+-(?P<shard>\d{6})\.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index`, from 1, of `count`: the shards index - 1, index - 1 + count, ...; index 0: all, as one run."""
+
+    index: int
+    count: int
+
+    @staticmethod
+    def parse(text: str) -> Part:
+        """The part of a text I/N; ConfigError when it is none."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f'--part "{text}": expected I/N with I from 1 to N, such as 3/100')
+        return Part(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.index} of {self.count}"
+
+    def numbers(self, total: int) -> range:
+        """Those of `total` shards that it makes."""
+        return range(max(0, self.index - 1), total, self.count)
+
+    def failures(self, out: Path) -> Path:
+        """The file of its videos that failed; it is there as soon as the part has begun."""
+        return out / f"part-{self.index:04d}-of-{self.count:04d}.jsonl" if self.index else out / FAILURES
+
+    def lock(self, out: Path) -> Path:
+        """The file that a run of it holds."""
+        return self.failures(out).with_suffix(TEMPORARY)
+
+    def check_alone(self, out: Path) -> None:
+        """Refuse a folder that is being made in another number of parts: two parts would write one shard."""
+        others = {part.count for part in begun(out)} - {self.count if self.index else 0}
+        if others and not self.index:
+            raise ConfigError(
+                f"{out} is being made in {others.pop()} parts: run those that are missing with --part, then add --join"
+            )
+        if others:
+            raise ConfigError(f"{out} is being made in {others.pop()} parts, not in {self.count}: keep to their number")
+
+    def sweep(self, out: Path) -> None:
+        """Remove what an interrupted run of this part left unfinished."""
+        with disk_errors(out):
+            for path in out.glob(f"*{TEMPORARY}"):
+                match = NUMBERED.match(path.name) if OURS.fullmatch(path.name) else None
+                if match and int(match["shard"]) % self.count == self.index - 1:
+                    path.unlink(missing_ok=True)
+
+
+WHOLE = Part(0, 1)
+
+
+def begun(out: Path) -> list[Part]:
+    """The parts of a folder that were begun, in order."""
+    matches = (PART.fullmatch(path.name) for path in out.glob("part-*.jsonl"))
+    return sorted((Part(int(m["index"]), int(m["count"])) for m in matches if m), key=lambda part: part.index)
+
+
+@contextmanager
+def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, on a network file system too, and leave the file: to remove it would free a held lock.
+
+    Raises:
+        FsarError: another process holds it (unless we wait).
+    """
+    with disk_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise FsarError(f"{path.stem} of {path.parent} is being made by another process; wait for it") from None
+    finally:
+        os.close(handle)
+
+
+def check_whole(out: Path, lacking: list[int]) -> list[Part]:
+    """The parts of a folder, which together lack the shards `lacking`.
+
+    Raises:
+        ShardError: no part was begun, or some are not whole; names them.
+    """
+    parts = begun(out)
+    if not parts:
+        raise ShardError(f"{out} has no parts to join: make them with --part I/N, for I from 1 to N")
+    count = parts[0].count
+    missing = set(range(1, count + 1)) - {part.index for part in parts}
+    unfinished = {number % count + 1 for number in lacking} - missing
+    told = [f"{word}: {_ranges(found)}" for word, found in [("not begun", missing), ("not whole", unfinished)] if found]
+    if told:
+        raise ShardError(
+            f"{out}: of {count} parts {len(missing | unfinished)} are still to be made ({'; '.join(told)}; "
+            f"{len(lacking)} shards in all); run these with --part I/{count}, then --join again"
+        )
+    return parts
+
+
+def _ranges(numbers: set[int]) -> str:
+    """Numbers as schedulers take them: 1-3,7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)

@@ -1,0 +1,135 @@
+"""Files at URLs (s3://, gs://, memory://, ...), read through fsspec: tried again where a connection broke."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from functools import cached_property
+from pathlib import Path, PosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shards_spec.errors import ConfigError, FsarError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Result = TypeVar("Result")
+
+URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
+CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}  # beside those that fsar[remote] brings
+TRIES, PAUSE = 3, 0.5  # seconds before the second try, doubled each time; many clients try by themselves besides
+
+
+class RemoteError(FsarError):
+    """A place at a URL that is missing, refuses us or does not answer."""
+
+
+class GoneError(RemoteError):
+    """A file at a URL that does not exist."""
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, not a path."""
+    return "://" in text and URL.match(text) is not None
+
+
+class RemotePath(PosixPath):
+    """A file or folder at a URL under the names and rules of a path; its content is had by `Remote` alone."""
+
+    def __str__(self) -> str:
+        """The URL; a part of one, relative to a folder, as it is."""
+        text = super().__str__()
+        match = URL.match(text)
+        return f"{match['protocol']}://{text[match.end() :]}" if match else text
+
+
+def place_of(text: str) -> Path:
+    """A path, or a `RemotePath` for a URL."""
+    return RemotePath(text) if is_url(text) else Path(text.removeprefix("file://"))
+
+
+class Remote:
+    """A folder at a URL, for reading."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """The file system of the URL, and the folder's name in it."""
+        protocol = self.url.partition("://")[0]
+        try:
+            fsspec = importlib.import_module("fsspec")
+            system, root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            package = CLIENTS.get(protocol, '"fsar[remote]"')
+            raise ConfigError(f"{self.url}: to read {protocol}:// install {package} with pip ({error})") from error
+        except ValueError as error:
+            raise ConfigError(f"{self.url}: {error}; give a path, or a URL such as s3://bucket/folder") from error
+        return system, root
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below the folder, by its name relative to it; empty where there is none.
+
+        Raises:
+            RemoteError: the place refuses us, does not exist or does not answer.
+        """
+        system, root = self._opened
+
+        def find() -> dict[str, Any]:
+            system.invalidate_cache()
+            found: dict[str, Any] = system.find(root, detail=True)
+            if not found:
+                system.info(root)  # raises where there is no such place
+            return found
+
+        found = self._tried(find, self.url)
+        return {name[len(root) :].lstrip("/"): int(info["size"] or 0) for name, info in found.items()}
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of a file; all of them by default.
+
+        Raises:
+            GoneError: there is no such file.
+            RemoteError: the place refuses us or does not answer.
+        """
+        system, root = self._opened
+        data: bytes = self._tried(
+            lambda: system.cat_file(f"{root}/{name}", start=start, end=stop), f"{self.url}/{name}"
+        )
+        return data
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file to `target`; one that is there is replaced.
+
+        Raises:
+            GoneError: there is no such file.
+            RemoteError: the place refuses us or does not answer.
+        """
+        system, root = self._opened
+        self._tried(lambda: system.get_file(f"{root}/{name}", str(target)), f"{self.url}/{name}")
+
+    def _tried(self, action: Callable[[], Result], url: str) -> Result:
+        for attempt in range(TRIES):
+            try:
+                return action()
+            except FileNotFoundError as error:
+                raise GoneError(f"{url} does not exist; check the name of the bucket and of the folder") from error
+            except Exception as error:
+                if attempt == TRIES - 1 or _is_refusal(error):
+                    raise RemoteError(_sentence(url, error)) from error
+            time.sleep(PAUSE * 2**attempt)
+        raise AssertionError  # the last try returns or raises
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether to try again is of no use; the classes of "no credentials" are each client's own, their names alike."""
+    return isinstance(error, PermissionError) or "Credential" in type(error).__name__
+
+
+def _sentence(url: str, error: Exception) -> str:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if _is_refusal(error):
+        return f"{url}: access refused ({said}); check the credentials of this store and what they allow"
+    return f"{url} cannot be read ({said}), tried {TRIES} times; check the connection and type the same command again"

@@ -1,0 +1,199 @@
+"""One modality of a shard set: the pictures of any video, by its catalogue row."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shards_spec.errors import ShardError
+from shards_spec.index import shard_path
+from shards_spec.motion import adding_command
+from shards_spec.shard_check import check_shards
+from shards_spec.sums import PictureSums
+from shards_spec.tar import BLOCK, padded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+    from shards_spec.columns import Columns
+    from shards_spec.remote_set import RemoteSet
+
+    Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
+
+OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
+
+
+class Series:
+    """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...; `columns` are those of the index.
+
+    With `check`, no picture is handed out whose CRC-32 is not the one that was written.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, columns: Columns, *, remote: RemoteSet | None = None, check: bool = False
+    ) -> None:
+        self.name, self._folder, self.columns = name, folder, columns
+        self._shard, self._offset = columns["shard"], columns["offset"]
+        self._first, self._size = columns["first"], columns["size"]
+        self.codec = columns.codec
+        self._sums = PictureSums(columns) if check else None
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._maps: OrderedDict[int, Mapped] = OrderedDict()
+        self._lock = threading.Lock()
+        self._videos = remote.videos(name, columns) if remote else None
+        if self._videos is None:
+            numbers, sizes = columns["shard_number"], columns["shard_bytes"]
+            check_shards(folder, name, numbers=numbers, sizes=sizes, shard=self._shard)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int32]:
+        """[V, 2] height and width of the stored frames of each video."""
+        return self.columns["stored_size"]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over the hashes of its shards."""
+        return hashlib.sha256(self.columns["shard_sha256"].tobytes()).hexdigest()
+
+    def kept(self, row: int) -> NDArray[np.int32]:
+        """[n] source frame numbers of the stored members of a video, ascending."""
+        frames: NDArray[np.int32] = self.columns["frame"][self._first[row] : self._first[row + 1]]
+        return frames
+
+    def scale(self, row: int) -> NDArray[np.float32]:
+        """[n] pixels of the stored field that code 127 stands for (flow series only).
+
+        Raises:
+            ShardError: this series has no scale.
+        """
+        if "scale" not in self.columns:
+            raise ShardError(f"{self._folder}: {self.name} has no scale: it is no flow series")
+        return self._of_members("scale", row)
+
+    def scores(self, row: int) -> NDArray[np.float32]:
+        """[n] motion-differential scores of a video's fields; NaN where they are too small to have any.
+
+        Raises:
+            ShardError: this series has no scores, with the command that makes one that has.
+        """
+        if "motion_score" not in self.columns:
+            raise ShardError(
+                f"{self._folder}: {self.name} has no motion scores; add a series that has them with "
+                + adding_command("flow8g2", self._folder)
+            )
+        return self._of_members("motion_score", row)
+
+    def _of_members(self, column: str, row: int) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = self.columns[column][self._first[row] : self._first[row + 1]]
+        return values
+
+    def read(self, row: int, positions: Iterable[int]) -> list[bytes]:
+        """Encoded payloads of a video's members at `positions` of `kept(row)`; safe in threads.
+
+        Raises:
+            ShardError: no such member, the shard ends before it, or (with check) its bytes are not those written.
+        """
+        first, last = int(self._first[row]), int(self._first[row + 1])
+        sizes = self._size[first:last].astype(np.int64)
+        starts = np.cumsum(BLOCK + -(-sizes // BLOCK) * BLOCK) - -(-sizes // BLOCK) * BLOCK + self._begin(row)
+        file = self._open(row)
+        payloads = []
+        for position in positions:
+            if not 0 <= position < last - first:
+                raise ShardError(f"{self._folder}: video {row} has {last - first} {self.name} members, not {position}")
+            data = os.pread(file.fileno(), int(sizes[position]), int(starts[position]))
+            if len(data) != sizes[position]:
+                raise ShardError(f"{file.name}: cut short: it ends before byte {starts[position] + sizes[position]}")
+            if self._sums:
+                self._sums.check(row, position, data, where=file.name)
+            payloads.append(data)
+        return payloads
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """[n, h, w, 3] frames of a video of a raw series where they lie in the shard file: nothing is copied.
+
+        The file is mapped into memory, so that only what is looked at is read; read-only; safe in threads.
+
+        Raises:
+            ShardError: the series is not raw, its frames are not of the size that the index has, or the shard was cut.
+        """
+        mapped, views = self._map(row)
+        if mapped.size() != len(mapped):  # to look beyond the end of the file would kill the process
+            path = shard_path(self._folder, self.name, int(self._shard[row]))
+            raise ShardError(f"{path}: cut short or replaced while it was open; copy it again")
+        if row not in views:
+            views[row] = self._view(mapped, row)
+        return views[row]
+
+    def check_pixels(self, row: int, positions: Iterable[int]) -> None:
+        """With check, refuse frames of `pixels(row)` whose bytes are not those written: ShardError."""
+        if self._sums:
+            video, where = self.pixels(row), str(shard_path(self._folder, self.name, int(self._shard[row])))
+            for position in positions:
+                self._sums.check(row, position, video[position].data, where=where)
+
+    def fetch(self, rows: NDArray[np.int64]) -> None:
+        """Have these videos at hand before they are read: of a set at a URL in its cache, all on their way at once."""
+        if self._videos is not None:
+            self._videos.fetch(rows.tolist())
+
+    def close(self) -> None:
+        """Close its files; what `pixels` gave stays valid."""
+        if self._videos is not None:
+            self._videos.close()
+        with self._lock:
+            self._maps.clear()  # unmapped when the last view of them is gone
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def _view(self, mapped: mmap.mmap, row: int) -> NDArray[np.uint8]:
+        first, last = int(self._first[row]), int(self._first[row + 1])
+        height, width = self.sizes[row].tolist()
+        size = height * width * 3
+        start, stride = self._begin(row) + BLOCK, BLOCK + padded(size)
+        fits = self._begin(row) + (last - first) * stride <= len(mapped)
+        if self.codec != "raw" or not fits or (self._size[first:last] != size).any():
+            raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
+        shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)
+        return np.ndarray(shape, np.uint8, mapped, start, strides)  # keeps the map alive
+
+    def _map(self, row: int) -> Mapped:
+        """The file of a video in memory, and the views that were made of it so far."""
+        number = int(self._shard[row]) if self._videos is None else row
+        found = self._maps.get(number)
+        if found is None:
+            found = mmap.mmap(self._open(row).fileno(), 0, access=mmap.ACCESS_READ), {}
+        with self._lock:
+            found = self._maps.setdefault(number, found)  # another thread may have been faster
+            self._maps.move_to_end(number)
+            if len(self._maps) > OPEN_FILES:
+                self._maps.popitem(last=False)
+        return found
+
+    def _begin(self, row: int) -> int:
+        """Where a video begins in the file that `_open` gives: its shard, or a file of its own."""
+        return int(self._offset[row]) if self._videos is None else 0
+
+    def _open(self, row: int) -> BinaryIO:
+        number = int(self._shard[row])
+        if number < 0:
+            raise ShardError(f"{self._folder}: video {row} failed in preprocessing; see failures.jsonl")
+        if self._videos is not None:
+            return self._videos.open(row)
+        with self._lock:
+            file = self._files.pop(number, None) or shard_path(self._folder, self.name, number).open("rb")
+            self._files[number] = file
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)  # closed when the last thread that reads it lets go
+            return file
