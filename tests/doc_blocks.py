@@ -7,7 +7,7 @@ import re
 import shlex
 import tomllib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.testing import CliRunner
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHELL = ("", "sh", "bash")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-NUMBERS = re.compile(r"\b[0-9a-f]{12}\b|\d[\d.,]*")
+VARYING = re.compile(r"\b[0-9a-f]{12}\b|[+-]*\d[\d.,]*|\b(yes|no)(?= \()|-+:")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -68,16 +68,14 @@ def find_command(words: list[str]) -> tuple[click.Command, str, list[str]] | Non
     return None
 
 
-def check_parses(words: list[str]) -> None:
-    """Let the command's own parser take a line: every option exists, and every value is of its type."""
-    found = find_command(words)
-    if found is None:
-        return
-    command, name, rest = found
+def parsed(words: list[str]) -> dict[str, Any]:
+    """The values that the command's own parser takes from a line: every option exists, every value is of its type."""
+    command, name, rest = find_command(words)
     context = command.make_context(name, list(rest))
     while isinstance(command, click.Group):
         given, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         context = command.make_context(given, rest, parent=context)
+    return context.params
 
 
 def check_setup_line(words: list[str]) -> None:
@@ -92,16 +90,19 @@ def check_setup_line(words: list[str]) -> None:
 
 
 def run_command_line(words: list[str]) -> tuple[int, str]:
-    """Run one of our commands in this process: its exit code and all that it printed."""
+    """Run one of our commands in this process: its exit code, and what it printed; with stderr where it failed."""
     command, name, rest = find_command(words)
     done = CliRunner().invoke(command, rest, prog_name=name)
     if isinstance(done.exception, FsarError):
         return 2, f"{done.output}\nerror: {done.exception}"
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
-    return done.exit_code, done.output
+    return done.exit_code, done.output if done.exit_code else done.stdout
 
 
-def masked(text: str) -> str:
-    """A text without its numbers, hashes and runs of blanks: what an example has in common with another run."""
-    return " ".join(NUMBERS.sub("N", text).replace("+-", "").split())
+def shape_of(line: str) -> list[str]:
+    """The words of a printed line without its numbers, hashes and signs, in the order of the alphabet.
+
+    What the line of an example has in common with that of another run, whose classes may rank otherwise.
+    """
+    return sorted(VARYING.sub("N", line).replace(",", "").split())
