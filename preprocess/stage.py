@@ -156,8 +156,9 @@ def _settle_plan(catalogue: Catalogue, out: Path, settings: Settings) -> Plan:
     held.check_same(plan, out)
     if catalogue.sha256(held.catalogue_rows) != held.catalogue_sha256 or plan.catalogue_rows < held.catalogue_rows:
         raise ShardError(
-            f"{out} was made from other videos: the first {held.catalogue_rows} videos in order of class and name "
-            "changed (videos may only be added at the end); use another --out folder, or restore them"
+            f"{out} was made from other videos: the first {held.catalogue_rows} videos in order of class and name, "
+            "or their groups (--group), changed (videos may only be added at the end); use another --out folder, or "
+            "restore them"
         )
     return plan
 

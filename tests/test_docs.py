@@ -1,4 +1,4 @@
-"""What the documentation shows runs as it stands."""
+"""The library page runs as it stands, and the example of a method is right (other pages: test_doc_pages.py)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from fsar.cli.train import cli as train_cli
 from fsar.episode import Episode
 from fsar.methods import create_method
 from tests.folders import ROOT
@@ -30,16 +28,6 @@ def test_every_block_of_the_library_page_runs(tiny_path: Path, tmp_path: Path, m
         exec(compile(block, "docs/api.md", "exec"), names)
     assert "over 50 episodes" in capsys.readouterr().out
     names["shards"].close()
-
-
-def test_the_method_of_ones_own_trains(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DOCS))
-    words = ["--shards", str(tiny_path), "--recipe", "demo", "--run", str(tmp_path / "run")]
-    words += ["--method", "nearest_frames:NearestFrames", "--way", "2", "--test-way", "2", "--queries", "1"]
-    words += ["--episodes", "4", "--val-every", "4", "--val-episodes", "2", "--test-episodes", "4"]
-    done = CliRunner().invoke(train_cli, [*words, "--checkpoint-every", "4"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "run" / "result.json").is_file()
 
 
 def test_the_method_of_ones_own_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
