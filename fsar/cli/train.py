@@ -12,7 +12,7 @@ import click
 from fsar.cli.options import config_options, overrides
 from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
 from fsar.data import choose_device, class_text_sha256, training_labels
-from fsar.evaluation import evaluate
+from fsar.evaluation import answer, evaluate, summarise
 from fsar.label_file import labels_sha256
 from fsar.memory import keep_freed_memory
 from fsar.methods import METHODS, find_method, method_options
@@ -20,6 +20,7 @@ from fsar.report import write_report
 from fsar.results import coverage_text, describe, describe_data
 from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data
 from fsar.seen import find_overlap
+from fsar.sight import look
 from fsar.styles import STYLES, restyle
 from fsar.training import Trainer, frozen_prototypes
 from shards_spec import ShardSet
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from fsar.config import RunConfig
+    from fsar.sight import Sight
 
 
 def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -91,8 +93,8 @@ def cli(
         device = choose_device(config.device)
         keep_freed_memory(device)
         controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
-        result = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
-    report = write_report(run, result, config.flat())
+        result, sight = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
+    report = write_report(run, result, config.flat(), sight=sight)
     click.echo(f"result: {run / 'result.json'}; report: {report}")
 
 
@@ -174,8 +176,8 @@ class Controls:
 
 def train_and_test(
     config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, controls: Controls
-) -> dict[str, Any]:
-    """Train, load the selected checkpoint, test it once, write `result.json`."""
+) -> tuple[dict[str, Any], Sight]:
+    """Train, load the selected checkpoint, test it once, write `result.json`; then look at some of what it said."""
     with Trainer(config, shards, run, device=device, resume=resume) as trainer:
         test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
         baseline = frozen_prototypes(config).to(device) if controls.prototypes else None  # so are missing weights
@@ -183,7 +185,8 @@ def train_and_test(
         _announce(trainer, config, shards, run, device)
         trainer.train()
         selected = trainer.load_selected()
-        result = trainer.evaluate(test, config.test_episodes, label="test")
+        answers = answer(trainer.model, test, config.test_episodes, precision=config.precision, label="test")
+        result = summarise(answers, shards.dataset.classes)
         table = describe(config, shards, trainer.model, result, device=device, class_text=class_text)
         table["left_out"] = list(test.stream.dropped)
         overlap = find_overlap(trainer.seen, shards, test.stream.videos())
@@ -202,15 +205,20 @@ def train_and_test(
             control = evaluate(baseline, test, config.test_episodes, precision=config.precision, label="prototypes")
             table["frozen_prototypes"] = control.to_json()
             click.echo(f"the same episodes, prototypes of the untrained trunk: {control}")
-    table |= {
-        "selected_on": config.select_on if trainer.selects else "last",
+        table |= _training_facts(trainer, selected)
+        write_whole(run / "result.json", json_bytes(table))
+        return table, look(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
+
+
+def _training_facts(trainer: Trainer, selected: int) -> dict[str, Any]:
+    """What a result says of its training."""
+    return {
+        "selected_on": trainer.config.select_on if trainer.selects else "last",
         "selected_after": selected,
-        "episodes_trained": config.episodes,
+        "episodes_trained": trainer.config.episodes,
         "episodes_skipped": trainer.progress.skipped,
         "training_seconds": trainer.progress.seconds,
     }
-    write_whole(run / "result.json", json_bytes(table))
-    return table
 
 
 def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, device: torch.device) -> None:
