@@ -41,7 +41,8 @@ svg text{font-size:11px;fill:var(--quiet)}
 html{color-scheme:light;-webkit-text-size-adjust:100%}h1,h2,h3,p{overflow-wrap:anywhere}td,th{overflow-wrap:break-word}
 svg{max-width:100%;height:auto}.row>*{min-width:0;max-width:100%}
 .note{border-left:3px solid #bc4c00;padding:.1rem .7rem;margin:.4rem 0}
-@media(max-width:600px){body{margin:1rem auto}td,th{padding:.2rem .35rem}.card{width:100%}.wide{min-width:60px}svg text{font-size:16px}}
+@media(max-width:600px){body{margin:1rem auto}td,th{padding:.2rem .35rem}.card{width:100%}.wide{min-width:60px}
+svg text{font-size:16px}}
 @media print{body{margin:0;max-width:none;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 h2,h3{break-after:avoid}figure,tr,.card{break-inside:avoid}.scroll,.panel{overflow:visible}}
 """

@@ -19,7 +19,8 @@ SIGHT_STYLE = """
 .shown{border-top:1px solid var(--line);padding:1rem 0;break-inside:avoid}
 .shown h3{font-size:1rem;margin:0}.shown p{margin:.15rem 0}
 .panels{display:grid;gap:.5rem 1.5rem;grid-template-columns:1fr}
-@media(min-width:860px){.panels{grid-template-columns:minmax(0,8fr) minmax(0,7fr)}}
+@media(min-width:860px){.panels{grid-template-columns:minmax(0,8fr) minmax(0,7fr)}
+.panel .named{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}}
 .panel{min-width:0;overflow-x:auto}.panel>div{min-width:calc(var(--k)*38px)}
 .decoded{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));grid-column:1/-1}
 .panel h4{font-size:.85rem;font-weight:600;margin:.5rem 0 .2rem}
@@ -110,7 +111,7 @@ def _named(member: Member, role: str, *, whole: bool) -> str:
     if whole:
         mean = f"; lines go to the mean of its {member.shots} videos, of which this is one" if member.of_mean else ""
         more = f" <span class=quiet>score {member.score:.3g} · {escape(clip.name)}{_brighter(clip)}{mean}</span>"
-    return f"<p class=named><b>{role}: {escape(clip.label)}</b>{more}</p>"
+    return f"<p class=named title='{escape(clip.name)}'><b>{role}: {escape(clip.label)}</b>{more}</p>"
 
 
 def _frames(addresses: Sequence[str], of: str, kind: str = "") -> str:

@@ -99,7 +99,8 @@ def contact_sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series:
     Raises:
         ShardError: a picture cannot be read.
     """
-    return draw_sheet(**_sheet(shards, rows, frames=frames, series=series))
+    title, subtitles, blocks, legend = _sheet(shards, rows, frames=frames, series=series)
+    return draw_sheet(title, subtitles, blocks, legend=legend)
 
 
 def contact_page(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> str:
@@ -108,17 +109,18 @@ def contact_page(shards: ShardSet, rows: Sequence[int], *, frames: int, series: 
     Raises:
         ShardError: a picture cannot be read.
     """
-    return write_page(**_sheet(shards, rows, frames=frames, series=series))
+    title, subtitles, blocks, legend = _sheet(shards, rows, frames=frames, series=series)
+    return write_page(title, subtitles, blocks, legend=legend)
 
 
 def _sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> Sheet:
     """What stands on it."""
-    return {
-        "title": _title(shards, len(rows)),
-        "subtitles": (_sizes(shards), ", ".join(series)),
-        "blocks": [_block(shards, row, place, frames=frames, series=series) for place, row in enumerate(rows, 1)],
-        "legend": flow_legend() if any(series_kind(name)[0] == "flow" for name in series) else None,
-    }
+    return Sheet(
+        title=_title(shards, len(rows)),
+        subtitles=(_sizes(shards), ", ".join(series)),
+        blocks=[_block(shards, row, place, frames=frames, series=series) for place, row in enumerate(rows, 1)],
+        legend=flow_legend() if any(series_kind(name)[0] == "flow" for name in series) else None,
+    )
 
 
 def flow_colours(flow: NDArray[np.floating], limit: float) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -52,7 +52,7 @@ class Legend:
     picture: NDArray[np.uint8]
 
 
-class Sheet(TypedDict):
+class Sheet(NamedTuple):
     """What stands on a sheet, whether it is drawn or written as a page."""
 
     title: str
