@@ -23,8 +23,7 @@ EXPLAINED = (
 )
 STYLE = """
 .runs td,.runs th{white-space:nowrap}.runs td:has(svg){padding:0 .6rem}.runs th:first-child,.runs td:first-child,
-.classes th:first-child,.classes td:first-child{position:sticky;left:0;background:#fff;max-width:14rem;
-overflow:hidden;text-overflow:ellipsis}
+.classes th:first-child,.classes td:first-child{position:sticky;left:0;background:#fff}
 .runs svg{vertical-align:middle}.classes td{white-space:nowrap}.sure{font-weight:650}.classes th{max-width:9rem}
 .axis{display:flex;justify-content:space-between;font-size:11px;width:220px}
 """
@@ -87,7 +86,7 @@ def _runs(comparison: Comparison, apart: Mapping[str, Mapping[str, str]]) -> str
     head = ["run", f"accuracy {around}", accuracies.axis(), f"difference {around}", differences.axis(), "excludes 0"]
     head += map(escape, columns)
     rows = [
-        f"<tr><td title='{escape(name)}'>{escape(name)}{_accuracy(result, accuracies)}"
+        f"<tr><td><div class=name>{escape(name)}</div>{_accuracy(result, accuracies)}"
         f"{_difference(comparison.differences.get(name), differences)}"
         f"{''.join(f'<td>{escape(apart[name][column])}' for column in columns)}</tr>"
         for name, result in comparison.results.items()
@@ -161,11 +160,11 @@ def _ends(value: float, of: Result | Difference) -> Iterator[float]:
 
 def _classes(comparison: Comparison) -> str:
     names = list(comparison.results)
-    head = "".join(f"<th title='{escape(name)}'>{escape(name)}" for name in names)
+    head = "".join(f"<th>{escape(name)}" for name in names)
     rows = []
     for of in sorted(comparison.results[comparison.baseline].per_class):
         cells = "".join(_of_class(comparison, name, of) for name in names)
-        rows.append(f"<tr><td title='{escape(of)}'>{escape(of)}{cells}</tr>")
+        rows.append(f"<tr><td><div class=name>{escape(of)}</div>{cells}</tr>")
     return f"<table class=classes><thead><tr><th>class{head}</tr></thead>{''.join(rows)}</table>"
 
 

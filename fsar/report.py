@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 180, 46, 22  # pixels of a chart
 MOST_CLASSES = 40  # rows of the confusion matrix
+MOST_NAMED, LONGEST_NAMED = 14, 26  # columns of it with names, and letters of a name; others have numbers
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df")
 STYLE = """
 :root{--ink:#1f2328;--quiet:#656d76;--line:#d1d9e0;--accent:#1f6feb}
@@ -34,15 +35,18 @@ svg text{font-size:11px;fill:var(--quiet)}
 .matrix td,.matrix th{text-align:center;border:1px solid #fff;min-width:2.6rem}
 .matrix th{text-align:right;white-space:nowrap}
 .matrix thead th{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left}
-.matrix span{display:inline-block;max-inline-size:12rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.matrix td{min-width:3.5rem}.matrix th{max-width:16rem;overflow:hidden;text-overflow:ellipsis}.columns{columns:2 26rem}
+.matrix td{min-width:3.5rem}.matrix.many td{min-width:2.6rem;padding:.2rem 0;font-size:12px}
+.name{width:max-content;max-width:18rem;white-space:normal;overflow-wrap:anywhere;line-height:1.25}
+.matrix .name{margin-left:auto}
+.matrix.many thead th{writing-mode:initial;transform:none;text-align:center}
+.columns{columns:2 26rem}
 .wide{min-width:130px;width:220px;text-align:left}.wide .bar{min-width:1px}
 .scroll{overflow-x:auto}code{word-break:break-all;font-size:13px}
 html{color-scheme:light;-webkit-text-size-adjust:100%}h1,h2,h3,p{overflow-wrap:anywhere}td,th{overflow-wrap:break-word}
 svg{max-width:100%;height:auto}.row>*{min-width:0;max-width:100%}
 .note{border-left:3px solid #bc4c00;padding:.1rem .7rem;margin:.4rem 0}
 @media(max-width:600px){body{margin:1rem auto}td,th{padding:.2rem .35rem}.card{width:100%}.wide{min-width:60px}
-svg text{font-size:16px}}
+svg text{font-size:14px}.name{max-width:8.5rem}}
 @media print{body{margin:0;max-width:none;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 h2,h3{break-after:avoid}figure,tr,.card{break-inside:avoid}.scroll,.panel{overflow:visible}}
 """
@@ -263,15 +267,19 @@ def _most_taken_for(name: str, said: dict[str, int]) -> str:
 def _confusion(confusion: dict[str, dict[str, int]]) -> str:
     names = sorted(set(confusion) | {said for row in confusion.values() for said in row})
     shown = sorted(sorted(names, key=lambda name: -_wrong(name, confusion))[:MOST_CLASSES])
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in shown)
+    many = len(shown) > MOST_NAMED or max(map(len, shown)) > LONGEST_NAMED
+    head = "".join(f"<th title='{escape(name)}'>{i if many else escape(name)}" for i, name in enumerate(shown, 1))
     rows = []
-    for truth in shown:
+    for number, truth in enumerate(shown, 1):
         row = confusion.get(truth, {})
         total = max(sum(row.values()), 1)
         cells = "".join(_cell(row.get(said, 0) / total, diagonal=said == truth) for said in shown)
-        rows.append(f"<tr><th>{escape(truth)}</th>{cells}</tr>")
+        label = f"{escape(truth)} · {number}" if many else escape(truth)
+        rows.append(f"<tr><th><div class=name>{label}</div></th>{cells}</tr>")
     few = f"<p class=quiet>The {MOST_CLASSES} of {len(names)} classes with the most errors." if shown != names else ""
-    table = f"<table class=matrix><thead><tr><th></th>{head}</tr></thead>{''.join(rows)}</table>"
+    table = (
+        f"<table class='matrix{' many' if many else ''}'><thead><tr><th></th>{head}</tr></thead>{''.join(rows)}</table>"
+    )
     return f"{few}<div class=scroll>{table}</div>"
 
 

@@ -30,7 +30,8 @@ SIGHT_STYLE = """
 .lines{display:block;width:100%;height:46px;margin:2px 0}.lines line{stroke-width:2;vector-effect:non-scaling-stroke}
 .named{font-size:12.5px;margin:.1rem 2px;overflow-wrap:anywhere}
 .yes{color:#1a7f37}.no{color:#d1242f}
-.key span{white-space:nowrap;margin-right:1rem}.key b{font-weight:700}
+.key span{white-space:nowrap;margin-right:1rem}.key .more{white-space:normal;color:var(--quiet)}
+.key b{font-weight:700}.gap{height:8px}
 .mixed{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));margin:.8rem 0}
 .mixed figure{margin:0;break-inside:avoid}.mixed .two{display:grid;grid-template-columns:1fr 1fr;gap:4px}
 .mixed img{width:100%;height:104px;object-fit:cover;border-radius:4px;display:block}
@@ -49,13 +50,14 @@ def episodes_section(sight: Sight) -> Iterator[str]:
         "right. Frames are those that the model saw; motion is the change from each frame to the next, grey where "
         "nothing changed, on one scale within a query."
     )
-    if any(each.said.pairs for each in sight.shown):
-        yield _key(sight.shown[0])
+    yield _key(sight.shown[0])
     yield from map(_shown, sight.shown)
 
 
 def _key(one: Shown) -> str:
-    """What the colours of the lines mean."""
+    """What the colours of the lines mean, and where they go."""
+    if not one.said.pairs:
+        return "<p class=key>There are no lines, since this method does not match single frames.</p>"
     directions = [any(pair[side] for pairs in one.said.pairs.values() for pair in pairs) for side in (2, 3)]
     parts = []
     if directions[0]:
@@ -64,7 +66,12 @@ def _key(one: Shown) -> str:
         parts.append(f'<span><b style="color:{OF_SUPPORT}">―</b> where a frame of the class finds its match</span>')
     if all(directions):
         parts.append(f'<span><b style="color:{MUTUAL}">―</b> both</span>')
-    return f"<p class=key>{''.join(parts)}<span class=quiet>the fainter, the less it counts</span></p>"
+    text = "the fainter, the less it counts"
+    if one.said.of_mean:
+        text += f"; lines go to the mean of the {one.said.shots} videos of a class, of which one is shown"
+    elif one.said.shots > 1:
+        text += f"; of the {one.said.shots} videos of a class, the nearest is shown"
+    return f"<p class=key>{''.join(parts)}<span class=more>{text}</span></p>"
 
 
 def _shown(one: Shown) -> str:
@@ -84,7 +91,7 @@ def _shown(one: Shown) -> str:
 def _panel(what: str, one: Shown, title: str) -> str:
     """The class that was said above, the query in the middle, the other class below; lines where they match."""
     query, said, other = (getattr(clip, what) for clip in (one.query, one.said.clip, one.other.clip))
-    lines = ["<p></p>", "<p></p>"]
+    lines = ["<div class=gap></div>"] * 2
     if one.said.pairs:  # else there are none in any panel
         lines = [
             _lines(member.pairs.get(what), len(query), query_below=below)
@@ -109,8 +116,7 @@ def _brighter(clip: Clip) -> str:
 def _named(member: Member, role: str, *, whole: bool) -> str:
     clip, more = member.clip, ""
     if whole:
-        mean = f"; lines go to the mean of its {member.shots} videos, of which this is one" if member.of_mean else ""
-        more = f" <span class=quiet>score {member.score:.3g} · {escape(clip.name)}{_brighter(clip)}{mean}</span>"
+        more = f" <span class=quiet>score {member.score:.3g} · {escape(clip.name)}{_brighter(clip)}</span>"
     return f"<p class=named title='{escape(clip.name)}'><b>{role}: {escape(clip.label)}</b>{more}</p>"
 
 

@@ -75,6 +75,8 @@ def test_half_of_the_queries_shown_are_wrong_where_there_are_as_many(accuracy: s
         ("molo", {"test_frames": "random", "views": 3, "test_shot": 2}, True),
         ("otam", {"test_frames": "random", "test_shot": 2}, False),
         ("hyrsm", {"test_shot": 2}, True),
+        ("hyrsm++", {"unlabelled_per_class": 1}, False),
+        ("otam", {"trunk": "tiny3d", "frame_rule": "segment_clips", "clip_frames": 3, "clip_stride": 1}, False),
         ("trx", {}, False),
     ],
 )
