@@ -19,7 +19,7 @@ SIGHT_STYLE = """
 .shown{border-top:1px solid var(--line);padding:1rem 0;break-inside:avoid}
 .shown h3{font-size:1rem;margin:0}.shown p{margin:.15rem 0}
 .panels{display:grid;gap:.5rem 1.5rem;grid-template-columns:1fr}
-@media(min-width:860px){.panels{grid-template-columns:minmax(0,8fr) minmax(0,7fr)}
+@media(min-width:860px),print{.panels{grid-template-columns:minmax(0,8fr) minmax(0,7fr)}
 .panel .named{white-space:nowrap;overflow:hidden;text-overflow:ellipsis}}
 .panel{min-width:0;overflow-x:auto}.panel>div{min-width:calc(var(--k)*38px)}
 .decoded{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));grid-column:1/-1}

@@ -20,6 +20,7 @@ from fsar.comparison import compare
 from fsar.comparison_page import comparison_page
 from fsar.data import open_episodes
 from fsar.evaluation import Answers, answer, summarise
+from fsar.matched import EpisodeVideos, episode_logits
 from fsar.report import html_bytes, page
 from fsar.run_state import save_state
 from fsar.seen import seen_in
@@ -35,6 +36,9 @@ from tests.browser import Browser, find_browser
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from fsar.loader import EpisodeLoader
+    from fsar.methods import FewShotMethod
 
 SMALL = {
     "test_way": 2, "test_episodes": 6, "resize": 64, "crop": 32, "frames": 4, "threads": 1, "executor": "portable",
@@ -68,6 +72,18 @@ def test_half_of_the_queries_shown_are_wrong_where_there_are_as_many(accuracy: s
     assert len({int(answers.truth[n, q]) for n, q, _ in chosen[:3]}) == 3  # a class each
 
 
+@torch.no_grad()
+def scores(model: FewShotMethod, loader: EpisodeLoader, *, shuffled: bool) -> torch.Tensor:
+    """Logits [6, Q, way] as the evaluation has them: of videos embedded before, or of whole episodes."""
+    model.eval()
+    if loader.draws_each_time:
+        return torch.stack([model(episode).logits for episode in loader.episodes(0, 6)])
+    rows = EpisodeVideos.of([loader.stream.choose(n) for n in range(6)], unlabelled=model.reads_unlabelled)
+    videos = rows.videos()
+    embedding = loader.embed(model, videos, shuffled=shuffled)
+    return torch.cat(list(episode_logits(model, embedding, loader.places(rows, videos))))
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "shuffled"),
     [
@@ -87,15 +103,15 @@ def test_what_is_shown_is_what_the_evaluation_saw(
     model = build_model(config)
     device = torch.device("cpu")
     with open_episodes(tiny_shards, "test", config, trunk=model.trunk, device=device, training=False) as loader:
-        answers = answer(model, loader, 6, shuffled=shuffled)
+        answers, expected = answer(model, loader, 6, shuffled=shuffled), scores(model, loader, shuffled=shuffled)
         model.train()
         sight = look(model, loader, answers, shuffled=shuffled, seed=3)
         again = look(model, loader, answers, shuffled=shuffled, seed=3)
     assert model.training
     assert sight == again
     assert 2 <= len(sight.shown) <= 6
-    for one in sight.shown:
-        # Untrained scores are as good as random: they agree with the answers only where all frames are the same.
+    for one, (n, query, said) in zip(sight.shown, choose_queries(answers, len(sight.shown), seed=3), strict=True):
+        assert one.said.score == pytest.approx(float(expected[n, query, said]), abs=1e-4)  # of the very same frames
         assert one.said.score >= one.other.score
         assert one.right == (one.query.label == one.said.clip.label)
         assert one.other.clip.label != one.said.clip.label
