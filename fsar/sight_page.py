@@ -149,16 +149,13 @@ def _decoded(one: Shown) -> str:
     """The decoder's motion beside its target, on one scale."""
     assert one.error is not None
     error, still = one.error
-    text = f"mean squared error {error:.3g}; of no motion at all {still:.3g}"
-    panels = (
-        _row("the query's motion", _frames(one.query.motion, "target"), len(one.decoded)),
-        _row(f"the same, reconstructed ({text})", _frames(one.decoded, "reconstructed"), len(one.decoded)),
+    text = f"<p class='quiet named'>mean squared error {error:.3g}; of no motion at all {still:.3g}</p>"
+    rows = (
+        f"<h4>the query's motion</h4><div>{_frames(one.query.motion, 'target')}</div>",
+        f"<h4>the same, as the model reconstructs it</h4><div>{_frames(one.decoded, 'reconstructed')}{text}</div>",
     )
-    return f"<div class=decoded>{''.join(panels)}</div>"
-
-
-def _row(title: str, frames: str, count: int) -> str:
-    return f"<div class=panel style=--k:{count}><h4>{title}</h4><div>{frames}</div></div>"
+    panels = "".join(f"<div class=panel style=--k:{len(one.decoded)}>{row}</div>" for row in rows)
+    return f"<div class=decoded>{panels}</div>"
 
 
 def confused_section(confused: Sequence[Confused]) -> Iterator[str]:
