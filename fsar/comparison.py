@@ -81,10 +81,7 @@ class Comparison:
 
     def to_markdown(self, details: Mapping[str, Mapping[str, str]]) -> str:
         """A table of the runs, with further columns from `details` where they differ, and one of their classes."""
-        alike = {
-            c: value for c, value in details[self.baseline].items() if all(d[c] == value for d in details.values())
-        }
-        told_apart = {name: {c: d[c] for c in d if c not in alike} for name, d in details.items()}
+        alike, told_apart = tell_apart(details)
         shared = f"All runs: {', '.join(f'{c} {_plain(value)}' for c, value in alike.items())}.\n\n" if alike else ""
         return f"{shared}{self._overall(told_apart)}\n{_footnote(self)}\n\n{self._classes()}"
 
@@ -132,6 +129,13 @@ class Comparison:
                 by_class = "" if difference is None else difference.per_class[of]
                 writer.writerow([*own, "class", of, *_filled([result.per_class[of], "", "", by_class])])
         return text.getvalue()
+
+
+def tell_apart(details: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The columns that have one value in all rows, and each row's others."""
+    first = next(iter(details.values()))
+    alike = {c: value for c, value in first.items() if all(d[c] == value for d in details.values())}
+    return alike, {name: {c: d[c] for c in d if c not in alike} for name, d in details.items()}
 
 
 def compare(answers: Mapping[str, Answers], classes: Sequence[str], *, baseline: str) -> Comparison:

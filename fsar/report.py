@@ -1,4 +1,4 @@
-"""`report.html` of a run: one self-contained page with curves, result, per class, confusion, provenance."""
+"""`report.html` of a run or an evaluation: one page with result, curves, classes, alignments, provenance."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import json
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from fsar.sight_page import SIGHT_STYLE, confused_section, episodes_section
 from shards_spec.errors import FsarError
 from shards_spec.files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from fsar.sight import Sight
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 180, 46, 22  # pixels of a chart
+MOST_CLASSES = 40  # rows of the confusion matrix
+MOST_NAMED, LONGEST_NAMED = 14, 26  # columns of it with names, and letters of a name; others have numbers
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df")
 STYLE = """
 :root{--ink:#1f2328;--quiet:#656d76;--line:#d1d9e0;--accent:#1f6feb}
@@ -31,20 +36,37 @@ svg text{font-size:11px;fill:var(--quiet)}
 .matrix td,.matrix th{text-align:center;border:1px solid #fff;min-width:2.6rem}
 .matrix th{text-align:right;white-space:nowrap}
 .matrix thead th{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left}
+.matrix td{min-width:3.5rem}.matrix.many td{min-width:2.6rem;padding:.2rem 0;font-size:12px}
+.name{width:max-content;max-width:18rem;white-space:normal;overflow-wrap:anywhere;line-height:1.25}
+.matrix .name{margin-left:auto}
+.matrix.many thead th{writing-mode:initial;transform:none;text-align:center}
+.columns{columns:2 26rem}
+.wide{min-width:130px;width:220px;text-align:left}.wide .bar{min-width:1px}
 .scroll{overflow-x:auto}code{word-break:break-all;font-size:13px}
+html{color-scheme:light;-webkit-text-size-adjust:100%}h1,h2,h3,p{overflow-wrap:anywhere}td,th{overflow-wrap:break-word}
+svg{max-width:100%;height:auto}.row>*{min-width:0;max-width:100%}
+.note{border-left:3px solid #bc4c00;padding:.1rem .7rem;margin:.4rem 0}
+@media(max-width:600px){body{margin:1rem auto}td,th{padding:.2rem .35rem}.card{width:100%}.wide{min-width:60px}
+svg text{font-size:14px}.name{max-width:8.5rem}}
+@media print{body{margin:0;max-width:none;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+h2,h3{break-after:avoid}figure,tr,.card{break-inside:avoid}.scroll,.panel{overflow:visible}}
 """
 
 
-def write_report(run: Path, result: dict[str, Any], config: dict[str, Any]) -> Path:
-    """Write the page of a finished run from its result, configuration and log.
+def write_report(run: Path, result: dict[str, Any], config: dict[str, Any], *, sight: Sight | None = None) -> Path:
+    """Write the page of a finished run from its result, configuration and log, with the pictures of its test.
 
     Raises:
         DiskError: the disk is full.
     """
-    log = read_log(run)
     path = run / "report.html"
-    write_whole(path, page(run.name, result, config, log).encode(errors="backslashreplace"))
+    write_whole(path, html_bytes(page(run.name, result, config, read_log(run), sight=sight)))
     return path
+
+
+def html_bytes(text: str) -> bytes:
+    """A page as UTF-8; what names hold that is no text is shown by its number."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -61,8 +83,15 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict)]
 
 
-def page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[dict[str, Any]]) -> str:
-    """The whole page as text."""
+def page(
+    title: str,
+    result: dict[str, Any],
+    config: dict[str, Any],
+    log: list[dict[str, Any]],
+    *,
+    sight: Sight | None = None,
+) -> str:
+    """The whole page as text; without a log that of an evaluation, which trained nothing."""
     test = result["test"]
     cards = [_card("accuracy on novel classes", test)]
     if "shuffled_frames" in result:
@@ -73,41 +102,87 @@ def page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[d
     parts = [
         f"<h1>{escape(heading)}</h1>",
         f"<p class=quiet>{escape(title)} · {escape(_selection(result))}</p>",
+        *(f"<p class=note>{escape(note)}</p>" for note in _notes(result)),
         f"<div class=row>{''.join(cards)}</div>",
-        "<h2>Training</h2>",
-        f"<div class=row>{''.join(_charts(log))}</div>",
-        f"<h2>Per class</h2>{_per_class(test['per_class'], test['chance'])}",
+        *_training(log),
+        f"<h2>Per class</h2>{_per_class(test)}",
         "<h2>Confusion</h2><p class=quiet>Rows: true class; columns: what the model said; share of the row's queries.",
         _confusion(test["confusion"]),
+        *(confused_section(sight.confused) if sight else ()),
+        *(episodes_section(sight) if sight else ()),
         f"<h2>Provenance</h2>{table(provenance_rows(result))}",
-        f"<h2>Configuration</h2>{table((key, json.dumps(value)) for key, value in config.items())}",
+        f"<h2>Configuration</h2>{_columns((key, json.dumps(value)) for key, value in config.items())}",
     ]
-    return document(heading, parts)
+    return document(heading, parts, style=SIGHT_STYLE)
 
 
-def document(heading: str, parts: Iterable[str]) -> str:
-    """A whole page of HTML, which refers to nothing outside itself."""
+def document(heading: str, parts: Iterable[str], *, style: str = "") -> str:
+    """A whole page of HTML, which refers to nothing outside itself; `style` is added to that of all pages."""
     body = "\n".join(parts)
     return (
-        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
-        f"<title>{escape(heading)}</title><style>{STYLE}</style><body>{body}</body></html>\n"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width,initial-scale=1">'
+        f"<title>{escape(heading)}</title><style>{STYLE}{style}</style><body>{body}</body></html>\n"
     )
 
 
+def _columns(rows: Iterable[tuple[str, str]]) -> str:
+    return f"<div class=columns>{table(rows)}</div>"
+
+
 def _selection(result: dict[str, Any]) -> str:
+    if "selected_after" not in result:
+        weights = result.get("weights_file") or f"checkpoint {result.get('checkpoint', 'of the trunk alone')}"
+        chosen = result.get("selected_on", "last")
+        return f"split {result['split']}, {weights}" + (f" chosen on {chosen}" if chosen != "last" else "")
     if result["selected_on"] == "last":
         return f"last checkpoint, after {result['selected_after']} episodes"
     return f"checkpoint chosen on {result['selected_on']}, after {result['selected_after']} episodes"
 
 
+def _notes(result: dict[str, Any]) -> Iterator[str]:
+    """What a reader must know before the figure."""
+    if result.get("shuffled"):
+        yield "The frames of each clip were shuffled: this is a control."
+    overlap = result.get("overlap") or {}
+    if overlap.get("classes") or overlap.get("videos"):
+        yield (
+            f"Training saw {overlap['classes']} of these classes and {overlap['videos']} of these videos: "
+            "this is no figure of novel classes."
+        )
+    if result.get("left_out"):
+        yield f"Left out, having too few videos: {', '.join(result['left_out'])}."
+    for split, (have, of) in result.get("coverage", {}).items():
+        if have < of:
+            yield f"Incomplete data set: {have:,} of {of:,} videos of split {split}."
+
+
+def _training(log: list[dict[str, Any]]) -> Iterator[str]:
+    if charts := "".join(_charts(log)):
+        yield f"<h2>Training</h2><div class=row>{charts}</div>"
+
+
 def _card(name: str, test: dict[str, Any]) -> str:
     return (
         f"<div class=card><div class=quiet>{escape(name)}</div><div class=figure>{test['accuracy']:.1%}</div>"
-        f"<div class=quiet>chance {test['chance']:.1%}</div>"
+        f"{_scale(test)}<div class=quiet>chance {test['chance']:.1%}</div>"
         f"<div>{_over_episodes(test)}</div>"
         f"<div>{_over_videos(test)}</div>"
         f"<div class=quiet>{test['queries']} queries; 95 % intervals</div></div>"
     )
+
+
+def _scale(test: dict[str, Any]) -> str:
+    """The accuracy between 0 and 1 with its intervals: thick over episodes, thin over videos; chance is a tick."""
+    marks = [f'<line x1={200 * test["chance"]:.1f} x2={200 * test["chance"]:.1f} y1=2 y2=18 stroke="#8c959f" />']
+    for name, width in (("interval_videos", 2), ("interval_episodes", 6)):
+        if (half := test[name]) is not None:
+            low, high = (200 * min(max(test["accuracy"] + side, 0), 1) for side in (-half, half))
+            marks.append(f'<line x1={low:.1f} x2={high:.1f} y1=10 y2=10 stroke="#1f6feb" stroke-width={width} />')
+    right = 200 * test["accuracy"]
+    marks.append(f'<line x1={right:.1f} x2={right:.1f} y1=3 y2=17 stroke="#1f2328" stroke-width=2 />')
+    axis = '<line x1=0 x2=200 y1=10 y2=10 stroke="#d1d9e0" />'
+    return f'<svg viewBox="-5 0 210 20" width=210 height=20 role=img aria-label=intervals>{axis}{"".join(marks)}</svg>'
 
 
 def _over_episodes(test: dict[str, Any]) -> str:
@@ -173,29 +248,54 @@ def chart(
     legend = " ".join(f'<span style="color:{colour}">■</span> {escape(name)}' for name, colour in marked)
     return (
         f"<figure style=margin:0><figcaption>{escape(title)} <span class=quiet>{legend}</span></figcaption>"
-        f"<svg width={WIDTH} height={HEIGHT} role=img aria-label='{escape(title)}'>{''.join(marks)}</svg></figure>"
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width={WIDTH} height={HEIGHT} role=img"
+        f" aria-label='{escape(title)}'>{''.join(marks)}</svg></figure>"
     )
 
 
-def _per_class(accuracies: dict[str, float], chance: float) -> str:
+def _per_class(test: dict[str, Any]) -> str:
+    """Accuracy of each class, and what its queries were most often taken for."""
     rows = "".join(
-        f"<tr><td>{escape(name)}<td>{value:.1%}<td style=text-align:left>"
-        f"<span class=bar style='width:{200 * value:.0f}px'></span></tr>"
-        for name, value in sorted(accuracies.items(), key=lambda item: -item[1])
+        f"<tr><td>{escape(name)}<td>{value:.1%}<td class=wide><span class=bar style='width:{100 * value:.1f}%'></span>"
+        f"<td style=text-align:left class=quiet>{_most_taken_for(name, test['confusion'].get(name, {}))}</tr>"
+        for name, value in sorted(test["per_class"].items(), key=lambda item: -item[1])
     )
-    return f"<table><thead><tr><th>class<th>accuracy<th>(chance {chance:.1%})</tr></thead>{rows}</table>"
+    head = f"<tr><th>class<th>accuracy<th>(chance {test['chance']:.1%})<th style=text-align:left>mostly taken for</tr>"
+    return f"<div class=scroll><table><thead>{head}</thead>{rows}</table></div>"
+
+
+def _most_taken_for(name: str, said: dict[str, int]) -> str:
+    """The wrong class that a class was taken for most often."""
+    wrong = [(count, other) for other, count in said.items() if other != name]
+    if not wrong:
+        return ""
+    count, other = max(wrong)
+    return f"{escape(other)} ({count / sum(said.values()):.0%})"
 
 
 def _confusion(confusion: dict[str, dict[str, int]]) -> str:
     names = sorted(set(confusion) | {said for row in confusion.values() for said in row})
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    shown = sorted(sorted(names, key=lambda name: -_wrong(name, confusion))[:MOST_CLASSES])
+    many = len(shown) > MOST_NAMED or max(map(len, shown)) > LONGEST_NAMED
+    head = "".join(f"<th title='{escape(name)}'>{i if many else escape(name)}" for i, name in enumerate(shown, 1))
     rows = []
-    for truth in names:
+    for number, truth in enumerate(shown, 1):
         row = confusion.get(truth, {})
         total = max(sum(row.values()), 1)
-        cells = "".join(_cell(row.get(said, 0) / total, diagonal=said == truth) for said in names)
-        rows.append(f"<tr><th>{escape(truth)}</th>{cells}</tr>")
-    return f"<div class=scroll><table class=matrix><thead><tr><th></th>{head}</tr></thead>{''.join(rows)}</table></div>"
+        cells = "".join(_cell(row.get(said, 0) / total, diagonal=said == truth) for said in shown)
+        label = f"{escape(truth)} · {number}" if many else escape(truth)
+        rows.append(f"<tr><th><div class=name>{label}</div></th>{cells}</tr>")
+    few = f"<p class=quiet>The {MOST_CLASSES} of {len(names)} classes with the most errors." if shown != names else ""
+    table = (
+        f"<table class='matrix{' many' if many else ''}'><thead><tr><th></th>{head}</tr></thead>{''.join(rows)}</table>"
+    )
+    return f"{few}<div class=scroll>{table}</div>"
+
+
+def _wrong(name: str, confusion: dict[str, dict[str, int]]) -> float:
+    """Share of a class's queries that were taken for another."""
+    row = confusion.get(name, {})
+    return 1 - row.get(name, 0) / max(sum(row.values()), 1)
 
 
 def _cell(share: float, *, diagonal: bool) -> str:

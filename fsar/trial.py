@@ -19,6 +19,7 @@ from fsar.evaluation import answer
 from fsar.loader import check_views
 from fsar.methods import find_method
 from fsar.seen import check_overlap, find_overlap
+from fsar.sight import look
 from pipelines.given import read_episodes, write_episodes
 from pipelines.plan import EpisodeStream
 from shards_spec.errors import ConfigError
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from fsar.config import RunConfig
     from fsar.embedding_store import EmbeddingStore
     from fsar.evaluation import Answers
+    from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
     from fsar.seen import Overlap
+    from fsar.sight import Sight
     from pipelines.given import GivenEpisodes
     from pipelines.plan import Chosen
     from shards_spec import ShardSet
@@ -159,12 +162,7 @@ class Trial:
         config = self.configured(candidate.config)
         device = choose_device(config.device)
         model = candidate.load().to(device)
-        assert model.trunk is not None
-        given = self.videos_for(config)
-        loader = open_episodes(
-            self.shards, self.split, config, trunk=model.trunk, device=device, training=False, given=given
-        )
-        with closing(loader):
+        with closing(self.episodes(config, model, device)) as loader:
             answers = answer(
                 model,
                 loader,
@@ -175,6 +173,19 @@ class Trial:
                 store=self.embeddings,
             )
         return model, answers, device
+
+    def episodes(self, config: RunConfig, model: FewShotMethod, device: torch.device) -> EpisodeLoader:
+        """The episodes for a model of this configuration; close them when done."""
+        assert model.trunk is not None
+        given, trunk = self.videos_for(config), model.trunk
+        return open_episodes(self.shards, self.split, config, trunk=trunk, device=device, training=False, given=given)
+
+    def look(self, candidate: Candidate, model: FewShotMethod, answers: Answers) -> Sight:
+        """Look again at some queries that `run` has asked."""
+        config = self.configured(candidate.config)
+        with closing(self.episodes(config, model, choose_device(config.device))) as loader:
+            how: dict[str, Any] = {"precision": config.precision, "seed": config.eval_seed}
+            return look(model, loader, answers, shuffled=self.shuffled, **how)
 
 
 def open_trial(

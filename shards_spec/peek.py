@@ -13,7 +13,8 @@ from shards_spec.errors import ConfigError, suggest
 from shards_spec.motion import flow_pairs
 from shards_spec.pictures import decode_picture, flow_field, segment_centres, series_kind
 from shards_spec.schema import Failure
-from shards_spec.sheet import Block, Legend, Row, draw_sheet
+from shards_spec.sheet import Block, Legend, Row, Sheet, draw_sheet
+from shards_spec.sheet_page import write_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,14 +95,33 @@ def choose_series(shards: ShardSet, text: str | None) -> list[str]:
 
 
 def contact_sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> Image.Image:
-    """The sheet: a block a video, in it a row of `frames` thumbnails a series.
+    """The sheet as a picture: a block a video, in it a row of `frames` thumbnails a series.
 
     Raises:
         ShardError: a picture cannot be read.
     """
-    blocks = [_block(shards, row, place, frames=frames, series=series) for place, row in enumerate(rows, 1)]
-    legend = flow_legend() if any(series_kind(name)[0] == "flow" for name in series) else None
-    return draw_sheet(_title(shards, len(rows)), (_sizes(shards), ", ".join(series)), blocks, legend=legend)
+    title, subtitles, blocks, legend = _sheet(shards, rows, frames=frames, series=series)
+    return draw_sheet(title, subtitles, blocks, legend=legend)
+
+
+def contact_page(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> str:
+    """The same as a page of HTML, which refers to nothing outside itself.
+
+    Raises:
+        ShardError: a picture cannot be read.
+    """
+    title, subtitles, blocks, legend = _sheet(shards, rows, frames=frames, series=series)
+    return write_page(title, subtitles, blocks, legend=legend)
+
+
+def _sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> Sheet:
+    """What stands on it."""
+    return Sheet(
+        title=_title(shards, len(rows)),
+        subtitles=(_sizes(shards), ", ".join(series)),
+        blocks=[_block(shards, row, place, frames=frames, series=series) for place, row in enumerate(rows, 1)],
+        legend=flow_legend() if any(series_kind(name)[0] == "flow" for name in series) else None,
+    )
 
 
 def flow_colours(flow: NDArray[np.floating], limit: float) -> NDArray[np.uint8]:

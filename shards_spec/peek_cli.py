@@ -15,7 +15,7 @@ MOST_VIDEOS, MOST_FRAMES = 200, 32  # so that the sheet fits in memory, and in a
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Picture to write: FILE.png.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="What to write: FILE.png or FILE.html.")
 @click.option(
     "--videos",
     "count",
@@ -48,13 +48,13 @@ def peek(
     series: str | None,
     seed: int,
 ) -> None:
-    """Draw a contact sheet: frames, frame differences and optical flow of some videos, in one picture.
+    """Draw a contact sheet: frames, frame differences and optical flow of some videos, as one picture or page.
 
     Differences are grey where nothing changes. The hue of flow is its direction (the wheel is on the sheet), white
     is no motion, and the full colour stands for the speed that 99 % of the row keep to, but for 1 pixel at least;
     beside each row stands that speed and the largest, in pixels of the stored frame.
     """
-    from shards_spec.peek import choose_rows, choose_series, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow
+    from shards_spec.peek import choose_rows, choose_series, contact_page, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow
     from shards_spec.sheet import png_bytes  # noqa: PLC0415
 
     _check_target(out)
@@ -66,16 +66,20 @@ def peek(
             rows = find_rows(shards, names)
         else:
             rows = choose_rows(shards, count, seed=seed, classes=classes, split=split)
-        write_whole(out, png_bytes(contact_sheet(shards, rows, frames=frames, series=shown)))
+        if out.suffix == ".html":
+            page = contact_page(shards, rows, frames=frames, series=shown)
+            write_whole(out, page.encode("utf-8", "backslashreplace"))
+        else:
+            write_whole(out, png_bytes(contact_sheet(shards, rows, frames=frames, series=shown)))
         for place, row in enumerate(rows, 1):
             click.echo(f"{place:3}. {shards.name(row)}")
         click.echo(f"{out}: {len(rows)} of the videos in {folder}")
 
 
 def _check_target(out: Path) -> None:
-    if out.suffix != ".png":
-        raise ConfigError(f'--out "{out}": the sheet is a PNG picture, so the name must end with .png')
+    if out.suffix not in {".png", ".html"}:
+        raise ConfigError(f'--out "{out}": the sheet is a PNG picture or a page; end the name with .png or .html')
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name the picture, such as {out / 'sheet.png'}")
+        raise ConfigError(f"--out {out} is a folder; name the file, such as {out / 'sheet.png'}")

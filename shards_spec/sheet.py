@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -50,6 +50,15 @@ class Legend:
 
     lines: tuple[str, ...]
     picture: NDArray[np.uint8]
+
+
+class Sheet(NamedTuple):
+    """What stands on a sheet, whether it is drawn or written as a page."""
+
+    title: str
+    subtitles: Sequence[str]
+    blocks: Sequence[Block]
+    legend: Legend | None
 
 
 def draw_sheet(

@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 
 def test_every_block_of_the_library_page_runs(tiny_path: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "api.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     (tmp_path / "shards").symlink_to(tiny_path)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "docs"}

@@ -157,7 +157,7 @@ def test_refusals(mixed: Path, tmp_path: Path, args: list[str], expected: str) -
 
 
 def test_targets_that_are_refused(mixed: Path, tmp_path: Path) -> None:
-    assert "the name must end with .png" in refusal(mixed, "--out", tmp_path / "s.jpg")
+    assert "end the name with .png or .html" in refusal(mixed, "--out", tmp_path / "s.jpg")
     assert "there is no folder" in refusal(mixed, "--out", tmp_path / "no" / "s.png")
     (tmp_path / "d.png").mkdir()
     assert "is a folder" in refusal(mixed, "--out", tmp_path / "d.png")
@@ -169,7 +169,8 @@ def test_exit_code(mixed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         run_command(peek)
     assert left.value.code == 2
     assert (
-        capsys.readouterr().err == 'error: --out "s.jpg": the sheet is a PNG picture, so the name must end with .png\n'
+        capsys.readouterr().err
+        == 'error: --out "s.jpg": the sheet is a PNG picture or a page; end the name with .png or .html\n'
     )
 
 

@@ -13,7 +13,9 @@ import torch
 from fsar import ranks
 from fsar.candidates import prototype_candidate
 from fsar.comparison import compare
+from fsar.comparison_page import comparison_page
 from fsar.data import class_text_sha256
+from fsar.report import html_bytes
 from fsar.results import coverage, inference
 from fsar.run_state import weights_sha256
 from fsar.trial import UNLABELLED, unlabelled_text
@@ -33,13 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is done with the answers; all but `control`, `allow_overlap` and `out` goes with --compare alone."""
+    """What is done with the answers; `baseline`, styles and tables go with --compare alone."""
 
     baseline: str | None
     allow_styles: bool
     control: bool
     allow_overlap: bool
     out: Path | None
+    report: Path | None
     markdown: Path | None
     csv: Path | None
 
@@ -128,6 +131,10 @@ def _write(
         write_whole(options.markdown, text.encode("utf-8", "backslashreplace"))
     if options.csv:
         write_whole(options.csv, comparison.to_csv(details).encode("utf-8", "backslashreplace"))
+    if options.report:
+        facts = {name: one["weights_sha256"] for name, one in described.items()}
+        page = comparison_page(comparison, details, facts, _provenance(trial) | {"styles": styles})
+        write_whole(options.report, html_bytes(page))
     if options.out:
         rows = [
             {"run": name} | described[name] | {"overlap": overlaps[name].to_json()} | figures

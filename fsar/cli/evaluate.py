@@ -21,6 +21,7 @@ from fsar.embedding_store import EmbeddingStore
 from fsar.evaluation import summarise
 from fsar.memory import keep_freed_memory
 from fsar.methods import METHODS, find_method, method_options
+from fsar.report import html_bytes, page
 from fsar.results import coverage_text, describe
 from fsar.training import TRUNK_ALONE
 from fsar.trial import UNLABELLED, open_trial
@@ -111,6 +112,7 @@ class Source:
 @click.option("--allow-styles", is_flag=True, help="With --compare: runs of several recipe styles, stamped.")
 @check_option
 @click.option("--out", type=FILE, help="Write the result as JSON.")
+@click.option("--report", type=FILE, help="Write a page to look at (HTML), of the one model or of the comparison.")
 @click.option("--markdown", type=FILE, help="With --compare: write the tables as Markdown.")
 @click.option("--csv", type=FILE, help="With --compare: write the figures as CSV.")
 def cli(
@@ -223,7 +225,7 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
 
 def _check_folders(options: CompareOptions, others: dict[str, Path | None]) -> None:
     """Refuse files that could not be written, before anything is computed."""
-    files = {name: getattr(options, name) for name in ("out", "markdown", "csv")} | others
+    files = {name: getattr(options, name) for name in ("out", "report", "markdown", "csv")} | others
     for name, path in files.items():
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"--{name} {path}: there is no folder {path.parent}; make it first")
@@ -276,6 +278,9 @@ def _evaluate(found: list[Candidate], trial: Trial, options: CompareOptions) -> 
         _print("the same episodes, prototypes of the untrained trunk", result)
     if options.out and ranks.is_first():
         write_whole(options.out, json_bytes(table))
+    if options.report and ranks.is_first():
+        sight = trial.look(candidate, model, answers)
+        write_whole(options.report, html_bytes(page(candidate.name, table, config.flat(), [], sight=sight)))
 
 
 def _print(what: str, result: Result) -> None:

@@ -14,13 +14,14 @@ from fsar.cli.launch import launch
 from fsar.cli.options import check_option, config_options, overrides
 from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
 from fsar.data import choose_device, class_text_sha256, training_labels
-from fsar.evaluation import evaluate
+from fsar.evaluation import answer, evaluate, summarise
 from fsar.label_file import labels_sha256
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import write_report
 from fsar.results import coverage_text, describe, describe_data
 from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data
 from fsar.seen import find_overlap
+from fsar.sight import look
 from fsar.styles import STYLES, restyle
 from fsar.training import Trainer, frozen_prototypes
 from shards_spec import ShardSet
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from fsar.config import RunConfig
+    from fsar.sight import Sight
     from shards_spec.remote_set import RemoteShards
 
 
@@ -94,9 +96,9 @@ def cli(
         _settle_run(run, config, shards, resume=resume)
         device = choose_device(config.device)
         controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
-        result = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
+        result, sight = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
     if ranks.is_first():
-        report = write_report(run, result, config.flat())
+        report = write_report(run, result, config.flat(), sight=sight)
         click.echo(f"result: {run / 'result.json'}; report: {report}")
 
 
@@ -179,8 +181,8 @@ class Controls:
 
 def train_and_test(
     config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, controls: Controls
-) -> dict[str, Any]:
-    """Train, load the selected checkpoint, test it once, write `result.json`."""
+) -> tuple[dict[str, Any], Sight | None]:
+    """Train, load the selected checkpoint, test it once, write `result.json`; the first process looks at some of it."""
     with Trainer(config, shards, run, device=device, resume=resume) as trainer:
         test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
         baseline = frozen_prototypes(config).to(device) if controls.prototypes else None  # so are missing weights
@@ -188,7 +190,8 @@ def train_and_test(
         _announce(trainer, config, shards, run, device)
         trainer.train()
         selected = trainer.load_selected()
-        result = trainer.evaluate(test, config.test_episodes, label="test")
+        answers = answer(trainer.model, test, config.test_episodes, precision=config.precision, label="test")
+        result = summarise(answers, shards.dataset.classes)
         table = describe(config, shards, trainer.model, result, device=device, class_text=class_text)
         table["left_out"] = list(test.stream.dropped)
         overlap = find_overlap(trainer.seen, shards, test.stream.videos())
@@ -207,17 +210,23 @@ def train_and_test(
             control = evaluate(baseline, test, config.test_episodes, precision=config.precision, label="prototypes")
             table["frozen_prototypes"] = control.to_json()
             click.echo(f"the same episodes, prototypes of the untrained trunk: {control}")
-    table |= {
-        "selected_on": config.select_on if trainer.selects else "last",
+        table |= _training_facts(trainer, selected)
+        if not ranks.is_first():
+            return table, None
+        write_whole(run / "result.json", json_bytes(table))
+        return table, look(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
+
+
+def _training_facts(trainer: Trainer, selected: int) -> dict[str, Any]:
+    """What a result says of its training."""
+    return {
+        "selected_on": trainer.config.select_on if trainer.selects else "last",
         "selected_after": selected,
-        "episodes_trained": config.episodes,
+        "episodes_trained": trainer.config.episodes,
         "episodes_skipped": trainer.progress.skipped,
         "training_seconds": trainer.progress.seconds,
         "processes": ranks.count(),
     }
-    if ranks.is_first():
-        write_whole(run / "result.json", json_bytes(table))
-    return table
 
 
 def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, device: torch.device) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fsar.alignment import Alignment
     from fsar.episode import Episode
 
 
@@ -107,6 +108,26 @@ class FewShotMethod(nn.Module):
         Evaluation then matches each pair of videos once, and looks up the rest.
         """
         return False
+
+    def alignment(
+        self,
+        query: Embedding,  # noqa: ARG002  # of methods that align anything
+        support: Embedding,  # noqa: ARG002
+        *,
+        class_text: Tensor | None = None,  # noqa: ARG002
+    ) -> dict[str, Alignment]:
+        """Queries [Q, ...] and support [way, shot, ...] -> what of them is matched, by name ("frames", "motion").
+
+        Empty for a method that does not match steps of videos.
+        """
+        return {}
+
+    def reconstruct(self, features: Features, size: tuple[int, int]) -> Tensor | None:  # noqa: ARG002
+        """Features of V videos -> the frame differences [V, T-1, 3, *size] that a decoder makes of them.
+
+        None for a method without one.
+        """
+        return None
 
     def match(
         self,

@@ -5,12 +5,13 @@ Where the paper and the published code (alibaba-mmai-research/MoLo) differ, this
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
 from torch import nn
 
+from fsar.alignment import Alignment, matched
 from fsar.layers import TemporalContext
 from fsar.matching import check_smoothing, class_means, cosine, full_precision, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
@@ -65,6 +66,7 @@ class CLIPFSAR(FewShotMethod):
             raise ConfigError(f"text_weight={text_weight} is no share; give a number from 0 to 1")
         self.support_merge, self.inference, self.text_weight = support_merge, inference, text_weight
         self.smoothing = smoothing
+        self.single_direction = single_direction
         self.align = otam if single_direction else otam_both
         self.weights = {"ce": 1.0, "class": classification_weight}
         self.scale = nn.Parameter(torch.ones(1))
@@ -145,6 +147,17 @@ class CLIPFSAR(FewShotMethod):
     def costs(self, prototypes: Tensor, query: Tensor) -> Tensor:
         """Prototypes [way, T, C] and query frames in their context [Q, T, C] -> alignment costs [Q, way]."""
         return self.align(1 - token_cosine(query, prototypes), self.smoothing)
+
+    def alignment(
+        self, query: Embedding, support: Embedding, *, class_text: Tensor | None = None
+    ) -> dict[str, Alignment]:
+        """The paths through frames of queries and of prototypes; none where texts alone decide."""
+        if self.inference == "text":
+            return {}
+        (frames, _), (_, in_context) = (each.tokens.chunk(2, dim=-2) for each in (support, query))
+        prototypes = self.modulate(frames, None, None if class_text is None else self.checked_text(class_text))
+        how: dict[str, Any] = {"single_direction": self.single_direction, "smoothing": self.smoothing}
+        return {"frames": matched(1 - token_cosine(in_context, prototypes), metric="otam", **how)}
 
     def forward(self, episode: Episode) -> Output:
         """Logits and losses of one episode."""

@@ -13,7 +13,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from fsar.matching import attention, full_precision, squared_lengths
+from fsar.alignment import Alignment
+from fsar.matching import attention, full_precision, squared_lengths, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
 from shards_spec.errors import choice
 
@@ -75,6 +76,18 @@ class CTX(FewShotMethod):
         scale = self.scale if self.temperature is None else self.temperature
         with torch.autocast(values.device.type, enabled=False):
             return scale * self.similarity(query_values, values.flatten(1, 2), shares).mean(dim=-1)
+
+    def alignment(
+        self,
+        query: Embedding,
+        support: Embedding,
+        *,
+        class_text: Tensor | None = None,  # noqa: ARG002
+    ) -> dict[str, Alignment]:
+        """The shares of attention that each frame of a query gives to the frames of a class's videos."""
+        keys, asked = (each.tokens.chunk(2, dim=-1)[0] for each in (support, query))
+        shares = rearrange(attention(asked, keys), "q w n (s m) -> q (w s) n m", s=keys.shape[1])
+        return {"frames": Alignment(token_cosine(asked, keys.flatten(0, 1)), shares, None)}
 
     def similarity(self, query: Tensor, values: Tensor, shares: Tensor) -> Tensor:
         """Values [Q, n, width], [way, m, width] and shares [Q, way, n, m] of the latter -> [Q, way, n].

@@ -13,8 +13,9 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from fsar.alignment import Alignment, matched
 from fsar.layers import PositionCode, SetRelation, TemporalTransformer
-from fsar.matching import Reduction, class_means, full_precision, set_distance
+from fsar.matching import Reduction, class_means, cosine_distance, full_precision, set_distance
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,
@@ -137,6 +138,17 @@ class HyRSM(FewShotMethod):
         """Embeddings [way, shot, n, C] and [Q, n, C] -> logits [Q, way]."""
         members, queries = self.fuse(self.members(support.tokens, mask), query.tokens)
         return self.logits(members, queries, mask, len(support.tokens))
+
+    def alignment(
+        self,
+        query: Embedding,
+        support: Embedding,
+        *,
+        class_text: Tensor | None = None,  # noqa: ARG002
+    ) -> dict[str, Alignment]:
+        """What the metric matches of queries and members, each pair related within the whole episode."""
+        members, queries = self.fuse(self.members(support.tokens, None), query.tokens)
+        return {"frames": matched(cosine_distance(queries[:, None], members))}
 
     def fused_losses(self, members: Tensor, query: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  # HyRSM has none
         """Loss terms of fused members [Q, S, T, C] and queries [Q, T, C]."""

@@ -6,13 +6,14 @@ Where the paper and its published code (alibaba-mmai-research/MoLo) differ, this
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from fsar.alignment import Alignment, matched
 from fsar.layers import PositionCode, TemporalTransformer
 from fsar.matching import (
     Metric,
@@ -167,6 +168,31 @@ class MoLo(FewShotMethod):
             smoothing=self.smoothing,
             single_direction=self.single_direction,
         )
+
+    def alignment(
+        self,
+        query: Embedding,
+        support: Embedding,
+        *,
+        class_text: Tensor | None = None,  # noqa: ARG002
+    ) -> dict[str, Alignment]:
+        """What the metric matches of queries and class means, in both branches."""
+        pairs = zip(both(query), both(support.map(class_means)), strict=True)
+        how: dict[str, Any] = {
+            "metric": self.metric,
+            "single_direction": self.single_direction,
+            "smoothing": self.smoothing,
+        }
+        found = (matched(1 - token_cosine(*tokens), **how) for tokens in pairs)
+        return dict(zip(("frames", "motion"), found, strict=True))
+
+    def reconstruct(self, features: Features, size: tuple[int, int]) -> Tensor | None:
+        """Features of V videos -> frame differences [V, T-1, 3, *size]; None where the decoder is not trained."""
+        if features.maps is None or not self.weights["recons"]:
+            return None
+        differences = self.motion.differences(features.maps)
+        decoded = self.decoder(rearrange(differences, "v t m h w -> (v t) m h w"), size)
+        return rearrange(full_precision(decoded), "(v t) c h w -> v t c h w", v=len(differences))
 
     def contrastive_logits(self, prototypes: Embedding, query: Embedding) -> dict[str, Tensor]:
         """Long-short contrast [Q, way]: local tokens of one side with the global token of the other.

@@ -5,10 +5,11 @@ Where the paper and the published re-implementation (alibaba-mmai-research/MoLo)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from einops import rearrange
 
+from fsar.alignment import Alignment, matched
 from fsar.matching import check_smoothing, class_means, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
 from shards_spec.errors import choice
@@ -41,6 +42,7 @@ class OTAM(FewShotMethod):
         check_smoothing(smoothing)
         choice("support_merge", support_merge, ("prototype", "video"))
         self.smoothing = smoothing
+        self.single_direction = single_direction
         self.align = otam if single_direction else otam_both
         self.support_merge = support_merge
 
@@ -57,7 +59,21 @@ class OTAM(FewShotMethod):
         videos = support.tokens
         if self.support_merge == "prototype":
             videos, mask = class_means(videos, mask)[:, None], None  # [way, 1, T, C]
-        way = len(videos)
-        distance = 1 - token_cosine(query.tokens, rearrange(videos, "way shot t c -> (way shot) t c"))
-        costs = self.align(distance, self.smoothing)  # [Q, way * shot]
-        return -class_means(rearrange(costs, "q (way shot) -> way shot q", way=way), mask).T
+        costs = self.align(self.distances(query, videos), self.smoothing)  # [Q, way * shot]
+        return -class_means(rearrange(costs, "q (way shot) -> way shot q", way=len(videos)), mask).T
+
+    def distances(self, query: Embedding, videos: Tensor) -> Tensor:
+        """Queries [Q, T, C] and support videos [way, shot, T, C] -> distances of frames [Q, way * shot, T, T]."""
+        return 1 - token_cosine(query.tokens, rearrange(videos, "way shot t c -> (way shot) t c"))
+
+    def alignment(
+        self,
+        query: Embedding,
+        support: Embedding,
+        *,
+        class_text: Tensor | None = None,  # noqa: ARG002
+    ) -> dict[str, Alignment]:
+        """The paths through frames of queries and of each support video, or of the class means."""
+        videos = support.tokens if self.support_merge == "video" else class_means(support.tokens)[:, None]
+        how: dict[str, Any] = {"single_direction": self.single_direction, "smoothing": self.smoothing}
+        return {"frames": matched(self.distances(query, videos), metric="otam", **how)}

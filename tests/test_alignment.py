@@ -1,0 +1,96 @@
+"""What methods say they match: each step's nearest or OTAM's paths, and that the logits are made of just these."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fsar.alignment import matched, path_weights
+from fsar.matching import otam
+from fsar.methods import METHODS, Embedding, create_method
+from fsar.trunks import Features
+
+DISTANCE = torch.tensor([[0.1, 0.9, 0.8], [0.7, 0.2, 0.9], [0.6, 0.3, 0.5]])  # query frames down, support across
+
+
+def random_features(videos: int, *, seed: int, frames: int = 4, channels: int = 16) -> Features:
+    maps = torch.randn(videos, frames, channels, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return Features(maps, maps.mean(dim=(-2, -1)))
+
+
+def embedded(model, *, shot: int = 1) -> tuple[Embedding, Embedding]:
+    """Queries [5, ...] and support [3, shot, ...] of random features."""
+    support = model.embed(random_features(3 * shot, seed=1))
+    return model.embed(random_features(5, seed=2)), support.map(lambda x: x.unflatten(0, (3, shot)))
+
+
+def test_nearest_frames_of_both_directions_by_hand() -> None:
+    pairs = matched(DISTANCE[None, None]).pairs(0, 0)
+    assert [(p.query, p.support, p.of_query, p.of_support) for p in pairs] == [
+        (0, 0, 1, 1),
+        (1, 1, 1, 1),
+        (2, 1, 1, 0),  # its nearest is frame 1, whose nearest is another
+        (2, 2, 0, 1),
+    ]
+    assert pairs[0].similarity == pytest.approx(0.9)
+    assert matched(DISTANCE[None, None], single_direction=True).of_support is None
+
+
+def test_otam_weights_are_those_of_its_best_paths() -> None:
+    generator = torch.Generator().manual_seed(0)
+    distance = torch.rand(2, 3, 5, 6, generator=generator)
+    soft = path_weights(distance, 0.1)
+    torch.testing.assert_close(soft[..., 1:].sum(dim=-2), torch.ones(2, 3, 5))  # each column is visited once
+    assert bool((soft[..., 0].sum(dim=-1) > 1 - 1e-5).all())  # but for moves down in the first
+    assert bool((soft >= 0).all())
+    # The weights are the derivative of the cost: nearly hard, they pick the cells whose sum is the cost.
+    hard = path_weights(distance, 1e-3)
+    torch.testing.assert_close((hard * distance).sum(dim=(-2, -1)), otam(distance, 1e-3), atol=0.02, rtol=0)
+    visited = hard.argmax(dim=-2)
+    assert bool((visited[..., 1:] >= visited[..., :-1]).all())  # in order
+
+
+@pytest.mark.parametrize("shot", [1, 2])
+def test_hausdorff_logits_are_sums_over_the_pairs(shot: int) -> None:
+    torch.manual_seed(0)
+    for name in ("molo", "hyrsm"):
+        model = create_method(name, trunk=None, channels=16, frames=4, num_classes=3).eval()
+        with torch.no_grad():
+            query, support = embedded(model, shot=shot)
+            logits, found = model.match(support, query), model.alignment(query, support)
+        costs = {
+            name: ((each.of_query + each.of_support) * (1 - each.similarity)).sum(dim=(-2, -1))
+            for name, each in found.items()
+        }
+        total = costs["frames"] + 0.3 * costs["motion"] if name == "molo" else costs["frames"]
+        torch.testing.assert_close(-total, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_every_method_says_what_it_aligns() -> None:
+    torch.manual_seed(0)
+    kinds = {}
+    for name in METHODS:
+        model = create_method(name, trunk=None, channels=16, frames=4).eval()
+        with torch.no_grad():
+            query, support = embedded(model, shot=2)
+            kinds[name] = model.alignment(query, support)
+        for each in kinds[name].values():
+            assert each.total.shape == each.similarity.shape[:2]
+    assert {name: list(each) for name, each in kinds.items()} == {
+        "molo": ["frames", "motion"],
+        "prototype": [],
+        "trx": [],
+    } | {name: ["frames"] for name in ("hyrsm", "hyrsm++", "otam", "ctx", "clip-fsar")}
+    assert kinds["otam"]["frames"].similarity.shape == (5, 6, 4, 4)  # each video; others: each class
+    assert kinds["ctx"]["frames"].of_query.unflatten(1, (3, 2)).sum(dim=(2, 4)).allclose(torch.ones(5, 3, 4))
+    assert kinds["molo"]["motion"].similarity.shape == (5, 3, 3, 3)
+
+
+def test_the_decoder_is_looked_at_where_it_is_trained() -> None:
+    features = random_features(2, seed=3)
+    model = create_method("molo", trunk=None, channels=16, frames=4)
+    assert model.reconstruct(features, (32, 32)).shape == (2, 3, 3, 32, 32)
+    assert (
+        create_method("molo", trunk=None, channels=16, frames=4, recons_weight=0).reconstruct(features, (8, 8)) is None
+    )
+    assert create_method("otam", trunk=None, channels=16, frames=4).reconstruct(features, (8, 8)) is None
