@@ -31,7 +31,7 @@ def write_pretrain_report(run: Path, result: dict[str, Any], config: dict[str, A
 
 def pretrain_page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[dict[str, Any]]) -> str:
     """The whole page as text."""
-    heading = f"{result['method']} pre-training of {result['trunk']} on {result['dataset']}, split {result['split']}"
+    heading = f"{result['method']} pre-training of {result['trunk']} on {result['training']}"
     counts = f"{result['videos']:,} videos, {result['epochs']} epochs, {result['steps']:,} steps of {result['batch']}"
     parts = [
         f"<h1>{escape(heading)}</h1>",

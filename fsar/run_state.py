@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fsar.seen import Seen
+from fsar.trunks import Trunk
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, write_whole
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MODEL, OPTIMIZER = "model.", "optimizer."
 SEEN_CLASSES, SEEN_VIDEOS = "seen.classes", "seen.videos"
+COLOURS, SOURCES = "colours", "sources"  # beside the loop's values
 
 
 def save_state(
@@ -33,6 +35,8 @@ def save_state(
 ) -> None:
     """Write weights, optimiser state, the loop's own values (JSON) and what the weights have seen, atomically.
 
+    The constants of colour of the model's trunk go with them.
+
     Raises:
         DiskError: the disk is full; the previous checkpoint is untouched.
     """
@@ -43,9 +47,36 @@ def save_state(
                 tensors[f"{OPTIMIZER}{number}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
     if seen is not None:
         tensors |= {SEEN_CLASSES: seen.classes, SEEN_VIDEOS: seen.videos}
+        loop = loop | {SOURCES: seen.sources}
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    if (trunk := _trunk(model)) is not None:
+        loop = loop | {COLOURS: {"mean": trunk.mean, "std": trunk.std}}
+    # One text alone: several would be written in an order of chance.
     write_whole(path, save(tensors, metadata={"loop": json.dumps(loop)}))
+
+
+def _trunk(model: nn.Module) -> Trunk | None:
+    """The trunk that pictures go to: the first, since others are its copies or read flow."""
+    return next((module for module in model.modules() if isinstance(module, Trunk)), None)
+
+
+def take_colours(model: nn.Module, path: Path) -> None:
+    """Give the trunk of a model the constants of colour that a checkpoint's weights were trained with.
+
+    A checkpoint that does not say them leaves the trunk's own.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    _set_colours(model, _read(path, only=())[1])
+
+
+def _set_colours(model: nn.Module, loop: dict[str, Any]) -> None:
+    trunk = _trunk(model)
+    for name, value in loop.get(COLOURS, {}).items():
+        if trunk is not None and getattr(trunk, name) != tuple(value):
+            setattr(trunk, name, tuple(value))
 
 
 def choose_checkpoint(run: Path, name: str | None = None) -> Path:
@@ -69,7 +100,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
         raise ConfigError(f"{path} does not fit the model of this configuration: {reason}") from error
     if optimizer is not None:
         _load_optimizer(optimizer, tensors)
-    return loop
+    _set_colours(model, loop)
+    return {key: value for key, value in loop.items() if key not in (COLOURS, SOURCES)}
 
 
 def load_seen(path: Path) -> Seen | None:
@@ -78,11 +110,12 @@ def load_seen(path: Path) -> Seen | None:
     Raises:
         ConfigError: the file is missing or damaged.
     """
-    tensors, _ = _read(path, only=(SEEN_CLASSES, SEEN_VIDEOS))
-    return Seen(tensors[SEEN_CLASSES], tensors[SEEN_VIDEOS]) if tensors else None
+    tensors, loop = _read(path, only=(SEEN_CLASSES, SEEN_VIDEOS))
+    return Seen(tensors[SEEN_CLASSES], tensors[SEEN_VIDEOS], tuple(loop.get(SOURCES, ()))) if tensors else None
 
 
 def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, or those named alone, and the loop's values."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing; give the folder of a run that reached its first checkpoint")
     try:

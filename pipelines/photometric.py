@@ -53,8 +53,11 @@ class PhotometricDraws:
 
     def jitters(self) -> list[Jitter | None]:
         """What is done with the colours of each clip; None where nothing is."""
-        table = zip(self.factors.T.tolist(), self.grey.tolist(), strict=True)
-        return [Jitter(*row, self.order, grey) if grey or row != [1, 1, 1, 0] else None for row, grey in table]
+        found: list[Jitter | None] = []
+        for (*factors, shift), grey in zip(self.factors.T.tolist(), self.grey.tolist(), strict=True):
+            neutral = not grey and [*factors, shift] == [1, 1, 1, 0]
+            found.append(None if neutral else Jitter(factors[0], factors[1], factors[2], shift, self.order, grey))
+        return found
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,7 @@ class _Run:
                 "trunk": probed.name,
                 "method": probed.method,
                 "sha256": probed.sha256,
+                "colours": {"mean": probed.trunk.mean, "std": probed.trunk.std},
             },
             "overlap": overlap.to_json(),
             "division": {
