@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from fsar.pretrain_pictures import PICTURES
 from fsar.report import chart, document, provenance_rows, read_log, table
 from shards_spec.files import write_whole
 
@@ -25,12 +27,29 @@ def write_pretrain_report(run: Path, result: dict[str, Any], config: dict[str, A
         DiskError: the disk is full.
     """
     path = run / "report.html"
-    write_whole(path, pretrain_page(run.name, result, config, read_log(run)).encode())
+    pictures = [picture(run / file, heading) for file, heading in PICTURES.items() if (run / file).exists()]
+    write_whole(path, pretrain_page(run.name, result, config, read_log(run), pictures=pictures).encode())
     return path
 
 
-def pretrain_page(title: str, result: dict[str, Any], config: dict[str, Any], log: list[dict[str, Any]]) -> str:
-    """The whole page as text."""
+def picture(path: Path, heading: str) -> str:
+    """A PNG file as a part of a page."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f"<h2>{escape(heading)}</h2><div class=scroll>"
+        f'<img style="max-width:100%" alt="{escape(heading, quote=True)}" src="data:image/png;base64,{data}"></div>'
+    )
+
+
+def pretrain_page(
+    title: str,
+    result: dict[str, Any],
+    config: dict[str, Any],
+    log: list[dict[str, Any]],
+    *,
+    pictures: Iterable[str] = (),
+) -> str:
+    """The whole page as text; `pictures` are parts of it."""
     heading = f"{result['method']} pre-training of {result['trunk']} on {result['training']}"
     counts = f"{result['videos']:,} videos, {result['epochs']} epochs, {result['steps']:,} steps of {result['batch']}"
     parts = [
@@ -38,6 +57,7 @@ def pretrain_page(title: str, result: dict[str, Any], config: dict[str, Any], lo
         f"<p class=quiet>{escape(title)} · {counts} · {result['seconds'] / 3600:.2f} h</p>",
         "<h2>Training</h2>",
         f"<div class=row>{''.join(_charts(log))}</div>",
+        *pictures,
         f"<h2>Provenance</h2>{table(provenance_rows(result))}",
         f"<h2>Configuration</h2>{table((key, json.dumps(value)) for key, value in config.items())}",
     ]

@@ -125,7 +125,7 @@ class Photometric:
             kernels = _chosen_kernels(clips, draws.sigma, draws.blur)
             return augment_clips(clips, draws.jitters(), kernels, augment.colour_matrix(self.mean, self.std))
         grey = draws.grey.to(clips.device, non_blocking=True)
-        factors = draws.factors.to(clips.device, non_blocking=True)[..., None, None, None, None]  # [4, N, 1, 1, 1, 1]
+        factors = draws.factors.to(clips, non_blocking=True)[..., None, None, None, None]  # [4, N, 1, 1, 1, 1]
         clips = torch.where(_each(grey), augment.greyscale(clips), clips)
         for place in draws.order:
             clips = _OPERATIONS[place](clips, factors[place])

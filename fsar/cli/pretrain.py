@@ -22,6 +22,7 @@ from fsar.pretrain_config import (
 )
 from fsar.pretrain_data import ViewLoader
 from fsar.pretrain_loop import Pretrainer, build_pretraining, check_queue
+from fsar.pretrain_pictures import draw_pictures
 from fsar.pretrain_report import write_pretrain_report
 from fsar.pretraining import PRETRAINING
 from fsar.results import coverage_text, describe_data, provenance
@@ -169,6 +170,7 @@ def pretrain(
         _announce(trainer, views, shards, device)
         trainer.train()
         result = describe_pretraining(trainer, views, shards, device=device)
+        draw_pictures(run, config, shards, views.rows, model, device=device)
     write_whole(run / "result.json", json_bytes(result))
     return result
 
