@@ -122,3 +122,15 @@ def _block(shards: ShardSet, row: int, clip: Tensor, numbers: Sequence[int], tru
 
 def _overlaid(frames: Pixels, maps: NDArray[np.float32]) -> Iterator[Pixels]:
     return (overlay(frame, strength) for frame, strength in zip(frames, maps, strict=True))
+
+
+def some_of(shards: ShardSet, rows: NDArray[np.int64], count: int, *, seed: int) -> list[int]:
+    """So many of some videos by chance, one of each class before a second of any."""
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    turns: dict[int, int] = {}
+    order = []
+    for label in shards.labels[shuffled].tolist():
+        turns[label] = turns.get(label, -1) + 1
+        order.append(turns[label])
+    chosen: list[int] = shuffled[np.argsort(order, kind="stable")][:count].tolist()
+    return chosen

@@ -71,7 +71,7 @@ def draw_pictures(
     sheet = activation_sheet(title, shards, chosen, trunks, look, device=device)
     write_whole(run / "activation.png", png_bytes(sheet))
     if config.method == "mscl":
-        write_whole(run / "flow.png", png_bytes(flow_sheet(config, shards, rows)))
+        write_whole(run / "flow.png", png_bytes(flow_sheet(config, shards, np.array(chosen))))
 
 
 def grid_of(config: PretrainConfig) -> int:
@@ -81,13 +81,12 @@ def grid_of(config: PretrainConfig) -> int:
 
 def flow_sheet(config: PretrainConfig, shards: ShardSet, rows: Ints) -> Image:
     """Query clips of MSCL: their frames, the flow in the query's crop in the model's colours, and the same turned."""
-    few = rows[: max(VIDEOS, 2)]
-    rules = clip_rules(config)
-    with ClipLoader(shards, few, rules, batch=len(few), seed=config.seed, device="cpu", executor="portable") as loader:
+    rules, count = clip_rules(config), len(rows)
+    with ClipLoader(shards, rows, rules, batch=count, seed=config.seed, device="cpu", executor="portable") as loader:
         ((plan, views, _),) = loader.batches(0, 1)
-    angles = draw_angles(len(few), generator=torch.Generator().manual_seed(config.seed))
+    angles = draw_angles(count, generator=torch.Generator().manual_seed(config.seed))
     series = config.value("flow_series")
-    blocks = [_flow_block(shards, series, plan, views, place, angles[place]) for place in range(len(few))]
+    blocks = [_flow_block(shards, series, plan, views, place, angles[place]) for place in range(count)]
     title = f"{config.method}: flow {series} of query clips"
     lines = ("vectors in units of the longest one of their whole field, in the crop of the clip",)
     return draw_sheet(title, lines, blocks, legend=_legend())

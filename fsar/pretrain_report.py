@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ACCURACY = "accuracy_"
+TOP = re.compile(r"top(\d)_acc(.*)")  # MSCL's names of accuracies
+MEANINGS = {  # of MSCL's terms
+    "loss_cls": "pictures to pictures",
+    "loss_cls_flow": "flow to flow",
+    "loss_cls_mx": "pictures to flow",
+    "loss_cls_mx_r": "flow to pictures",
+    "loss_cls_flow_aug": "turned flow to turned flow",
+    "loss_cls_mx_aug": "pictures to turned flow",
+    "loss_cls_mx_r_aug": "turned flow to pictures",
+    "loss_pos": "frame by frame, pictures to flow",
+}
 # What a record has besides terms of the loss and accuracies.
 OTHERS = frozenset({"kind", "n", "epoch", "loss", "lr", "skipped", "samples_per_s", "data_wait", "memory_mb"})
 
@@ -73,12 +85,24 @@ def _charts(log: list[dict[str, Any]]) -> Iterable[str]:
     rights = [name for name in names if name.startswith(ACCURACY)]
     terms = [name for name in names if name not in rights]
     for name in ["loss", *(terms if len(terms) > 1 else ())]:
-        yield _curve(records, name, name)
-    for name in rights:
-        yield _curve(records, name, f"accuracy of {name.removeprefix(ACCURACY)}", low=0.0, high=1.0)
+        yield _curve(records, name, f"{name}: {MEANINGS[name]}" if name in MEANINGS else name)
+    yield from _accuracies(records, rights)
     yield _curve(records, "lr", "learning rate", low=0.0)
     yield _curve(records, "samples_per_s", "videos per second", low=0.0)
     yield _curve(records, "data_wait", "share of time waiting for data", low=0.0, high=1.0)
+
+
+def _accuracies(records: list[dict[str, Any]], names: Iterable[str]) -> Iterable[str]:
+    """A chart a term, top 1 and top 5 in one."""
+    terms: dict[str, dict[str, str]] = {}  # term -> line of its chart -> name in the log
+    for name in names:
+        short = name.removeprefix(ACCURACY)
+        top = TOP.fullmatch(short)
+        term, line = (f"loss{'' if top[2] == '_pos' else '_cls'}{top[2]}", f"top {top[1]}") if top else (short, short)
+        terms.setdefault(term, {})[line] = name
+    for term, lines in terms.items():
+        series = {line: [(r["epoch"], r[name]) for r in records if name in r] for line, name in lines.items()}
+        yield chart(f"accuracy of {term}", series, low=0.0, high=1.0, unit="epochs")
 
 
 def _curve(
