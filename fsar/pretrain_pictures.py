@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ from shards_spec.sheet import Block, Legend, Row, draw_sheet, png_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fsar.clip_loader import ClipViews
     from fsar.pretrain_config import PretrainConfig
     from fsar.pretraining import PretrainingMethod
+    from fsar.trunks import Trunk
     from pipelines.clips import ClipPlan, CropView
     from shards_spec import ShardSet
 
@@ -62,9 +63,10 @@ def draw_pictures(
         ShardError: a frame cannot be read; DiskError: the disk is full.
     """
     chosen = np.random.default_rng(config.seed).permutation(rows)[:VIDEOS].tolist()
-    begun = build_pretraining(config, samples=1).encoder.to(device)  # the same weights as then
-    begun.mean, begun.std = model.encoder.mean, model.encoder.std
-    trunks = {"before training": begun, "after training": model.encoder}
+    trunks: dict[str, Trunk] = {}
+    if not config.weights or Path(config.weights).exists():  # they may be gone by now
+        trunks["before training"] = build_pretraining(config, samples=1).encoder.to(device)  # the same as then
+    trunks["after training"] = model.encoder
     stride = config.clip_stride * (grid_of(config) if config.method == "mscl" else 1)
     look = ClipRules(frames=config.clip_frames, stride=stride, size=config.crop)
     title = f"{config.method}, {config.trunk}: where the trunk responds"

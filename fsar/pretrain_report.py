@@ -39,12 +39,12 @@ def write_pretrain_report(run: Path, result: dict[str, Any], config: dict[str, A
         DiskError: the disk is full.
     """
     path = run / "report.html"
-    pictures = [picture(run / file, heading) for file, heading in PICTURES.items() if (run / file).exists()]
+    pictures = [png_part(run / file, heading) for file, heading in PICTURES.items() if (run / file).exists()]
     write_whole(path, pretrain_page(run.name, result, config, read_log(run), pictures=pictures).encode())
     return path
 
 
-def picture(path: Path, heading: str) -> str:
+def png_part(path: Path, heading: str) -> str:
     """A PNG file as a part of a page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return (

@@ -95,6 +95,10 @@ def test_constants_of_colour_travel_with_the_weights(tmp_path: Path, tiny_path: 
     save_state(last_checkpoint(tmp_path / "mscl"), model, None, {"n": 1}, seen=NOTHING)
     given = open_probed(str(tmp_path / "mscl"), None).trunk
     assert (given.mean, given.std) == imagenet
+    (tmp_path / "mscl" / "config.toml").write_text(config.to_toml().replace('"flow1"', '"flow8g2"'))
+    assert (
+        open_probed(str(tmp_path / "mscl"), None).clips["stride"] == 2 * config.clip_stride
+    )  # positions every 2 frames
     assert (create_trunk("tiny3d").mean, create_trunk("tiny3d").std) != imagenet
     few = {"frame_rule": "segment_clips", "clip_frames": 4, "frames": 1, "resize": 40, "crop": 32, "way": 2}
     few |= {"test_way": 2, "queries": 1, "select_on": "last", "threads": 1, "executor": "portable", "device": "cpu"}

@@ -170,8 +170,8 @@ def pretrain(
         _announce(trainer, views, shards, device)
         trainer.train()
         result = describe_pretraining(trainer, views, shards, device=device)
+        write_whole(run / "result.json", json_bytes(result))
         draw_pictures(run, config, shards, views.rows, model, device=device)
-    write_whole(run / "result.json", json_bytes(result))
     return result
 
 

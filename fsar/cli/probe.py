@@ -13,7 +13,7 @@ import torch
 from fsar.activation import activation_sheet, some_of
 from fsar.config import read_table, recipe_files
 from fsar.data import choose_device
-from fsar.pretrain_report import picture as picture_part
+from fsar.pretrain_report import png_part
 from fsar.probe_head import FINETUNE, LINEAR
 from fsar.probe_report import figures, page, retrieval_picture
 from fsar.probe_weights import RANDOM, open_probed
@@ -225,12 +225,17 @@ def cli(
             result["difference"] = run.differences(found, result["untrained"])
         if ACTIVATION in modes:
             picture = run.draw_activation(probed, control) + picture
-        for name, text in figures(result):
-            click.echo(f"{name}: {text}")
-        if out is not None:
-            write_whole(out / "result.json", json_bytes(result))
-            write_whole(out / "report.html", page(result, picture).encode())
-            click.echo(f"{out / 'report.html'}")
+        _tell(result, picture, out)
+
+
+def _tell(result: dict[str, Any], picture: str, out: Path | None) -> None:
+    """Print the figures, and write the result and its page to the folder."""
+    for name, text in figures(result):
+        click.echo(f"{name}: {text}")
+    if out is not None:
+        write_whole(out / "result.json", json_bytes(result))
+        write_whole(out / "report.html", page(result, picture).encode())
+        click.echo(f"{out / 'report.html'}")
 
 
 def _check(
@@ -340,7 +345,7 @@ class _Run:
         path = self.out / "activation.png"
         write_whole(path, png_bytes(sheet))
         click.echo(f"{path}")
-        return picture_part(path, "Where the trunk responds")
+        return png_part(path, "Where the trunk responds")
 
     def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         """What each mode's first figure is above the control's, on the same videos."""
