@@ -216,16 +216,15 @@ def cli(
                 click.echo(line)
         rules = _rules(probed, given)
         run = _Run(shards, division, rules, choose_device(device), cache, out)
+        both = untrained and weights is not None
+        control = open_probed(None, probed.name, seed=given["seed"]) if both else None
+        drawn = run.draw_activation(probed, control) if ACTIVATION in modes else ""  # before fine-tuning
         found, picture = run.probe(probed, modes, given)
         result = run.stamps(probed, overlap) | {"probes": found}
-        control = None
-        if untrained and weights is not None:
-            control = open_probed(None, probed.name, seed=given["seed"])
+        if control is not None:
             result["untrained"], _ = run.probe(control, modes, given)
             result["difference"] = run.differences(found, result["untrained"])
-        if ACTIVATION in modes:
-            picture = run.draw_activation(probed, control) + picture
-        _tell(result, picture, out)
+        _tell(result, drawn + picture, out)
 
 
 def _tell(result: dict[str, Any], picture: str, out: Path | None) -> None:
@@ -336,14 +335,13 @@ class _Run:
     def draw_activation(self, probed: Probed, control: Probed | None) -> str:
         """Write activation.png, of test videos that are drawn class by class; the picture for the page."""
         assert self.out is not None
-        rules = self.rules
-        rows = some_of(self.shards, self.division.test, PICTURED, seed=rules.seed)
-        trunks = {"untrained" if probed.source == RANDOM else "weights": probed.trunk}
-        trunks |= {"untrained": control.trunk} if control else {}
+        rows = some_of(self.shards, self.division.test, PICTURED, seed=self.rules.seed)
+        first = "untrained" if probed.source == RANDOM else "weights"
+        trunks = {first: probed.trunk} | ({"untrained": control.trunk} if control else {})
+        trunks = {name: trunk.to(self.device) for name, trunk in trunks.items()}
         title = f"{probed.name} on {self.shards.dataset.name}: where it responds ({probed.source})"
-        sheet = activation_sheet(title, self.shards, rows, trunks, rules.clips, device=self.device)
-        path = self.out / "activation.png"
-        write_whole(path, png_bytes(sheet))
+        sheet = activation_sheet(title, self.shards, rows, trunks, self.rules.clips, device=self.device)
+        write_whole(path := self.out / "activation.png", png_bytes(sheet))
         click.echo(f"{path}")
         return png_part(path, "Where the trunk responds")
 
