@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "evaluate": ["--seconds", "1"],
     "methods": ["--rounds", "3", "--seconds", "0.2"],
     "frozen": ["--rounds", "1"],
+    "pretrain_speed": ["--rounds", "2"],
 }
 
 

@@ -67,8 +67,7 @@ class ColourRules:
         sigma = (low + (high - low) * torch.rand(1, generator=generator)).expand(count)
         blurs = (torch.rand(plan.batch * views, generator=generator) < self.blur)[first : first + count]
         flat = self.jitter.apply(rearrange(clips, "b v t c h w -> (b v) t c h w"), draws)
-        blurred = gaussian_blur(flat, sigma.to(flat.device, non_blocking=True))
-        flat = torch.where(blurs.to(flat.device, non_blocking=True)[:, None, None, None, None], blurred, flat)
+        flat = gaussian_blur(flat, sigma, where=blurs)
         return rearrange(normalise(flat, self.mean, self.std), "(b v) t c h w -> b v c t h w", v=views)
 
 

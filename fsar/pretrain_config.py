@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Smallest sensible values.
 LEAST = dict.fromkeys(("clip_frames", "clip_stride", "crop", "batch", "epochs", "checkpoint_every", "log_every"), 1)
-LEAST |= {"prefetch": 1}
+LEAST |= {"prefetch": 1, "list": 1}
 LEAST |= dict.fromkeys(("threads", "seed", "lr_factor", "warmup_lr", "sgd_momentum", "weight_decay", "clip_norm"), 0)
 
 RULES = {"fima": WindowViews, "moco": PairViews, "mscl": FlowPairViews}  # how clips are drawn
@@ -55,6 +55,11 @@ class PretrainConfig(FlatConfig):
     trunk: str
     dataset: str = ""  # the data set that the recipe is meant for
     split: str = "train"  # whose videos are read, without their labels; "all": every one
+    lists: str = (
+        ""  # in place of a split: official lists of UCF101 or HMDB51 (a folder), whose training videos are read
+    )
+    list: int = 1  # which of the official lists
+    weights: str = ""  # that the trunk starts from: a file, a run folder, "fetch"; empty: random ones
     # Clips
     clip_frames: int = 16
     clip_stride: int = 2  # of flow positions for mscl
@@ -148,6 +153,8 @@ def _check(config: PretrainConfig) -> None:
             raise ConfigError(f"{key} = {table[key]}: must be at least {least}")
     if config.lr <= 0:
         raise ConfigError(f"lr = {config.lr}: must be above 0")
+    if config.lists and config.split != "train":
+        raise ConfigError(f'lists = "{config.lists}" and split = "{config.split}" both choose videos: leave one out')
     if config.batch < 2:
         raise ConfigError(f"batch = {config.batch}: BatchNorm and contrast need at least 2 videos")
     if config.schedule != "cosine" and not config.milestones:

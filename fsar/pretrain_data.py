@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,6 +16,8 @@ from fsar.pretrain_config import RULES, rule_defaults
 from fsar.pretraining.flow_rotation import FlowViews
 from pipelines.clip_jitter import ClipJitter
 from pipelines.photometric import Photometric
+from shards_spec.files import json_line
+from shards_spec.video_lists import listed_division
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +35,33 @@ if TYPE_CHECKING:
 def training_rows(shards: ShardSet, split: str) -> NDArray[np.int64]:
     """Catalogue rows of a split that were stored, or of every stored video for "all"; ShardError for another name."""
     return np.flatnonzero(shards.frames > 0) if split == "all" else shards.split_rows(split)
+
+
+@dataclass(frozen=True)
+class TrainingVideos:
+    """Which videos a run reads: catalogue rows [n], ascending; in words; and how many listed ones are not stored."""
+
+    rows: NDArray[np.int64]
+    text: str
+    absent: int = 0
+
+    def sha256(self, shards: ShardSet) -> str:
+        """Hash of their names."""
+        return hashlib.sha256(json_line(list(shards.names(self.rows)))).hexdigest()
+
+
+def training_videos(config: PretrainConfig, shards: ShardSet) -> TrainingVideos:
+    """The videos of a run's split, or the training videos of its lists.
+
+    Raises:
+        ShardError: there is no such split, or the lists are not there or not of this data set.
+    """
+    name = shards.dataset.name
+    if config.lists:
+        division = listed_division(shards, Path(config.lists), number=config.list, needed=["train"])
+        return TrainingVideos(division.train, f"{name}: training videos of {division.name}", division.absent["train"])
+    text = "all videos" if config.split == "all" else f"split {config.split}"
+    return TrainingVideos(training_rows(shards, config.split), f"{name}: {text}")
 
 
 def clip_rules(config: PretrainConfig) -> ClipRules:
@@ -66,7 +98,8 @@ class ViewLoader:
     Of several processes each has its part of every batch.
 
     Attributes:
-        rows: Catalogue rows of the videos that an epoch goes through.
+        videos: Those that were to be read.
+        rows: Catalogue rows of those that an epoch goes through.
         skipped: Videos of the split that are too short for the clips.
         epoch_steps: Steps of an epoch.
 
@@ -77,9 +110,10 @@ class ViewLoader:
 
     def __init__(self, config: PretrainConfig, shards: ShardSet, *, device: torch.device) -> None:
         self._config = config
+        self.videos = training_videos(config, shards)
         self._clips = ClipLoader(
             shards,
-            training_rows(shards, config.split),
+            self.videos.rows,
             clip_rules(config),
             batch=config.batch,
             seed=config.seed,

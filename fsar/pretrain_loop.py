@@ -18,6 +18,7 @@ from fsar.pretraining import create_pretraining, pretraining_options
 from fsar.run_folder import last_checkpoint
 from fsar.run_state import load_state, save_state
 from fsar.step import PretrainingStep
+from fsar.trunk_weights import load_trunk_weights
 from fsar.trunks import Trunk
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
@@ -63,13 +64,14 @@ class Progress:
     seconds: float = 0.0
 
 
-def build_pretraining(config: PretrainConfig, *, samples: int) -> PretrainingMethod:
+def build_pretraining(config: PretrainConfig, *, samples: int, weights: bool = True) -> PretrainingMethod:
     """The method of a configuration, its random weights a function of the seed alone.
 
-    `samples` of the whole run, one a video and epoch, is the length of a rising momentum's clock.
+    `samples` of the whole run, one a video and epoch, is the length of a rising momentum's clock.  The trunk's starting
+    weights, where a run has any, are loaded with `weights`; not needed when a checkpoint follows.
 
     Raises:
-        ConfigError: an unknown trunk, or options that do not go together.
+        ConfigError: an unknown trunk, options that do not go together, or weights that are missing or do not fit.
     """
     torch.manual_seed(config.seed)
     known = pretraining_options(config.method)
@@ -80,7 +82,21 @@ def build_pretraining(config: PretrainConfig, *, samples: int) -> PretrainingMet
         if isinstance(trunk, Trunk):
             trunk.recomputes = config.checkpoint_activations
     model.encoder.clip_frames = config.clip_frames
+    if weights and config.weights:
+        start_from(model, config.trunk, config.weights)
     return model
+
+
+def start_from(model: PretrainingMethod, trunk: str, source: str) -> None:
+    """Fill the trunk of that name, and its slow copy, with the weights of a file or a run, or "fetch"ed ones.
+
+    Raises:
+        ConfigError: they are missing, or of another trunk.
+    """
+    load_trunk_weights(model.encoder, trunk, source, option="--weights")
+    for part in model.modules():
+        if getattr(part, "encoder_q", None) is model.encoder:
+            part.get_submodule("encoder_k").load_state_dict(model.encoder.state_dict())
 
 
 def check_queue(config: PretrainConfig, videos: int) -> None:

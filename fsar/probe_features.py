@@ -84,6 +84,7 @@ def feature_facts(probed: Probed, loader: ProbeLoader, rows: Sequence[int], prec
     return asdict(loader.rules) | {
         "trunk": probed.name,
         "weights": probed.sha256,
+        "colours": [probed.trunk.mean, probed.trunk.std],
         "shards": loader.shards.sha256,
         "rows": hashlib.sha256(np.array(rows, dtype="<i8").tobytes()).hexdigest(),
         "precision": precision,

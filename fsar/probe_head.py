@@ -44,6 +44,7 @@ class Fit:
         milestones: Epochs.
         dropout: Before the classifier.
         l2norm: Give each feature length 1 before the classifier.
+        clip_norm: Largest norm of the gradient; 0: any.
     """
 
     lr: float
@@ -53,6 +54,7 @@ class Fit:
     milestones: tuple[int, ...]
     dropout: float
     l2norm: bool = False
+    clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
         """ConfigError for values that mean nothing."""
@@ -187,6 +189,8 @@ class Training:
         loss = F.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.fit.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.learned.parameters(), self.fit.clip_norm)
         self.optimizer.step()
         return loss.detach(), (logits.argmax(dim=1) == labels).sum()
 

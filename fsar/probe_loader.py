@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -35,7 +36,7 @@ class ProbeLoader:
 
     Args:
         shards: The opened shard set.
-        rules: How clips are cut.
+        rules: How test clips are cut.
         trunk: Whose constants of colour they are normalised with.
         device: Where they are wanted.
         executor: "dali", "portable", or "auto": DALI where it is installed.
@@ -56,20 +57,26 @@ class ProbeLoader:
     ) -> None:
         self.shards, self.rules, self.device, self._prefetch = shards, rules, device, prefetch
         self._mean, self._std = trunk.mean, trunk.std
-        self._photometric = Photometric(trunk.mean, trunk.std, blur=0.0)
         self._executor = executor_for(shards, device, name=executor, threads=threads)
 
     def uniform(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """The test clips [clips, T, 3, S, S] of each video, in order."""
         stream = UniformClips(self.shards, rows, self.rules)
         for plan, frames in self._prepared(stream, 0, len(stream)):
-            yield normalise(self._clips(plan, frames), self._mean, self._std)
+            yield normalise(self._clips(plan, frames, self.rules.size), self._mean, self._std)
 
     def random(self, stream: RandomClips, start: int, stop: int) -> Iterator[tuple[Tensor, Ints]]:
-        """Training batches `start` to `stop`: clips [B, T, 3, S, S] and the catalogue rows [B] of their videos."""
+        """Training batches `start` to `stop`: clips [B, T, 3, S, S] and the catalogue rows [B] of their videos.
+
+        They are cut by the stream's own rules.
+        """
+        photometric = Photometric(self._mean, self._std, blur=0.0)
+        if not stream.rules.jitter:
+            photometric = replace(photometric, grey=0.0, jitter=0.0)
         for n, (plan, frames) in enumerate(self._prepared(stream, start, stop), start):
             generator = torch.Generator().manual_seed(PhiloxDraw(stream.seed, _JITTER | n).randint(0, 2**62))
-            yield self._photometric(self._clips(plan, frames), generator), np.array(plan.rows, dtype=np.int64)
+            clips = self._clips(plan, frames, stream.rules.size)
+            yield photometric(clips, generator), np.array(plan.rows, dtype=np.int64)
 
     def _prepared(
         self, stream: UniformClips | RandomClips, start: int, stop: int
@@ -79,12 +86,12 @@ class ProbeLoader:
             for plan, frames, _ in made:
                 yield plan, prefetcher.to_device(frames)
 
-    def _clips(self, plan: ProbePlan, frames: Sequence[Tensor]) -> Tensor:
-        """All clips [N, T, 3, S, S] of a plan, in [0, 1]."""
+    def _clips(self, plan: ProbePlan, frames: Sequence[Tensor], size: int) -> Tensor:
+        """All clips [N, T, 3, size, size] of a plan, in [0, 1]."""
         parts = []
         for pixels, places, flip in zip(frames, plan.places, plan.flips, strict=True):
             images = rearrange(pixels, "r h w c -> r c h w").float().div_(255)
-            images = resize_bilinear(images, (self.rules.size, self.rules.size))
+            images = resize_bilinear(images, (size, size))
             images = images.flip(-1) if flip else images
             parts.append(images[torch.from_numpy(places).to(self.device)])  # [clips, T, 3, S, S]
         return torch.cat(parts)

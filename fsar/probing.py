@@ -40,7 +40,8 @@ class Rules:
     """How videos are looked at and what with.
 
     Attributes:
-        clips: How clips are cut.
+        clips: How test clips are cut.
+        training: How those are that a classifier is trained on; None: the same.
         clip_average: How a classifier's answers for a video's clips become one: logit, logprob or prob.
         precision: fp32 or bf16 (autocast).
         executor: dali, portable or auto.
@@ -51,6 +52,7 @@ class Rules:
     """
 
     clips: ClipRules
+    training: ClipRules | None = None
     clip_average: str = "logit"
     precision: str = "fp32"
     executor: str = "auto"
@@ -168,8 +170,10 @@ class Prober:
             frozen=frozen,
             seed=rules.seed,
         ).to(self.device)
-        stream = RandomClips(self.shards, rows, rules.clips, batch=fit.batch, seed=rules.seed)
-        facts = asdict(fit) | asdict(rules.clips) | {"weights": self.probed.sha256, "views": views}
+        cut = rules.training or rules.clips
+        stream = RandomClips(self.shards, rows, cut, batch=fit.batch, seed=rules.seed)
+        facts = asdict(fit) | asdict(cut) | {f"test_{key}": value for key, value in asdict(rules.clips).items()}
+        facts |= {"weights": self.probed.sha256, "views": views}
         facts |= {"division": self.division.sha256(self.shards), "precision": rules.precision, "seed": rules.seed}
         return Training(
             model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fsar.seen import Seen
+from fsar.trunks import Trunk
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, write_whole
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MODEL, OPTIMIZER = "model.", "optimizer."
 SEEN_CLASSES, SEEN_VIDEOS = "seen.classes", "seen.videos"
+COLOURS, SOURCES = "colours", "sources"  # beside the loop's values
 
 
 def save_state(
@@ -33,6 +36,8 @@ def save_state(
 ) -> None:
     """Write weights, optimiser state, the loop's own values (JSON) and what the weights have seen, atomically.
 
+    The constants of colour of the model's trunk go with them.
+
     Raises:
         DiskError: the disk is full; the previous checkpoint is untouched.
     """
@@ -43,9 +48,50 @@ def save_state(
                 tensors[f"{OPTIMIZER}{number}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
     if seen is not None:
         tensors |= {SEEN_CLASSES: seen.classes, SEEN_VIDEOS: seen.videos}
+        loop = loop | {SOURCES: seen.sources}
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    if (trunk := _trunk(model)) is not None:
+        loop = loop | {COLOURS: {"mean": trunk.mean, "std": trunk.std}}
+    # One text alone: several would be written in an order of chance.
     write_whole(path, save(tensors, metadata={"loop": json.dumps(loop)}))
+
+
+def _trunk(model: nn.Module) -> Trunk | None:
+    """The trunk that pictures go to: the first, since others are its copies or read flow."""
+    return next((module for module in model.modules() if isinstance(module, Trunk)), None)
+
+
+def take_colours(model: nn.Module, path: Path) -> None:
+    """Give the trunk of a model the constants of colour that a checkpoint's weights were trained with.
+
+    A checkpoint that does not say them leaves the trunk's own.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    _set_colours(model, _read(path, only=())[1], path)
+
+
+def _colours(said: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:  # noqa: ANN401 -- out of a file
+    """Mean and std of three channels; None for anything else."""
+    try:
+        mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError):
+        return None
+    fits = len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0
+    return (mean, std) if fits else None
+
+
+def _set_colours(model: nn.Module, loop: dict[str, Any], path: Path) -> None:
+    trunk = _trunk(model)
+    if trunk is None or COLOURS not in loop:
+        return
+    colours = _colours(loop[COLOURS])
+    if colours is None:
+        raise ConfigError(f"{path} is damaged or no checkpoint of ours (its constants of colour are none)")
+    if colours != (trunk.mean, trunk.std):
+        trunk.mean, trunk.std = colours
 
 
 def choose_checkpoint(run: Path, name: str | None = None) -> Path:
@@ -72,7 +118,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
             _load_optimizer(optimizer, tensors)
         except (ValueError, KeyError) as error:
             raise ConfigError(f"{path} is damaged or no checkpoint of ours ({error})") from error
-    return loop
+    _set_colours(model, loop, path)
+    return {key: value for key, value in loop.items() if key not in (COLOURS, SOURCES)}
 
 
 def load_seen(path: Path) -> Seen | None:
@@ -81,16 +128,19 @@ def load_seen(path: Path) -> Seen | None:
     Raises:
         ConfigError: the file is missing or damaged.
     """
-    tensors, _ = _read(path, only=(SEEN_CLASSES, SEEN_VIDEOS))
+    tensors, loop = _read(path, only=(SEEN_CLASSES, SEEN_VIDEOS))
     if not tensors:
         return None
-    pair = [tensors.get(name, torch.empty(0)) for name in (SEEN_CLASSES, SEEN_VIDEOS)]
-    if any(each.dtype != torch.int64 or each.ndim != 1 for each in pair):
+    hashes = [tensors.get(name, torch.empty(0)) for name in (SEEN_CLASSES, SEEN_VIDEOS)]
+    sources = loop.get(SOURCES, [])
+    named = isinstance(sources, list) and all(isinstance(source, str) for source in sources)
+    if any(each.dtype != torch.int64 or each.ndim != 1 for each in hashes) or not named:
         raise ConfigError(f"{path} is damaged or no checkpoint of ours (what it says of its training is no hashes)")
-    return Seen(*pair)
+    return Seen(hashes[0], hashes[1], tuple(sources))
 
 
 def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, or those named alone, and the loop's values."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing; give the folder of a run that reached its first checkpoint")
     try:

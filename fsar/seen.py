@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """Sorted 64-bit hashes of the training classes [C] and of the original names of the training videos [V]."""
+    """Sorted 64-bit hashes of the training classes [C] and of the original names of the training videos [V].
+
+    `sources` says in words which videos they were, for people.
+    """
 
     classes: Tensor
     videos: Tensor
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,13 @@ class Overlap:
     Attributes:
         classes: Names of the shared classes.
         videos: Number of the shared videos.
+        sources: What the weights were trained on, in words.
     """
 
     known: bool
     classes: tuple[str, ...] = ()
     videos: int = 0
+    sources: tuple[str, ...] = ()
 
     @property
     def found(self) -> bool:
@@ -60,19 +66,22 @@ class Overlap:
         return f"{len(self.classes)} classes, {self.videos:,} videos" if self.found else "none"
 
     def to_json(self) -> dict[str, Any]:
-        """`status`: none, overlaps or unknown; and the counts, null where unknown."""
+        """`status`: none, overlaps or unknown; the counts, null where unknown; what training read, where it says so."""
         if not self.known:
             return {"status": "unknown", "classes": None, "videos": None}
-        return {"status": "overlaps" if self.found else "none", "classes": len(self.classes), "videos": self.videos}
+        said = {"training": list(self.sources)} if self.sources else {}
+        status = "overlaps" if self.found else "none"
+        return {"status": status, "classes": len(self.classes), "videos": self.videos} | said
 
 
 UNKNOWN = Overlap(known=False)
 
 
-def seen_in(shards: ShardSet, rows: NDArray[np.int64]) -> Seen:
-    """The record of a training on the videos of these catalogue rows."""
+def seen_in(shards: ShardSet, rows: NDArray[np.int64], *, source: str = "") -> Seen:
+    """The record of a training on the videos of these catalogue rows; `source` says in words which they are."""
     classes = _hashes(class_key(name) for name in class_names(shards, rows))
-    return Seen(*(torch.from_numpy(np.unique(part)) for part in (classes, _video_hashes(shards, rows))))
+    known, videos = (torch.from_numpy(np.unique(part)) for part in (classes, _video_hashes(shards, rows)))
+    return Seen(known, videos, (source,) if source else ())
 
 
 def together(first: Seen, second: Seen | None) -> Seen:
@@ -80,7 +89,8 @@ def together(first: Seen, second: Seen | None) -> Seen:
     if second is None:
         return first
     pairs = ((first.classes, second.classes), (first.videos, second.videos))
-    return Seen(*(torch.from_numpy(np.union1d(*pair)) for pair in pairs))
+    classes, videos = (torch.from_numpy(np.union1d(*pair)) for pair in pairs)
+    return Seen(classes, videos, tuple(dict.fromkeys(first.sources + second.sources)))
 
 
 def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:
@@ -94,7 +104,8 @@ def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -
     names = class_names(shards, rows)
     shared = np.isin(_hashes(class_key(name) for name in names), seen.classes.numpy())
     videos = int(np.isin(_video_hashes(shards, rows), seen.videos.numpy()).sum())
-    return Overlap(True, tuple(name for name, both in zip(names, shared.tolist(), strict=True) if both), videos)
+    both = tuple(name for name, known in zip(names, shared.tolist(), strict=True) if known)
+    return Overlap(True, both, videos, seen.sources)
 
 
 def check_overlap(overlap: Overlap, what: str, *, allowed: bool) -> None:

@@ -22,7 +22,7 @@ from fsar.meter import Meter
 from fsar.methods import create_method, method_options
 from fsar.optim import create_optimizer, learning_rate
 from fsar.run_folder import last_checkpoint
-from fsar.run_state import load_seen, load_state, save_state
+from fsar.run_state import load_seen, load_state, save_state, take_colours
 from fsar.seen import seen_in, together
 from fsar.step import EpisodeStep
 from fsar.trunk_weights import load_trunk_weights, weights_seen
@@ -159,6 +159,8 @@ class Trainer:
         self.config, self.shards, self.run, self.device = config, shards, run, device
         self.own = own_episodes(config)
         self.model = build_model(config, weights=not resume).to(device)
+        if resume:
+            take_colours(self.model, self.last)  # which the episodes are made with
         check_unlabelled(config)
         if config.freeze_trunk:
             freeze_trunk(self.model, config.method)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fsar.run_state import MODEL, choose_checkpoint, load_seen
+from fsar.run_state import MODEL, choose_checkpoint, load_seen, take_colours
+from fsar.trunks import TRUNKS, create_trunk
 from fsar.weight_files import plain_tensors, read_tensors, trunk_entries
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from fsar.seen import Seen
@@ -43,8 +46,11 @@ PACKAGED = {
 }
 
 
-def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
+def load_trunk_weights(trunk: nn.Module, name: str, source: str, *, option: str = "--trunk-weights") -> None:
     """Fill a trunk: `source` is a file, a run folder, `fetch`, or `random` for the weights that it was made with.
+
+    A run folder also says which constants of colour its weights were trained with; the trunk takes them.  `option` is
+    how a command names the source.
 
     Raises:
         ConfigError: nothing was asked for, or the file is missing, unreadable or of another network.
@@ -56,19 +62,23 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str) -> None:
             f"this recipe starts from pretrained weights of {name}: give --trunk-weights FILE{_where(name)}, "
             "or --trunk-weights random to train from nothing on purpose"
         )
-    given = _fetch(name) if source == "fetch" else _given(Path(source))
+    given = _fetch(name) if source == "fetch" else _given(Path(source), option)
     state = {key: value.float() for key, value in trunk_entries(given).items()}
     try:
         problems = trunk.load_state_dict(state, strict=False)
     except RuntimeError as error:
+        _refuse_other_trunk(state, name, source)
         raise ConfigError(f"{source} does not fit {name}: {str(error).splitlines()[-1].strip()}") from error
     missing = [key for key in problems.missing_keys if not key.endswith("num_batches_tracked")]
     if missing or problems.unexpected_keys:
+        _refuse_other_trunk(state, name, source)
         names = ", ".join([*missing, *problems.unexpected_keys][:4])
         raise ConfigError(
             f"{source} does not fit {name}: {len(missing)} tensors missing, {len(problems.unexpected_keys)} unexpected "
             f"({names}); expected the names of its published weights"
         )
+    if Path(source).is_dir():
+        take_colours(trunk, choose_checkpoint(Path(source)))
 
 
 def _where(name: str) -> str:
@@ -90,19 +100,41 @@ def weights_seen(source: str) -> Seen | None:
     return load_seen(choose_checkpoint(Path(source)))
 
 
-def _given(path: Path) -> dict[str, Tensor]:
+def _refuse_other_trunk(state: Mapping[str, Tensor], name: str, source: str) -> None:
+    other = trunk_of(state)
+    if other is not None:
+        raise ConfigError(
+            f"{source} holds weights of the trunk {other}, not of {name}: choose {other}, or other weights"
+        )
+
+
+def trunk_of(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the trunk that has tensors of these names and shapes; None where none has."""
+    shapes = _shapes(state)
+    for name in TRUNKS:
+        with torch.device("meta"):  # no memory, and no weights
+            if _shapes(create_trunk(name).state_dict()) == shapes:
+                return name
+    return None
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _given(path: Path, option: str) -> dict[str, Tensor]:
     if path.is_dir():
-        return _of_run(path)
+        return _of_run(path, option)
     if not path.is_file():
-        raise ConfigError(f"--trunk-weights {path}: there is no such file")
+        raise ConfigError(f"{option} {path}: there is no such file")
     return read_tensors(path)
 
 
-def _of_run(run: Path) -> dict[str, Tensor]:
+def _of_run(run: Path, option: str) -> dict[str, Tensor]:
     """The weights in a run's checkpoint, of training or pre-training; of a few-shot model its trunk's alone."""
     path = choose_checkpoint(run)
     if not path.is_file():
-        raise ConfigError(f"--trunk-weights {run}: it is no folder of a run that reached its first checkpoint")
+        raise ConfigError(f"{option} {run}: it is no folder of a run that reached its first checkpoint")
     own = {name.removeprefix(MODEL): value for name, value in read_tensors(path).items() if name.startswith(MODEL)}
     trunk = {name.removeprefix("trunk."): value for name, value in own.items() if name.startswith("trunk.")}
     return trunk or own

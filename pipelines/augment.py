@@ -107,9 +107,8 @@ def _fill(
     levels = torch.arange(256.0).expand(3, 1, 256)
     scale, shift = _scale_and_shift(mean, std, 255.0, levels)
     table = (levels * scale + shift)[:, 0].numpy()  # [3, 256] what the bytes of each channel become
-    scale, shift = _scale_and_shift(mean, std, 1.0, levels)
-    matrix = torch.cat([torch.diag(scale.flatten()), shift.flatten(1)], 1).numpy()  # [3, 4]
-    fill_clips(clips, numbers, views, windows, look=Look(table, matrix), threads=threads or torch.get_num_threads())
+    look = Look(table, colour_matrix(mean, std).numpy())
+    fill_clips(clips, numbers, views, windows, look=look, threads=threads or torch.get_num_threads())
 
 
 def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]:
@@ -237,6 +236,12 @@ def normalise(images: torch.Tensor, mean: Three, std: Three, *, white: float = 1
     """Return (images / white - mean) / std, a channel each, of [..., 3, H, W] with values in [0, white]."""
     scale, shift = _scale_and_shift(mean, std, white, images)
     return torch.addcmul(shift, images, scale)
+
+
+def colour_matrix(mean: Three, std: Three) -> torch.Tensor:
+    """[3, 4] that normalises colours in [0, 1], and a 1 below them, as `normalise` does."""
+    scale, shift = _scale_and_shift(mean, std, 1.0, torch.empty(0))
+    return torch.cat([torch.diag(scale.flatten()), shift.flatten(1)], 1)
 
 
 def _scale_and_shift(mean: Three, std: Three, white: float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Photometric augmentation of many clips at once on their device: grey, jitter, blur, normalise.
 
-Every draw is a tensor with a value a clip, so nothing waits for the device. Source: FIMA's code (ZMHH-H/FIMA), whose
+Every draw is a tensor with a value a clip, so nothing waits for the device; on a CPU `pipelines.frame_colours` does the
+same frame by frame. Source: FIMA's code (ZMHH-H/FIMA), whose
 colour jitter is kornia's; its formulas changed between versions, and these are those of torchvision and of
 kornia 0.6.4 and later.
 """
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from pipelines import augment
+from pipelines.frame_colours import augment_clips, blur_clips
+from pipelines.jitter import Jitter
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.augment import Three
+    from pipelines.frame_colours import Values
 
 BlurSigma = Literal["fixed", "per_sample"]
 _OPERATIONS = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
@@ -46,6 +50,14 @@ class PhotometricDraws:
         """The draws of `count` of the clips."""
         some = slice(first, first + count)
         return PhotometricDraws(self.grey[some], self.factors[:, some], self.order, self.blur[some], self.sigma[some])
+
+    def jitters(self) -> list[Jitter | None]:
+        """What is done with the colours of each clip; None where nothing is."""
+        found: list[Jitter | None] = []
+        for (*factors, shift), grey in zip(self.factors.T.tolist(), self.grey.tolist(), strict=True):
+            neutral = not grey and [*factors, shift] == [1, 1, 1, 0]
+            found.append(None if neutral else Jitter(factors[0], factors[1], factors[2], shift, self.order, grey))
+        return found
 
 
 @dataclass(frozen=True)
@@ -109,13 +121,16 @@ class Photometric:
 
     def apply(self, clips: torch.Tensor, draws: PhotometricDraws) -> torch.Tensor:
         """Clips [N, T, 3, H, W] in [0, 1] -> the same shape, augmented as drawn and normalised."""
-        grey, blurs, sigma = (x.to(clips.device, non_blocking=True) for x in (draws.grey, draws.blur, draws.sigma))
-        factors = draws.factors.to(clips.device, non_blocking=True)[..., None, None, None, None]  # [4, N, 1, 1, 1, 1]
+        if _on_cpu(clips):
+            kernels = _chosen_kernels(clips, draws.sigma, draws.blur)
+            return augment_clips(clips, draws.jitters(), kernels, augment.colour_matrix(self.mean, self.std))
+        grey = draws.grey.to(clips.device, non_blocking=True)
+        factors = draws.factors.to(clips, non_blocking=True)[..., None, None, None, None]  # [4, N, 1, 1, 1, 1]
         clips = torch.where(_each(grey), augment.greyscale(clips), clips)
         for place in draws.order:
             clips = _OPERATIONS[place](clips, factors[place])
         if self.blur:
-            clips = torch.where(_each(blurs), gaussian_blur(clips, sigma), clips)
+            clips = gaussian_blur(clips, draws.sigma, where=draws.blur)
         return augment.normalise(clips, self.mean, self.std)
 
 
@@ -124,18 +139,38 @@ def _each(values: torch.Tensor) -> torch.Tensor:
     return values[:, None, None, None, None]
 
 
-def gaussian_blur(clips: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def _on_cpu(clips: torch.Tensor) -> bool:
+    return clips.device.type == "cpu" and clips.dtype == torch.float32
+
+
+def gaussian_blur(clips: torch.Tensor, sigma: torch.Tensor, *, where: torch.Tensor | None = None) -> torch.Tensor:
     """Blur clips [N, T, 3, H, W], each with its own `sigma` [N]; the border is mirrored.
 
-    The kernel has 2 floor(floor(0.1 S) / 2) + 1 taps of the shorter side S: 23 for 224, 11 for 112.
+    The kernel has 2 floor(floor(0.1 S) / 2) + 1 taps of the shorter side S: 23 for 224, 11 for 112.  `where`, bool [N]
+    like `sigma` on the host, says which clips are blurred; None: all.
     """
-    taps = 2 * (min(clips.shape[-2:]) // 10 // 2) + 1
-    if taps == 1:
-        return clips
-    apart = torch.arange(taps, device=clips.device) - taps // 2
-    kernels = torch.softmax(-(apart**2) / (2 * sigma[:, None] ** 2), dim=1).to(clips.dtype)  # [N, taps]
+    if _on_cpu(clips):
+        where = torch.ones(len(clips), dtype=torch.bool) if where is None else where
+        return blur_clips(clips, _chosen_kernels(clips, sigma, where))
+    kernels = _kernels(clips, sigma.to(clips.device, non_blocking=True))  # [N, taps]
+    reach = kernels.shape[1] // 2
     frames = rearrange(clips, "n t c h w -> (t c) n h w")
-    frames = F.pad(frames, [taps // 2] * 4, mode="reflect")
+    frames = F.pad(frames, [reach] * 4, mode="reflect")
     frames = F.conv2d(frames, kernels[:, None, :, None], groups=len(kernels))
     frames = F.conv2d(frames, kernels[:, None, None, :], groups=len(kernels))
-    return rearrange(frames, "(t c) n h w -> n t c h w", c=clips.shape[2])
+    blurred = rearrange(frames, "(t c) n h w -> n t c h w", c=clips.shape[2])
+    return blurred if where is None else torch.where(_each(where.to(clips.device, non_blocking=True)), blurred, clips)
+
+
+def _kernels(clips: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """[N, taps] of the blur of clips; one tap of 1 where they are small."""
+    taps = 2 * (min(clips.shape[-2:]) // 10 // 2) + 1
+    apart = torch.arange(taps, device=sigma.device) - taps // 2
+    return torch.softmax(-(apart**2) / (2 * sigma[:, None] ** 2), dim=1).to(clips.dtype)
+
+
+def _chosen_kernels(clips: torch.Tensor, sigma: torch.Tensor, where: torch.Tensor) -> list[Values | None]:
+    """The same on the host; None for clips that stay sharp."""
+    kernels = _kernels(clips, sigma)
+    blurs = where & (kernels.shape[1] > 1)
+    return [kernel if blurred else None for kernel, blurred in zip(kernels.numpy(), blurs.tolist(), strict=True)]

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pipelines.boxes import Box, random_resized_box
 from pipelines.draw import PhiloxDraw
 from pipelines.reads import Reads
-from shards_spec.errors import ConfigError
+from pipelines.sampling import segment
+from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from pipelines.draw import Draw
     from shards_spec import ShardSet
 
+    Sampling = Literal["windows", "segments"]
     Ints = NDArray[np.int64]
 
 CENTRE = 0.875  # of a stored frame's shorter side: 224 of 256
+LEAST_AREA = 0.2  # of a frame that a training clip covers
+SAMPLING = ("windows", "segments")
 _TRAINING = 1 << 62  # the bit in a draw's number that sets these apart from other draws
 
 
@@ -34,23 +39,52 @@ class ClipRules:
         stride: Distance of its frames; a clip's window is frames * stride consecutive frames.
         size: Side of the square that it is resized to.
         clips: Uniform clips of a test video.
+        sampling: "windows"; or "segments", a frame of each of as many equal parts of the video, which knows no stride.
+        centre: Of a test clip: its square's side, as a share of a stored frame's shorter side.
+        area: Of a training clip: the least share of the frame that its box covers.
+        flip: Training clips are mirrored by chance.
+        jitter: Their colours are changed.
     """
 
     frames: int = 16
     stride: int = 2
     size: int = 112
     clips: int = 10
+    sampling: Sampling = "windows"
+    centre: float = CENTRE
+    area: float = LEAST_AREA
+    flip: bool = True
+    jitter: bool = True
 
     def __post_init__(self) -> None:
-        """ConfigError for numbers below 1."""
-        for name, value in vars(self).items():
-            if value < 1:
+        """ConfigError for values that mean nothing."""
+        choice("sampling", self.sampling, SAMPLING)
+        for name in ("frames", "stride", "size", "clips"):
+            if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name}={value} of a clip must be 1 or more")
+        for name in ("centre", "area"):
+            if not 0 < (share := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name}={share} of a clip must be a share, above 0 and at most 1")
 
     @property
     def window(self) -> int:
         """Consecutive frames that a video must have for a clip of its own."""
-        return self.frames * self.stride
+        return 1 if self.sampling == "segments" else self.frames * self.stride
+
+    def uniform(self, count: int) -> list[list[int]]:
+        """Frames of the test clips of a video of `count`; of one clip of segments, their middles."""
+        if self.sampling == "segments":
+            places = (np.arange(self.clips)[:, None] + 0.5) / self.clips + np.arange(self.frames)  # [clips, frames]
+            middles: list[list[int]] = (places * count / self.frames).astype(np.int64).tolist()
+            return middles
+        starts = np.linspace(0, max(count - self.window, 0), self.clips).astype(np.int64)
+        return [self.frames_at(start, count) for start in starts.tolist()]
+
+    def random(self, draw: Draw, count: int) -> list[int]:
+        """Frames of a training clip of a video of `count`."""
+        if self.sampling == "segments":
+            return segment(draw, count, steps=self.frames, random_frames=True)
+        return self.frames_at(draw.randint(0, max(count - self.window, 0)), count)
 
     def frames_at(self, start: int, count: int) -> list[int]:
         """Frames of the clip at `start` of a video of `count`; a shorter video stands still at its last frame."""
@@ -77,8 +111,8 @@ class ProbePlan:
 class UniformClips:
     """The test view n of a list of videos: its clips at uniform starts, from the centre square.
 
-    The starts are floor(linspace(0, windows - 1, clips)), the square is 0.875 of the shorter side: FIMA's code
-    (ZMHH-H/FIMA).
+    By default the starts are floor(linspace(0, windows - 1, clips)), the square is 0.875 of the shorter side: FIMA's
+    code (ZMHH-H/FIMA).
     """
 
     def __init__(self, shards: ShardSet, rows: Sequence[int], rules: ClipRules) -> None:
@@ -91,10 +125,8 @@ class UniformClips:
     def plan(self, n: int) -> ProbePlan:
         """The clips of video n of the list."""
         row, rules = self.rows[n], self.rules
-        count = int(self.shards.frames[row])
-        starts = np.linspace(0, max(count - rules.window, 0), rules.clips).astype(np.int64)
-        clips = [rules.frames_at(start, count) for start in starts.tolist()]
-        reads, places = read_clips(row, clips, centre_box(self.sizes[row].tolist()))
+        clips = rules.uniform(int(self.shards.frames[row]))
+        reads, places = read_clips(row, clips, centre_box(self.sizes[row].tolist(), rules.centre))
         return ProbePlan((row,), (reads,), (places,), (False,))
 
 
@@ -128,12 +160,12 @@ class RandomClips:
         return rows
 
     def _clip(self, row: int, draw: PhiloxDraw) -> tuple[Reads, Ints, bool]:
-        count = int(self.shards.frames[row])
-        start = draw.randint(0, max(count - self.rules.window, 0))
+        rules = self.rules
+        frames = rules.random(draw, int(self.shards.frames[row]))
         height, width = self.sizes[row].tolist()
-        box = random_resized_box(draw, (height, width))
-        reads, places = read_clips(row, [self.rules.frames_at(start, count)], box)
-        return reads, places, draw.random() < 0.5
+        box = random_resized_box(draw, (height, width), area=(rules.area, 1.0))
+        reads, places = read_clips(row, [frames], box)
+        return reads, places, rules.flip and draw.random() < 0.5
 
     def _epoch(self, epoch: int) -> Ints:
         """[V] rows in the order of an epoch; of two threads each may make it, and both make the same."""
@@ -144,9 +176,9 @@ class RandomClips:
         return order
 
 
-def centre_box(size: Sequence[int]) -> Box:
-    """The centre square of a frame of (height, width)."""
-    side = max(1, int(CENTRE * min(size)))
+def centre_box(size: Sequence[int], share: float = CENTRE) -> Box:
+    """The centre square of a frame of (height, width), whose side is a share of the shorter one."""
+    side = max(1, int(share * min(size)))
     return Box((size[0] - side) // 2, (size[1] - side) // 2, side, side)
 
 

@@ -54,7 +54,7 @@ class Division:
         return hashlib.sha256(json_line([list(shards.names(self.train)), list(shards.names(self.test))])).hexdigest()
 
 
-def listed_division(shards: ShardSet, lists: Path, *, number: int = 1) -> Division:
+def listed_division(shards: ShardSet, lists: Path, *, number: int = 1, needed: Sequence[SplitName] = PARTS) -> Division:
     """The division that lists describe, found among the stored videos by class and stem.
 
     Args:
@@ -62,6 +62,7 @@ def listed_division(shards: ShardSet, lists: Path, *, number: int = 1) -> Divisi
         lists: A folder of UCF101's (`trainlist01.txt`, `testlist01.txt`) or HMDB51's (`wave_test_split1.txt`) official
             lists, or one .json or .csv file with the parts train and test.
         number: Which of the official lists.
+        needed: Parts of which a video must be stored.
 
     Raises:
         ShardError: no such lists, a line that cannot be read, a video in both parts, or a part that is not stored.
@@ -70,7 +71,7 @@ def listed_division(shards: ShardSet, lists: Path, *, number: int = 1) -> Divisi
     index = _Index(shards)
     found = {part: [index.row(line) for line in parts.get(part, [])] for part in PARTS}
     rows = {part: np.unique([row for row in found[part] if row >= 0]).astype(np.int64) for part in PARTS}
-    for part in PARTS:
+    for part in needed:
         if not len(rows[part]):
             raise ShardError(
                 f"none of the {len(found[part]):,} videos that {lists} lists for {part} is stored in {shards.path}: "

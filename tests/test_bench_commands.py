@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as every
-from benchmarks import chart, environment, gpu, gpu_checks, step
+from benchmarks import chart, environment, gpu, gpu_checks, pretrain_speed, step
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
 
 STORED = sorted(path.stem for path in chart.RESULTS.glob("*.json"))
@@ -151,3 +153,22 @@ def test_tests_of_a_gpu_cannot_be_skipped_where_one_is_required(tmp_path: Path) 
 def test_ours_of_each_device_is_one_of_its_sides() -> None:
     assert step.OURS["cpu"] in [side.name for side in step.ON_CPU]
     assert step.OURS["cuda"] in [side.name for side in step.ON_GPU]
+
+
+def test_the_speed_of_pretraining_is_set_against_its_parts(tiny_path: Path) -> None:
+    config = pretrain_speed.settings("moco", "tiny3d", 32, 2, "cpu")
+    config = replace(config, clip_frames=2, clip_stride=1, executor="portable", threads=1)
+    with ShardSet.open(tiny_path) as shards:
+        loop = pretrain_speed.Loop(config, shards, torch.device("cpu"))
+        rows = pretrain_speed.measure(loop, rounds=1, seconds=0.001)
+        loop.loader.close()
+    ours, _, decode, compute = rows
+    assert [row["side"] for row in rows] == ["ours", "between", "bound", "bound"]
+    bound = 1 / (1 / decode["samples_per_second"] + 1 / compute["samples_per_second"])
+    assert ours["bound_per_second"] == pytest.approx(bound, rel=0.01)
+    assert ours["wait_ms"] + ours["views_ms"] + ours["compute_ms"] == pytest.approx(
+        2000 / ours["samples_per_second"], rel=0.3
+    )
+    (panel,) = chart.panels_of("pretrain-speed", rows)
+    assert [bar.side for bar in panel.bars] == ["ours", "bound", "between", "bound", "bound"]
+    assert pretrain_speed.table(rows).count("moco: ") == 4

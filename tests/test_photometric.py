@@ -93,3 +93,20 @@ def test_blur():
 def test_rules_that_mean_nothing(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         replace(RULES, **options)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_frames_on_a_cpu_are_made_as_whole_clips_are_elsewhere(threads, monkeypatch):
+    """Double precision takes torch's operations, as a GPU does; whichever thread makes a frame."""
+    monkeypatch.setattr("pipelines.frame_colours.LEAST_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    clips, rules = some_clips(6, 60), replace(RULES, blur_sigma="per_sample", grey=0.4, jitter=0.5)
+    draws = rules.draw(6, seeded(2))
+    draws.sigma[:2] = torch.tensor([0.1, 2.0])  # most taps of the first are nothing
+    assert {None} < set(draws.jitters())  # some clips keep their colours
+    assert 0 < draws.blur.sum() < 6
+    torch.testing.assert_close(rules.apply(clips, draws), rules.apply(clips.double(), draws).float(), atol=2e-5, rtol=0)
+    few = gaussian_blur(clips, draws.sigma, where=draws.blur)
+    whole = gaussian_blur(clips.double(), draws.sigma, where=draws.blur).float()
+    torch.testing.assert_close(few, whole, atol=1e-6, rtol=0)
+    assert torch.equal(few[~draws.blur], clips[~draws.blur])

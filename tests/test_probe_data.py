@@ -94,3 +94,21 @@ def test_an_epoch_of_random_clips_has_each_video_once_and_any_batch_can_be_plann
     assert RandomClips(shards, [3, 4], rules, batch=256, seed=0).steps == 1
     with pytest.raises(ConfigError, match="no video to train on"):
         RandomClips(shards, [], rules, batch=2, seed=0)
+
+
+def test_segments_are_those_of_the_published_code():
+    rules = ClipRules(frames=4, clips=1, sampling="segments", centre=1.0, flip=False)
+    assert rules.uniform(21) == [[2, 7, 13, 18]]  # int(21 / 4 * (n + 1 / 2))
+    assert rules.window == 1
+    twice = ClipRules(frames=4, clips=2, sampling="segments").uniform(40)
+    assert twice == [[2, 12, 22, 32], [7, 17, 27, 37]]
+    shards = FakeShards(5, classes=2, frames=np.full(10, 21))
+    plans = [RandomClips(shards, range(10), rules, batch=5, seed=0).plan(n) for n in range(8)]
+    drawn = np.stack([r.frames[p[0]] for plan in plans for r, p in zip(plan.reads, plan.places, strict=True)])
+    assert (drawn // 5 == np.arange(4)).all()  # each in its part of 5 frames
+    assert all(len(set(column)) == 5 for column in drawn.T.tolist())
+    assert not any(flip for plan in plans for flip in plan.flips)
+    (reads,) = UniformClips(shards, [0], rules).plan(0).reads
+    assert reads.size == (64, 64)
+    with pytest.raises(ConfigError, match="centre=0"):
+        ClipRules(centre=0)

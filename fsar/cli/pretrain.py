@@ -24,12 +24,14 @@ from fsar.pretrain_config import (
 )
 from fsar.pretrain_data import ViewLoader
 from fsar.pretrain_loop import Pretrainer, build_pretraining, check_queue
+from fsar.pretrain_pictures import draw_pictures
 from fsar.pretrain_report import write_pretrain_report
 from fsar.pretraining import PRETRAINING
 from fsar.results import coverage_text, describe_data, provenance
-from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data
-from fsar.run_state import weights_sha256
-from fsar.seen import seen_in
+from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data, last_checkpoint
+from fsar.run_state import load_seen, weights_sha256
+from fsar.seen import seen_in, together
+from fsar.trunk_weights import weights_seen
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
@@ -57,6 +59,9 @@ EXPLAINED = {
     "flip_negate_u": "Of mscl: u of mirrored flow changes its sign; not so in the published code.",
     "flow_layout": "Of mscl: which clip's turned flow is set against a view; released: as the published code has it.",
     "jitter_sync": "Of moco, mscl: colours change by one factor a clip, or one a frame as in the published code.",
+    "list": "Which of the official lists.",
+    "lists": "In place of --split: official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file; their "
+    "training videos are read.",
     "log_every": "Steps between lines of log.jsonl.",
     "lr": "Learning rate, for the whole batch.",
     "lr_factor": "Factor of --lr at each of --milestones.",
@@ -72,6 +77,7 @@ EXPLAINED = {
     "trunk": "Video trunk, such as i3d or r3d18.",
     "warmup_lr": "Rate from which the schedule warmup_step starts.",
     "weight_decay": "Weight decay, of norms and biases too.",
+    "weights": "That the trunk starts from: a run folder of ours, a file, or fetch; without it they are random.",
 }
 OWN = frozenset({"dataset", "method"})
 
@@ -152,23 +158,27 @@ def pretrain(
     config: PretrainConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool
 ) -> dict[str, Any]:
     """Train to the end and write `result.json`."""
-    data = describe_data(shards)
     if resume:
         check_is_run(run)
         check_resumable(run, config, pretrain_config_of(run))
-        check_same_data(run, data, shards.path)
     with ViewLoader(config, shards, device=device) as views:
+        data = describe_data(shards) | ({"videos": views.videos.sha256(shards)} if config.lists else {})
+        if resume:
+            check_same_data(run, data, shards.path)
         check_queue(config, len(views.rows))
         samples = config.epochs * views.epoch_steps * config.batch
-        model = build_pretraining(config, samples=samples).to(device)
+        model = build_pretraining(config, samples=samples, weights=not resume).to(device)
+        before = load_seen(last_checkpoint(run)) if resume else weights_seen(config.weights)
         if not resume and ranks.is_first():
             begin_run(run, config, data, option="--out")
-        trainer = Pretrainer(config, model, views, run, seen=seen_in(shards, views.rows), resume=resume)
+        seen = together(seen_in(shards, views.rows, source=views.videos.text), before)
+        trainer = Pretrainer(config, model, views, run, seen=seen, resume=resume)
         _announce(trainer, views, shards, device)
         trainer.train()
         result = describe_pretraining(trainer, views, shards, device=device)
-    if ranks.is_first():
-        write_whole(run / "result.json", json_bytes(result))
+        if ranks.is_first():
+            write_whole(run / "result.json", json_bytes(result))
+            draw_pictures(run, config, shards, views.rows, model, device=device)
     return result
 
 
@@ -181,7 +191,10 @@ def describe_pretraining(
         "method": config.method,
         "trunk": config.trunk,
         "dataset": shards.dataset.name,
-        "split": config.split,
+        "split": None if config.lists else config.split,
+        "training": views.videos.text,
+        "listed_but_not_stored": views.videos.absent,
+        "starting_weights": config.weights or "random",
         "videos": len(views.rows),
         "videos_too_short": views.skipped,
         "epochs": config.epochs,
@@ -203,11 +216,12 @@ def _announce(trainer: Pretrainer, views: ViewLoader, shards: ShardSet, device: 
         f"{config.method} with trunk {config.trunk}: {trained / 1e6:.2f} M trained parameters, {own / 1e6:.2f} M of "
         f"them the trunk's, {where}, {config.precision}"
     )
-    part = "all videos" if config.split == "all" else f"split {config.split}"
     click.echo(
-        f"data set {shards.dataset.name}, {part}: {len(views.rows):,} videos, {views.epoch_steps} steps an epoch; "
+        f"data set {views.videos.text}: {len(views.rows):,} videos, {views.epoch_steps} steps an epoch; "
         f"run folder {trainer.run}"
     )
+    if views.videos.absent:
+        click.echo(f"listed, but not stored: {views.videos.absent:,} videos")
     if views.skipped:
         click.echo(f"left out, being too short for these clips: {views.skipped:,} videos")
     if incomplete := coverage_text(shards):

@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
+from fsar.activation import activation_sheet, some_of
 from fsar.cli.options import check_option
+from fsar.config import read_table, recipe_files
 from fsar.data import choose_device
+from fsar.pretrain_report import png_part
 from fsar.probe_head import FINETUNE, LINEAR
 from fsar.probe_report import figures, page, retrieval_picture
 from fsar.probe_weights import RANDOM, open_probed
 from fsar.probing import VIEWS, Prober, Rules, ask
+from fsar.report import html_bytes
 from fsar.results import coverage_text
 from fsar.seen import UNKNOWN, find_overlap
 from fsar.video_scores import AVERAGES
-from pipelines.probe_views import ClipRules
+from pipelines.probe_views import SAMPLING, ClipRules
 from shards_spec import ShardSet
 from shards_spec.console import run_command
-from shards_spec.errors import ConfigError
+from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import json_bytes, write_whole
 from shards_spec.shards_option import shards_option
+from shards_spec.sheet import png_bytes
 from shards_spec.video_lists import held_out_division, listed_division
 
 if TYPE_CHECKING:
@@ -37,9 +42,14 @@ if TYPE_CHECKING:
     from shards_spec.video_lists import Division
 
 FILE = click.Path(path_type=Path)
+SHARE = click.FloatRange(0, 1, min_open=True)
 MODES = ("retrieval", "knn", "linear", "finetune")
+ACTIVATION = "activation"  # a picture
+PICTURED = 4  # test videos of it, of as many classes as may be
 SIZES = {"i3d": 224}  # of a clip; 112 for all others, as the published code has them
-FIT = ("lr", "weight_decay", "batch", "epochs", "milestones", "dropout", "l2norm")
+FIT = ("lr", "weight_decay", "batch", "epochs", "milestones", "dropout", "l2norm", "clip_norm")
+CUT = ("frames", "stride", "size", "clips", "sampling", "centre", "area", "flip", "jitter")  # of ClipRules
+OF_RECIPES = {*CUT, *FIT, "test_frames", "test_size", "clip_average"}
 
 
 def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -55,10 +65,31 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
     return found
 
 
+def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    """Let a recipe's values stand where no option is given."""
+    if name is None:
+        return
+    shipped = {path.replace("/", "-"): file for path, file in recipe_files("probe").items()}
+    table = read_table(name, shipped, hint=lambda _: ", ".join(shipped))
+    for key in table:
+        if key not in OF_RECIPES:
+            raise ConfigError(f'recipe {name}: unknown key "{key}"; {suggest(key, OF_RECIPES)}')
+    context.default_map = table
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--recipe",
+    is_eager=True,
+    expose_value=False,
+    callback=_recipe,
+    help="Values for the options below: mscl-ssv2, or a TOML file.  [default: the papers' protocols, see each]",
+)
 @click.option("--weights", help="A run folder of fsar-pretrain or fsar-train, a file of weights, or fetch.")
 @shards_option()
-@click.option("--mode", "modes", type=click.Choice(MODES), multiple=True, required=True, help="May be given again.")
+@click.option(
+    "--mode", "modes", type=click.Choice([*MODES, ACTIVATION]), multiple=True, required=True, help="May be given again."
+)
 @click.option("--trunk", help="Of a file of weights, or of none.")
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), help="Of a run.  [default: best where there is one]")
 @click.option("--untrained", is_flag=True, help="Also probe the trunk with random weights; alone without --weights.")
@@ -77,6 +108,21 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
 @click.option("--stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 2]")
 @click.option("--size", type=click.IntRange(1), help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]")
 @click.option("--clips", type=click.IntRange(1), default=10, show_default=True, help="Uniform clips of a test video.")
+@click.option("--test-frames", type=click.IntRange(1), help="Of a test clip.  [default: --frames]")
+@click.option("--test-size", type=click.IntRange(1), help="Side of a test clip.  [default: --size]")
+@click.option(
+    "--sampling",
+    type=click.Choice(SAMPLING),
+    default="windows",
+    show_default=True,
+    help="Frames at --stride, or one of each of --frames equal parts of the video.",
+)
+@click.option(
+    "--centre", type=SHARE, default=0.875, show_default=True, help="Of test clips: side over that of the frame."
+)
+@click.option("--area", type=SHARE, default=0.2, show_default=True, help="Of training clips: least share of the frame.")
+@click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror training clips by chance.")
+@click.option("--jitter/--no-jitter", default=True, show_default=True, help="Change the colours of training clips.")
 @click.option(
     "--clip-average", type=click.Choice(AVERAGES), help="Of a classifier.  [default: logprob for i3d, else logit]"
 )
@@ -91,6 +137,7 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="[default: finetune 0.01, linear 30]")
 @click.option("--weight-decay", type=click.FloatRange(0), help="[default: finetune 0.0001, linear 0]")
 @click.option("--batch", type=click.IntRange(1), help="[default: finetune 16, linear 256]")
+@click.option("--clip-norm", type=click.FloatRange(0), help="Largest norm of the gradient.  [default: any]")
 @click.option("--epochs", type=click.IntRange(1), help="[default: finetune 150, linear 100]")
 @click.option(
     "--milestones",
@@ -150,14 +197,17 @@ def cli(
     """Probe features on labelled videos: retrieval, nearest neighbours, a linear classifier, fine-tuning.
 
     Training and test videos have the same classes here: --lists names UCF101's or HMDB51's official lists; without
-    them a share of the videos of each class is held out, whole groups together.
+    them a share of the videos of each class is held out, whole groups together.  The mode activation measures nothing:
+    it draws where the trunk responds in some test videos, as activation.png.
 
     \b
     fsar-probe --weights RUN --shards DIR --mode retrieval --mode knn --lists ucfTrainTestlist
     fsar-probe --weights FILE.pth --trunk i3d --shards DIR --mode finetune --out RUN
     fsar-probe --trunk r3d18 --untrained --shards DIR --mode retrieval
+    fsar-probe --weights RUN --shards DIR --mode activation --untrained --out OUT
+    fsar-probe --weights RUN --shards DIR --mode finetune --recipe mscl-ssv2 --out OUT
     """  # noqa: D301 -- \b is click's mark of lines to be left as they are
-    _check(weights, lists, split, out, given)
+    _check(weights, lists, split, out, given, modes=modes)
     if weights is None and not untrained:
         raise ConfigError("give --weights RUN or FILE, or --untrained with --trunk for random weights")
     with ShardSet.open(folder, check=check) as shards:
@@ -166,28 +216,41 @@ def cli(
         else:
             division = listed_division(shards, lists, number=number)
         probed = open_probed(weights, trunk, checkpoint=checkpoint, seed=given["seed"])
-        overlap = _overlap(probed, shards, division, allowed=allow_overlap)
+        overlap = _overlap(probed, shards, division, allowed=allow_overlap or set(modes) == {ACTIVATION})
         for line in (coverage_text(shards), _division_text(division), str(overlap)):
             if line:
                 click.echo(line)
         rules = _rules(probed, given)
         run = _Run(shards, division, rules, choose_device(device), cache, out)
+        both = untrained and weights is not None
+        control = open_probed(None, probed.name, seed=given["seed"]) if both else None
+        drawn = run.draw_activation(probed, control) if ACTIVATION in modes else ""  # before fine-tuning
         found, picture = run.probe(probed, modes, given)
         result = run.stamps(probed, overlap) | {"probes": found}
-        if untrained and weights is not None:
-            control = open_probed(None, probed.name, seed=given["seed"])
+        if control is not None:
             result["untrained"], _ = run.probe(control, modes, given)
             result["difference"] = run.differences(found, result["untrained"])
-        for name, text in figures(result):
-            click.echo(f"{name}: {text}")
-        if out is not None:
-            write_whole(out / "result.json", json_bytes(result))
-            write_whole(out / "report.html", page(result, picture).encode(errors="backslashreplace"))
-            click.echo(f"{out / 'report.html'}")
+        _tell(result, drawn + picture, out)
+
+
+def _tell(result: dict[str, Any], picture: str, out: Path | None) -> None:
+    """Print the figures, and write the result and its page to the folder."""
+    for name, text in figures(result):
+        click.echo(f"{name}: {text}")
+    if out is not None:
+        write_whole(out / "result.json", json_bytes(result))
+        write_whole(out / "report.html", html_bytes(page(result, picture)))
+        click.echo(f"{out / 'report.html'}")
 
 
 def _check(
-    weights: str | None, lists: Path | None, split: str | None, out: Path | None, given: Mapping[str, Any]
+    weights: str | None,
+    lists: Path | None,
+    split: str | None,
+    out: Path | None,
+    given: Mapping[str, Any],
+    *,
+    modes: tuple[str, ...],
 ) -> None:
     """Refuse options that say nothing together, and folders that could not be written."""
     if lists is not None and not lists.exists():
@@ -196,6 +259,8 @@ def _check(
         raise ConfigError("--split and --held-out divide the videos where there are no --lists: leave one of them out")
     if weights not in {None, "fetch"} and not Path(str(weights)).exists():
         raise ConfigError(f"--weights {weights}: there is no such file or folder")
+    if ACTIVATION in modes and out is None:
+        raise ConfigError("--mode activation draws a picture: give --out FOLDER for it")
     if given["resume"] and out is None:
         raise ConfigError("--resume goes on in a folder: give --out RUN")
     if out is not None:
@@ -225,11 +290,12 @@ def _division_text(division: Division) -> str:
 
 def _rules(probed: Probed, given: Mapping[str, Any]) -> Rules:
     """What was given, else how the run cut its clips, else the published values."""
-    chosen = {name: given[name] for name in ("frames", "stride", "size", "clips") if given[name] is not None}
-    cut = {"size": SIZES.get(probed.name, ClipRules.size)} | probed.clips | chosen
+    chosen = {name: given[name] for name in CUT if given[name] is not None}
+    cut = ClipRules(**({"size": SIZES.get(probed.name, ClipRules.size)} | probed.clips | chosen))
+    test = replace(cut, frames=given["test_frames"] or cut.frames, size=given["test_size"] or cut.size)
     how = {name: given[name] for name in ("precision", "executor", "threads", "seed", "test_every")}
     average = given["clip_average"] or ("logprob" if probed.name == "i3d" else "logit")
-    return Rules(ClipRules(**cut), clip_average=average, **how)
+    return Rules(test, cut, clip_average=average, **how)
 
 
 class _Run:
@@ -253,7 +319,7 @@ class _Run:
         results: dict[str, Any] = {}
         picture = ""
         with Prober(self.shards, self.division, probed, self.rules, device=self.device, cache=self.cache) as prober:
-            for mode in sorted(set(modes), key=MODES.index):
+            for mode in sorted(set(modes) - {ACTIVATION}, key=MODES.index):
                 if mode == "retrieval":
                     results[mode], found = prober.retrieval()
                     picture = retrieval_picture(self.shards, self.division, found)
@@ -271,6 +337,19 @@ class _Run:
             raise ConfigError(f"{run} holds a classifier already: go on with --resume, or name another --out")
         fit, frozen = self.fit(mode, given), mode == "linear"
         return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
+
+    def draw_activation(self, probed: Probed, control: Probed | None) -> str:
+        """Write activation.png, of test videos that are drawn class by class; the picture for the page."""
+        assert self.out is not None
+        rows = some_of(self.shards, self.division.test, PICTURED, seed=self.rules.seed)
+        first = "untrained" if probed.source == RANDOM else "weights"
+        trunks = {first: probed.trunk} | ({"untrained": control.trunk} if control else {})
+        trunks = {name: trunk.to(self.device) for name, trunk in trunks.items()}
+        title = f"{probed.name} on {self.shards.dataset.name}: where it responds ({probed.source})"
+        sheet = activation_sheet(title, self.shards, rows, trunks, self.rules.clips, device=self.device)
+        write_whole(path := self.out / "activation.png", png_bytes(sheet))
+        click.echo(f"{path}")
+        return png_part(path, "Where the trunk responds")
 
     def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         """What each mode's first figure is above the control's, on the same videos."""
@@ -296,6 +375,7 @@ class _Run:
                 "trunk": probed.name,
                 "method": probed.method,
                 "sha256": probed.sha256,
+                "colours": {"mean": probed.trunk.mean, "std": probed.trunk.std},
             },
             "overlap": overlap.to_json(),
             "division": {
@@ -306,6 +386,7 @@ class _Run:
                 "sha256": division.sha256(self.shards),
             },
             "clips": asdict(self.rules.clips),
+            "training_clips": asdict(self.rules.training or self.rules.clips),
             "seed": self.rules.seed,
             "precision": self.rules.precision,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
