@@ -122,6 +122,7 @@ CHARTS: dict[str, list[Tall | Wide]] = {
     "step": [Tall("frames_per_second", "frames/s", ratio="ratio", bound="bound_frames_per_second")],
     "methods": [Wide("", "ms", ("name",), {"usual": "reference_ms", "ours": "ours_ms", "bound": "bound_ms"})],
     "evaluate": [Wide("", "episodes/s", ("method", "shot"), EVALUATED, lower_is_better=False)],
+    "pretraining": [Tall("recall_at_1", "R@1")],
     "frozen": [Wide("", "episodes/s", ("trunk", "method"), FROZEN, lower_is_better=False)],
 }
 

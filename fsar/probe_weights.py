@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsar.checkpoints import load_reference_state_dict
+from fsar.pretrain_config import build_pretrain_config, frame_stride
+from fsar.pretraining import PRETRAINING
 from fsar.run_state import MODEL, choose_checkpoint, load_seen, weights_sha256
 from fsar.seen import Seen
 from fsar.trunk_weights import load_trunk_weights
@@ -90,6 +92,8 @@ def _of_run(run: Path, name: str | None, checkpoint: str | None) -> Probed:
         raise ConfigError(f"{path} does not hold the trunk {own}: {error}") from error
     method = str(config.get("method", "")) or None
     clips = {ours: int(config[key]) for ours, key in KEYS.items() if config.get(key)}
+    if method in PRETRAINING:
+        clips["stride"] = frame_stride(build_pretrain_config(config))
     return Probed(trunk, own, str(run), weights_sha256(trunk), seen, method, clips)
 
 
