@@ -26,9 +26,10 @@ from benchmarks.environment import load_average, write_result
 from benchmarks.timing import markdown_table
 from fsar.pretrain_config import pretrain_config_of
 from fsar.pretrain_data import ViewLoader
-from fsar.pretraining.moco import Views
+from fsar.pretraining import MotionViews
 from fsar.probe_weights import open_probed
 from fsar.probing import Prober, Rules
+from fsar.trunks.video_base import VideoTrunk
 from fsar.video_scores import group_interval
 from pipelines.probe_views import ClipRules
 from shards_spec import ShardSet
@@ -142,10 +143,10 @@ class Bench:
 def settle(shards: ShardSet, run: Path, probed: Probed) -> None:
     """Give BatchNorm the statistics of a run's clips, its weights staying as they are."""
     config, trunk = pretrain_config_of(run), probed.trunk.train()
+    assert isinstance(trunk, VideoTrunk)
     with ViewLoader(config, shards, device=torch.device("cpu")) as views:
         for batch, _ in views.batches(0, WARM, trunk=trunk):
-            clips = batch.query if isinstance(batch, Views) or hasattr(batch, "query") else batch.rgb[0]
-            trunk.clip_maps(clips)  # type: ignore[operator]  # a video trunk
+            trunk.clip_maps(batch.rgb[0] if isinstance(batch, MotionViews) else batch.query)
     trunk.eval()
 
 
@@ -203,11 +204,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     head = ["trunk", "R@1", "R@5", "kNN", "R@1 less untrained", "kNN less untrained", "R@1 less MoCo", "kNN less MoCo"]
     lines = []
     for row in rows:
-        own = [_percent(row[measure]) for measure in ("R@1", "R@5", "knn")]
+        own = [_percent(row[kind]) for kind in ("R@1", "R@5", "knn")]
         pairs = [
-            _percent(row[f"less_{other}"][measure], sign=True) if f"less_{other}" in row else ""
+            _percent(row[f"less_{other}"][kind], sign=True) if f"less_{other}" in row else ""
             for other in ("untrained", "moco")
-            for measure in ("R@1", "knn")
+            for kind in ("R@1", "knn")
         ]
         lines.append([row["name"], *own, *pairs])
     return markdown_table(head, lines)
@@ -228,8 +229,8 @@ def _percent(figure: dict[str, Any], *, sign: bool = False) -> str:
 @click.option("--probe-split", default="test", show_default=True, help="Whose videos are probed.")
 @click.option("--held-out", type=click.FloatRange(0, 1), default=0.6, show_default=True, help="Share of queries.")
 @click.option("--clips", type=click.IntRange(1), default=10, show_default=True, help="Of a probed video.")
-@click.option("--few-shot", "image", type=click.Path(path_type=Path, exists=True),
-              help="Run of an image trunk, to set prototypes against on the episodes of the test classes.")  # fmt: skip
+@click.option("--few-shot", "others", type=click.Path(path_type=Path, exists=True), multiple=True,
+              help="A run, as of an image trunk, for the test episodes; the first is the baseline.")  # fmt: skip
 @click.option("--name", help="Name of the result.  [default: pretraining-DATASET]")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(
@@ -242,7 +243,7 @@ def main(
     probe_split: str,
     held_out: float,
     clips: int,
-    image: Path | None,
+    others: tuple[Path, ...],
     name: str | None,
     options: tuple[str, ...],
 ) -> None:
@@ -265,8 +266,9 @@ def main(
         row |= spent(runs[row["name"]]) if row["name"] in runs else {}
     click.echo(table(rows))
     context |= {"clips": clips, "seeds": seeds, "epochs": epochs, "options": options, "load_average_before": before}
-    if image:
-        context["few_shot"] = compare_few_shot(folder, [image, *(each[0] for each in runs.values())], out / "few.json")
+    if others:
+        beside = [*others, *(each[0] for each in runs.values())]
+        context["few_shot"] = compare_few_shot(folder, beside, out / "few.json")
     path = write_result(name or f"pretraining-{context['dataset']}", rows, context=context)
     click.echo(f"written: {path}")
 

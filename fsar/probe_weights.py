@@ -92,7 +92,7 @@ def _of_run(run: Path, name: str | None, checkpoint: str | None) -> Probed:
         raise ConfigError(f"{path} does not hold the trunk {own}: {error}") from error
     method = str(config.get("method", "")) or None
     clips = {ours: int(config[key]) for ours, key in KEYS.items() if config.get(key)}
-    if method in PRETRAINING:
+    if method in PRETRAINING and "stride" in clips:
         clips["stride"] = frame_stride(build_pretrain_config(config))
     return Probed(trunk, own, str(run), weights_sha256(trunk), seen, method, clips)
 
