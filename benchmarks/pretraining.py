@@ -199,6 +199,13 @@ def spent(folders: Sequence[Path]) -> dict[str, Any]:
     return kept | {"seconds": [round(result["seconds"]) for result in results]}
 
 
+def commit() -> str | None:
+    """Hash of the checkout that this file lies in, with a "+" where it was changed since; None outside of one."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    done = subprocess.run(call, check=False, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, in percent."""
     head = ["trunk", "R@1", "R@5", "kNN", "R@1 less untrained", "kNN less untrained", "R@1 less MoCo", "kNN less MoCo"]
@@ -265,7 +272,8 @@ def main(
     for row in rows:
         row |= spent(runs[row["name"]]) if row["name"] in runs else {}
     click.echo(table(rows))
-    context |= {"clips": clips, "seeds": seeds, "epochs": epochs, "options": options, "load_average_before": before}
+    context |= {"clips": clips, "seeds": seeds, "epochs": epochs, "options": options, "commit": commit()}
+    context |= {"load_average_before": before}
     if others:
         beside = [*others, *(each[0] for each in runs.values())]
         context["few_shot"] = compare_few_shot(folder, beside, out / "few.json")
