@@ -156,8 +156,11 @@ def compare_few_shot(shards: Path, runs: Sequence[Path], out: Path) -> dict[str,
     call = [sys.executable, "-m", "fsar.cli.evaluate", *words]
     if subprocess.run(call, check=False).returncode:
         raise click.ClickException(f"{' '.join(call[1:])}: ended with an error")
-    table: dict[str, Any] = json.loads(out.read_text())
-    return table
+    found: dict[str, Any] = json.loads(out.read_text())
+    for row in found["runs"]:
+        del row["test"]["confusion"]
+    kept = ("run", "trunk", "frames", "clip_frames", "clip_stride", "test", "difference", "weights_sha256")
+    return found | {"runs": [{key: row[key] for key in kept} for row in found["runs"]]}
 
 
 def measure(bench: Bench, runs: dict[str, list[Path]], seeds: Sequence[int]) -> list[dict[str, Any]]:
