@@ -123,6 +123,7 @@ CHARTS: dict[str, list[Tall | Wide]] = {
     "methods": [Wide("", "ms", ("name",), {"usual": "reference_ms", "ours": "ours_ms", "bound": "bound_ms"})],
     "evaluate": [Wide("", "episodes/s", ("method", "shot"), EVALUATED, lower_is_better=False)],
     "pretrain": [Tall("samples_per_second", "videos/s", group="method", bound="bound_per_second")],
+    "pretraining": [Tall("recall_at_1", "R@1")],
     "frozen": [Wide("", "episodes/s", ("trunk", "method"), FROZEN, lower_is_better=False)],
 }
 

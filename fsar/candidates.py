@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fsar.checkpoints import load_reference_state_dict
 from fsar.config import build_config, read_recipe, run_config
+from fsar.pretrain_config import frame_stride, pretrain_config_of
+from fsar.pretraining import PRETRAINING
 from fsar.run_state import choose_checkpoint, load_seen, load_state
-from fsar.training import build_model, prototypes_of_trunk
+from fsar.training import TRUNK_ALONE, build_model, prototypes_of_trunk
 from fsar.trunk_weights import weights_seen
 from fsar.weight_files import read_tensors
+from pipelines.probe_views import CENTRE
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from fsar.config import RunConfig
     from fsar.methods import FewShotMethod
     from fsar.seen import Seen
+
+CLIPS = 4  # of a video, that a pre-trained trunk looks at
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,36 @@ class Candidate:
 def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:
     """The checkpoint `best` or `last` of a run folder; by default the best where there is one.
 
+    Of pre-training there is one checkpoint; prototypes stand on its trunk.
+
     Raises:
         ConfigError: it is no run folder, or its checkpoint is missing or damaged.
     """
+    if is_pretraining(run):
+        return pretrained_candidate(run)
     config = run_config(run)
     path = choose_checkpoint(run, checkpoint)
     stamp = {"checkpoint": path.stem, "selected_on": config.select_on if path.stem == "best" else "last"}
     return Candidate(run.resolve().name, config, partial(_of_checkpoint, config, path), load_seen(path), stamp)
+
+
+def is_pretraining(run: Path) -> bool:
+    """Whether a run folder is of fsar-pretrain."""
+    path = run / "config.toml"
+    return path.is_file() and read_recipe(str(path)).get("method") in PRETRAINING
+
+
+def pretrained_candidate(run: Path) -> Candidate:
+    """Prototypes on the trunk of a run of fsar-pretrain: of a few clips a video, as long as those it was trained on.
+
+    Raises:
+        ConfigError: its configuration is damaged.
+    """
+    own = pretrain_config_of(run)
+    clips = {"frames": CLIPS, "frame_rule": "segment_clips", "clip_frames": own.clip_frames}
+    clips |= {"clip_stride": frame_stride(own), "resize": round(own.crop / CENTRE), "crop": own.crop}
+    given = {"method": "prototype", "trunk": own.trunk, "trunk_weights": str(run), "num_classes": 1} | TRUNK_ALONE
+    return replace(trunk_candidate(build_config(given | clips)), name=run.resolve().name)
 
 
 def _of_checkpoint(config: RunConfig, path: Path) -> FewShotMethod:

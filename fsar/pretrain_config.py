@@ -12,6 +12,7 @@ from fsar.pretraining import PRETRAINING, find_pretraining, pretraining_options
 from pipelines.clip_views import PairViews, WindowViews
 from pipelines.flow_views import FlowPairViews
 from shards_spec.errors import ConfigError, suggest
+from shards_spec.motion import flow_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,6 +196,12 @@ def choose_pretrain_recipe(dataset: str, method: str) -> str:
     find_pretraining(method)
     own = f"{method}-{'tiny' if dataset == 'synthetic' else dataset}"
     return own if own in pretrain_recipe_names() else {"fima": "fima-kinetics400"}.get(method, f"{method}-r18")
+
+
+def frame_stride(config: PretrainConfig) -> int:
+    """Distance of a clip's frames in the video; MSCL counts its own in positions of its flow."""
+    pairs = flow_pairs(str(config.value("flow_series"))) if config.method == "mscl" else None
+    return config.clip_stride * (pairs[1] if pairs else 1)
 
 
 def pretrain_config_of(run: Path) -> PretrainConfig:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fsar.checkpoints import load_reference_state_dict
+from fsar.pretrain_config import build_pretrain_config, frame_stride
+from fsar.pretraining import PRETRAINING
 from fsar.run_state import MODEL, choose_checkpoint, load_seen, take_colours, weights_sha256
 from fsar.seen import Seen
 from fsar.trunk_weights import load_trunk_weights
 from fsar.trunks import create_trunk
 from fsar.weight_files import read_tensors
-from pipelines.flow_views import FlowPairViews
 from shards_spec.errors import ConfigError
-from shards_spec.motion import flow_pairs
 
 if TYPE_CHECKING:
     from fsar.trunks import Trunk
@@ -93,8 +93,8 @@ def _of_run(run: Path, name: str | None, checkpoint: str | None) -> Probed:
     take_colours(trunk, path)
     method = str(config.get("method", "")) or None
     clips = {ours: int(config[key]) for ours, key in KEYS.items() if config.get(key)}
-    if method == "mscl" and "stride" in clips:  # which counts fields of flow
-        clips["stride"] *= (flow_pairs(str(config.get("flow_series", FlowPairViews.flow_series))) or (1, 1))[1]
+    if method in PRETRAINING and "stride" in clips:
+        clips["stride"] = frame_stride(build_pretrain_config(config))
     return Probed(trunk, own, str(run), weights_sha256(trunk), seen, method, clips)
 
 

@@ -73,14 +73,14 @@ def take_colours(model: nn.Module, path: Path) -> None:
     _set_colours(model, _read(path, only=())[1], path)
 
 
-def _colours(said: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:  # noqa: ANN401 -- out of a file
+def _colours(said: Any) -> list[Any] | None:  # noqa: ANN401 -- out of a file
     """Mean and std of three channels; None for anything else."""
     try:
-        mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
+        colours = [tuple(map(float, said[name])) for name in ("mean", "std")]
     except (KeyError, TypeError, ValueError):
         return None
-    fits = len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0
-    return (mean, std) if fits else None
+    fits = all(len(each) == 3 and all(map(math.isfinite, each)) for each in colours) and min(colours[1]) > 0
+    return colours if fits else None
 
 
 def _set_colours(model: nn.Module, loop: dict[str, Any], path: Path) -> None:
@@ -90,7 +90,7 @@ def _set_colours(model: nn.Module, loop: dict[str, Any], path: Path) -> None:
     colours = _colours(loop[COLOURS])
     if colours is None:
         raise ConfigError(f"{path} is damaged or no checkpoint of ours (its constants of colour are none)")
-    if colours != (trunk.mean, trunk.std):
+    if colours != [trunk.mean, trunk.std]:
         trunk.mean, trunk.std = colours
 
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 AREA = (0.2, 1.0)  # share of the frame that a crop covers, in all of these papers
 
 
-def draw_crop(draw: Draw, frames: list[int], size: Size, *, area: tuple[float, float] = AREA) -> Crop:
-    """A clip of these frames in a random resized box of a frame of (height, width), mirrored or not."""
+def draw_crop(
+    draw: Draw, frames: list[int], size: Size, *, area: tuple[float, float] = AREA, flip: bool = True
+) -> Crop:
+    """A clip of these frames in a random resized box of a frame of (height, width), half of them mirrored."""
     box = random_resized_box(draw, size, area=area)
-    return Crop(frames, box, draw.random() < 0.5)
+    mirrored = draw.random() < 0.5  # drawn either way: the other draws stay the same
+    return Crop(frames, box, mirrored and flip)
 
 
 def check_positive(**values: int) -> None:
@@ -50,6 +53,7 @@ class WindowViews:
         extra_frame: Each clip carries the frame before it in front, at its own stride, for the frame difference of that
             name; a clip then has T + 1 frames.
         area: Share of the frame that a crop covers.
+        flip: Mirror half of the crops; off where left and right mean something.
     """
 
     frames: int = 16
@@ -60,6 +64,7 @@ class WindowViews:
     clip_per_video: Literal[2, 3] = 2
     extra_frame: bool = False
     area: tuple[float, float] = AREA
+    flip: bool = True
     flow_series: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -67,6 +72,11 @@ class WindowViews:
         check_positive(frames=self.frames, stride=self.stride, parts=self.parts, crop=self.crop, min_gap=self.min_gap)
         if self.clip_per_video not in (2, 3):
             raise ConfigError(f"clip_per_video={self.clip_per_video} is not known; choose 2 or 3")
+        if self.stride == 1 and self.parts > 1:
+            raise ConfigError(
+                f"a window of stride 1 has no {self.parts} different parts, each as long as its clip; give clip_stride "
+                "= 2 or more"
+            )
 
     @property
     def window(self) -> int:
@@ -88,7 +98,7 @@ class WindowViews:
         height, width = shards.series("rgb").sizes[row].tolist()
         windows = self.window_starts(draw, int(shards.frames[row]) - self.window - self._before + 1)
         clips = [clip for start in windows for clip in self.clips(start + self._before)]
-        return [draw_crop(draw, clip, (height, width), area=self.area) for clip in clips], []
+        return [draw_crop(draw, clip, (height, width), area=self.area, flip=self.flip) for clip in clips], []
 
     def window_starts(self, draw: Draw, windows: int) -> tuple[int, int]:
         """Numbers of two of so many windows; the only one twice."""
@@ -128,6 +138,7 @@ class PairViews:
         crop: Side of the crops in pixels.
         starts: "same", both clips are of the same frames; "two", each starts where it will.
         area: Share of the frame that a crop covers.
+        flip: Mirror half of the crops; off where left and right mean something.
     """
 
     frames: int = 8
@@ -135,6 +146,7 @@ class PairViews:
     crop: int = 112
     starts: Literal["same", "two"] = "same"
     area: tuple[float, float] = AREA
+    flip: bool = True
     flow_series: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -159,4 +171,4 @@ class PairViews:
         query = draw.randint(0, last)
         key = draw.randint(0, last) if self.starts == "two" else query
         clips = [[start + self.stride * step for step in range(self.frames)] for start in (query, key)]
-        return [draw_crop(draw, clip, (height, width), area=self.area) for clip in clips], []
+        return [draw_crop(draw, clip, (height, width), area=self.area, flip=self.flip) for clip in clips], []

@@ -51,6 +51,7 @@ class FlowPairViews:
         flow_crops: "own", each clip's flow in its own view's box; "both", the flow of query and key in the query's
             box, then of both in the key's: what the released order of flow clips needs.
         area: Share of the frame that a crop covers.
+        flip: Mirror half of the crops; off where left and right mean something.
     """
 
     frames: int = 8
@@ -64,6 +65,7 @@ class FlowPairViews:
     flow_fields: Literal["all", "even"] = "all"
     flow_crops: Literal["own", "both"] = "own"
     area: tuple[float, float] = AREA
+    flip: bool = True
 
     def __post_init__(self) -> None:
         """ConfigError for values that mean nothing."""
@@ -104,7 +106,7 @@ class FlowPairViews:
             clip_positions(start, len(grid), stride=self.stride, length=self.frames)
             for start in self.clip_starts(draw, series, row)
         ]
-        views = [draw_crop(draw, grid[clip].tolist(), size, area=self.area) for clip in clips]
+        views = [draw_crop(draw, grid[clip].tolist(), size, area=self.area, flip=self.flip) for clip in clips]
         stacked, width = series.sizes[row].tolist()  # u above v
         flow: list[Crop] = []
         for own, view in enumerate(views):

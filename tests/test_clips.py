@@ -87,6 +87,7 @@ def test_three_clips_a_video_take_the_next_window_or_the_last():
     seed=st.integers(0, 99),
 )
 def test_every_clip_lies_in_its_video(frames, stride, parts, more, extra, seed):
+    parts = parts if stride > 1 else 1
     windows = WindowViews(frames=frames, stride=stride, parts=parts, extra_frame=extra, crop=8)
     pairs = PairViews(frames=frames, stride=stride, starts="two", crop=8)
     for rules, least in ((windows, (frames + extra) * stride), (pairs, (frames - 1) * stride + 1)):
@@ -108,6 +109,15 @@ def test_two_clips_of_the_same_start_differ_in_box_alone():
     assert same[0].frames == same[1].frames
     assert same[0].box != same[1].box
     assert two[0].frames != two[1].frames
+
+
+@pytest.mark.parametrize("rules", [WINDOWS, PairViews(frames=4, stride=2, crop=16), FLOW])
+def test_without_flips_nothing_is_mirrored_and_all_else_is_the_same(rules, tiny_shards):
+    assert any(view.flip for n in range(4) for view in stream(tiny_shards, rules).plan(n).views)
+    for n in range(4):
+        either, plain = (stream(tiny_shards, each).plan(n) for each in (rules, replace(rules, flip=False)))
+        for kind in ("views", "flow_views"):
+            assert [view._replace(flip=False) for view in getattr(either, kind)] == list(getattr(plain, kind))
 
 
 def test_an_epoch_shows_each_video_once_but_the_last_ones_that_fill_no_batch():
@@ -250,6 +260,7 @@ def test_missing_flow_and_scores_are_named_with_the_command_that_makes_them(tiny
     [
         (WindowViews, {"frames": 0}),
         (WindowViews, {"clip_per_video": 1}),
+        (WindowViews, {"stride": 1}),
         (PairViews, {"starts": "three"}),
         (FlowPairViews, {"motion_rule": "relaxed"}),
         (FlowPairViews, {"flow_series": "diff1"}),

@@ -12,10 +12,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from fsar.candidates import run_candidate
+from fsar.cli.evaluate import cli as eval_cli
 from fsar.cli.pretrain import cli, resolve
 from fsar.cli.train import cli as train_cli
 from fsar.optim import create_sgd
-from fsar.pretrain_config import build_pretrain_config, pretrain_recipe_names, read_pretrain_recipe
+from fsar.pretrain_config import build_pretrain_config, frame_stride, pretrain_recipe_names, read_pretrain_recipe
 from fsar.pretrain_data import ViewLoader
 from fsar.pretrain_loop import Pretrainer, build_pretraining
 from fsar.pretraining import MotionViews, Output, PairedViews, PretrainingMethod, Views
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FEW = {"batch": 4, "epochs": 2, "queue": 8, "checkpoint_every": 2, "log_every": 2, "threads": 1, "device": "cpu"}
-SMALL = {  # FIMA's feature frames need 16 of the clip
+SMALL = {
     "moco": FEW | {"clip_frames": 4, "crop": 32},
-    "fima": FEW | {"clip_frames": 16, "crop": 32},
-    "mscl": FEW | {"clip_frames": 4, "crop": 32, "clip_stride": 1},
+    "fima": FEW | {"clip_frames": 10, "crop": 32},  # two feature frames, of windows of 20
+    "mscl": FEW | {"clip_frames": 4, "crop": 32, "flow_series": "flow1", "motion_filter": False},
 }
 NOTHING = Seen(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
@@ -259,7 +261,7 @@ def test_views_of_shards_train(method: str, tiny_path: Path) -> None:
     model = build_pretraining(config, samples=8).train()
     with ShardSet.open(tiny_path) as shards, ViewLoader(config, shards, device=torch.device("cpu")) as views:
         (batch, _), *_ = views.batches(0, 1, trunk=model.encoder)
-        short = int((shards.frames[shards.split_rows("train")] < 16).sum())
+        short = int((shards.frames[shards.split_rows("train")] < 20).sum())
     assert views.skipped == (short if method == "fima" else 0)
     assert short > 0
     output = model(batch)
@@ -290,6 +292,46 @@ def test_training_starts_from_the_trunk_of_a_run_and_says_what_it_saw(
         assert call(train_cli, *base, "--trunk-weights", str(source), "--run", str(run)) == 0
         assert json.loads((run / "result.json").read_text())["overlap"]["status"] == status
     assert call(train_cli, *base, "--trunk-weights", str(tmp_path), "--run", str(tmp_path / "none")) == 2
+
+
+def test_prototypes_stand_on_the_trunk_of_a_run(finished: Path, tiny_path: Path, tmp_path: Path, capsys) -> None:
+    asked = ["--way", "2", "--shot", "1", "--queries", "1", "--episodes", "3", "--device", "cpu", "--groups", "any"]
+    out = tmp_path / "result.json"
+    given = ["--shards", str(tiny_path), *asked, "--out", str(out)]
+    assert call(eval_cli, "--weights", str(finished), "--method", "prototype", *given) == 0
+    result = json.loads(out.read_text())
+    assert result["overlap"]["status"] == "none"  # of the test's classes, which the run says it has not seen
+    assert call(eval_cli, "--weights", str(finished), "--method", "otam", *given) == 2
+    assert "those of the run" in capsys.readouterr().err
+    config = run_candidate(finished).config
+    assert (config.method, config.trunk, config.frame_rule) == ("prototype", "tiny3d", "segment_clips")
+    assert (config.clip_frames, config.clip_stride, config.crop, config.resize) == (4, 2, 32, 37)
+
+
+def test_the_stride_of_a_clip_is_told_in_frames() -> None:
+    """MSCL's own counts positions of its flow, of which there is one every second frame by default."""
+    grids = {"flow8g2": 2, "flow2g2": 2, "flow1": 1}
+    for series, grid in grids.items():
+        assert frame_stride(small_config("mscl", flow_series=series, clip_stride=3)) == 3 * grid
+    assert frame_stride(small_config("moco", clip_stride=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "off", "terms"),
+    [
+        ("fima", "dense", {"dense"}),
+        ("fima", "local", {"local"}),
+        ("mscl", "local", {"loss_pos"}),
+        ("mscl", "cross", {f"loss_cls_mx{back}{turned}" for back in ("", "_r") for turned in ("", "_aug")}),
+    ],
+)
+def test_a_term_that_weighs_nothing_is_left_out(method: str, off: str, terms: set[str]) -> None:
+    weights = {"fima": {"dense_weight": 1.0, "local_weight": 1.0}, "mscl": {}}[method] | {f"{off}_weight": 0.0}
+    model = build_pretraining(small_config(method, **weights), samples=8)
+    output = model(random_batch(method, 0))
+    assert terms < output.losses.keys()  # it is still told
+    kept = sum(value for name, value in output.losses.items() if name not in terms)
+    torch.testing.assert_close(output.loss, kept)
 
 
 # Method, trunk, frames, stride, crop, batch, epochs, learning rate, queue: the published runs.
@@ -358,7 +400,7 @@ def test_resuming_another_run_is_refused(finished: Path, tiny_path: Path, tmp_pa
     assert call(cli, *words(tiny_path, finished)) == 2
     assert "go on with --resume, or choose another folder with --out" in capsys.readouterr().err
     assert call(cli, *words(tiny_path, finished, lr=0.3), "--resume") == 2
-    assert "lr was 0.03, asked for 0.3" in capsys.readouterr().err
+    assert "lr was 0.02, asked for 0.3" in capsys.readouterr().err
     assert call(cli, *words(tiny_path, tmp_path / "none"), "--resume") == 2
     assert "holds no run" in capsys.readouterr().err
     other = build_pretraining(small_config("moco", trunk="r3d18"), samples=1)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fsar import ranks
-from fsar.candidates import file_candidate, file_config, prototype_candidate, run_candidate, trunk_candidate
+from fsar.candidates import (
+    file_candidate,
+    file_config,
+    is_pretraining,
+    prototype_candidate,
+    run_candidate,
+    trunk_candidate,
+)
 from fsar.cli.compare import CompareOptions, check_runs, compare_runs
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, parse_pairs
@@ -74,7 +81,9 @@ class Source:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--weights", type=FILE, help="A run folder of fsar-train, or a file with the published code's names.")
+@click.option(
+    "--weights", type=FILE, help="A run folder, of fsar-pretrain too, or a file with the published code's names."
+)
 @click.option("--compare", "first", type=FILE, multiple=True, metavar="RUN...", help="Run folders to compare.")
 @click.argument("more", type=FILE, nargs=-1, metavar="")
 @shards_option()
@@ -219,8 +228,14 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
         raise ConfigError("--checkpoint chooses one of a run's: give the run folder as --weights, or leave it out")
     if not one_file and (source.recipe or source.pairs):
         raise ConfigError("--recipe and --option say what a file of weights holds; give the file as --weights")
-    if source.weights and not one_file and (source.method or source.trunk):
+    if source.weights and not one_file and (source.trunk or source.method) and not _on_pretrained(source):
         raise ConfigError(f"--method and --trunk are those of the run {source.weights}: leave them out, or --weights")
+
+
+def _on_pretrained(source: Source) -> bool:
+    """Whether prototypes on the trunk of a run of pre-training are asked for, by their name."""
+    prototypes = source.method == "prototype" and not source.trunk
+    return prototypes and source.weights is not None and is_pretraining(source.weights)
 
 
 def _check_folders(options: CompareOptions, others: dict[str, Path | None]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsar.matching import full_precision
+from fsar.methods.base import weighted_sum
 from fsar.pretraining.base import Output, PretrainingMethod
 from fsar.pretraining.fima_losses import correspondence, dense_loss, foreground_mask
 from fsar.pretraining.frame_difference import check_wrap
@@ -67,7 +68,8 @@ class FIMA(PretrainingMethod):
         temperature: Divides the cosines of clips and parts; `dense_temperature` those of places.
         dense_temperature: The same of places.
         pos_ratio: Places match that lie nearer than this share of a cell's diagonal.
-        dense_weight: Of the dense loss in the sum.
+        dense_weight: Of the dense loss in the sum; 0 leaves a term out.
+        local_weight: Of the parts' loss in the sum.
         dropout: Of the decoder.
         diff_wrap: What the first frame's difference is taken from, see `frame_difference`.
         enqueue: "interleaved", the keys of n are negatives of n's own queries, as in the reference code; or
@@ -92,6 +94,7 @@ class FIMA(PretrainingMethod):
         dense_temperature: float = 0.1,
         pos_ratio: float = 0.7,
         dense_weight: float = 1.0,
+        local_weight: float = 1.0,
         dropout: float = 0.1,
         diff_wrap: Wrap = "cyclic",
         enqueue: Enqueue = "interleaved",
@@ -116,7 +119,8 @@ class FIMA(PretrainingMethod):
             self.register_buffer(name, normalised_queue(dim, length))
             self.register_buffer(f"{name}_ptr", torch.zeros(1, dtype=torch.int64))
         self.momentum, self.temperature, self.dense_temperature = momentum, temperature, dense_temperature
-        self.pos_ratio, self.dense_weight = pos_ratio, dense_weight
+        self.pos_ratio = pos_ratio
+        self.weights = {"instance": 1.0, "dense": dense_weight, "local": local_weight}
         self.diff_wrap: Wrap = diff_wrap
         self.enqueue: Enqueue = enqueue
 
@@ -153,7 +157,7 @@ class FIMA(PretrainingMethod):
         }
         if self.training:
             self._write(m_keys, n_keys)
-        return Output(losses["instance"] + self.dense_weight * losses["dense"] + losses["local"], losses, accuracy)
+        return Output(weighted_sum(losses, self.weights), losses, accuracy)
 
     @torch.no_grad()
     def keys(self, rgb: Tensor, differences: tuple[Tensor, ...]) -> Keys:

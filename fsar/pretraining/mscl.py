@@ -5,6 +5,7 @@ Written after the published code (megvii-research/MSCL, `MSCLWithAug`); only the
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -61,6 +62,8 @@ class MSCL(PretrainingMethod):
         temperature: Divides all cosines.
         fra: Flow rotation augmentation; without it five of the eight terms remain.
         weight_aug_flow: Weights of turned flow: of its contrast with itself, and with pictures.
+        cross_weight: Of pictures against flow and flow against pictures, turned or not; 0 leaves a term out.
+        local_weight: Of single frames against flow.
         flow_momentum: "fixed" or "released", as above.
         flow_negatives: "snapshot" or "released", as above.
         flow_fields: "all" T of a clip, or the "even" ones alone, T/2, which are all that the flow encoder looks at.
@@ -78,6 +81,8 @@ class MSCL(PretrainingMethod):
         temperature: float = 0.07,
         fra: bool = True,
         weight_aug_flow: tuple[float, float] = (1.0, 1.0),
+        cross_weight: float = 1.0,
+        local_weight: float = 1.0,
         flow_momentum: Literal["fixed", "released"] = "fixed",
         flow_negatives: Literal["snapshot", "released"] = "snapshot",
         flow_fields: Literal["all", "even"] = "all",
@@ -91,7 +96,9 @@ class MSCL(PretrainingMethod):
         self.temperature, self.halves = temperature, 1 + fra
         self.fields = frames if flow_fields == "all" else frames // 2  # of one half
         own, cross = weight_aug_flow
-        self.weights = {"loss_cls_flow_aug": own, "loss_cls_mx_aug": cross, "loss_cls_mx_r_aug": cross}
+        self.weights = {"loss_cls_flow_aug": own, "loss_pos": local_weight}
+        for name, turned in itertools.product(("loss_cls_mx", "loss_cls_mx_r"), (False, True)):
+            self.weights[name + "_aug" * turned] = cross_weight * (cross if turned else 1)
         self.double_flow, self.late_negatives = flow_momentum == "released", flow_negatives == "released"
         encoder, neck, flow_encoder = encoders(trunk, frames=frames, stride=2 if flow_fields == "all" else 1)
         learner = partial(Learner, dim=dim, queue=queue, momentum=momentum, total=total)
