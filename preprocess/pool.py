@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
 LAST_WORDS = 5.0  # seconds in which a process that was told to end does
-STARTS = 3
+STARTS = 50  # of a worker, 0.2 s apart: a fork server that was hit takes its time to die
 NO_SERVER = "the process that starts workers was killed"
 MOST_IN_A_ROW = 3  # videos left out without one stored between them: then it is not the videos
 
