@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
 LAST_WORDS = 5.0  # seconds in which a process that was told to end does
+STARTS = 50  # of a worker, 0.2 s apart: a fork server that was hit takes its time to die
+NO_SERVER = "the process that starts workers was killed"
 MOST_IN_A_ROW = 3  # videos left out without one stored between them: then it is not the videos
 
 
@@ -106,11 +108,9 @@ class _Crew:
 
     def hire(self, attempts: Attempts) -> None:
         """Start a worker on a job."""
-        _start_server()
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _without_main():
-            process.start()
+        _start(process)
         theirs.close()
         self._processes.append(process)
         self.workers[ours] = _Worker(process, attempts, time.monotonic())
@@ -196,6 +196,24 @@ class _Crew:
     def _send(connection: Connection, attempts: Attempts) -> None:
         with suppress(OSError):  # it died: the next look at the connection will tell
             connection.send(attempts.job)
+
+
+def _start(process: ForkServerProcess) -> None:
+    """Start a worker, and before it the process that forks it, which may just have been killed itself.
+
+    Raises:
+        FsarError: that process dies again and again.
+    """
+    for _ in range(STARTS):
+        _start_server()
+        try:
+            with _without_main():
+                process.start()
+        except (ConnectionError, EOFError):
+            time.sleep(0.2)
+        else:
+            return
+    raise FsarError(f"{NO_SERVER}; {AGAIN}")
 
 
 def _start_server() -> None:

@@ -154,7 +154,8 @@ def flip_while_read(reading: Reading, draw: random.Random) -> bool:
     """Flip a bit of a shard that is open; whether it was refused. A flip in a picture must be, and is named."""
     shard = draw.randrange(len(reading.tars))
     tar, bit = reading.tars[shard], 8 * draw.randrange(reading.tars[shard].stat().st_size) + draw.randrange(8)
-    name, is_read = member_at(from_tar(tar).samples, bit // 8)
+    name, in_picture = member_at(from_tar(tar).samples, bit // 8)
+    is_read = in_picture and int(name.split(".")[1]) < reading.frames
     flip_bit(tar, bit)
     error = reading.delivers_nothing_wrong(shard)
     flip_bit(tar, bit)

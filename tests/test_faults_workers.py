@@ -223,8 +223,8 @@ def kill_run(videos: Path, out: Path, after: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(after, 1e-3))  # ends it as SIGKILL would: nobody handles it
         try:
             make(videos, out, motion=("diff", "flow"))
-        except (ConnectionError, EOFError):
-            os._exit(NO_SERVER)
+        except FsarError as error:
+            os._exit(NO_SERVER if pool.NO_SERVER in str(error) else 1)
 
     code = NO_SERVER
     while code == NO_SERVER:  # Python's fork server dies with a client that is killed while it asks for a process
