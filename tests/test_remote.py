@@ -44,7 +44,7 @@ REFUSED = re.compile(r"^error: .*\n$")  # one sentence
 
 @pytest.fixture(scope="module")
 def s3(tiny_videos: Path, tiny_path: Path) -> Iterator[str]:
-    """Address of an S3 server with the tiny videos of three classes and the tiny shard set in a bucket."""
+    """Address of an S3 server with the tiny videos of two classes and the tiny shard set in a bucket."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -55,7 +55,7 @@ def s3(tiny_videos: Path, tiny_path: Path) -> Iterator[str]:
             patch.setenv(name, value)
         store = fsspec.filesystem("s3")
         store.mkdir("bucket")
-        for label in ("ant", "bee", "cat"):
+        for label in ("ant", "bee"):
             store.put(str(tiny_videos / label), f"bucket/videos/{label}", recursive=True)
         store.pipe("bucket/videos/ant/._ant.mp4", b"what some systems leave in archives")
         store.put(str(tiny_path), "bucket/shards", recursive=True)
@@ -73,7 +73,7 @@ def reads_of(shards: ShardSet, series: str = "rgb") -> Reads:
 def test_videos_at_a_url_give_the_bytes_of_videos_in_a_folder(s3: str, tiny_videos: Path, tmp_path: Path) -> None:
     here = tmp_path / "videos"
     here.mkdir()
-    for label in ("ant", "bee", "cat"):
+    for label in ("ant", "bee"):
         (here / label).symlink_to(tiny_videos / label)
     settings = Settings(Geometry(32, 32), motion=(), rows_per_shard=6)
     assert preprocess(folder_catalogue(here, links=True), tmp_path / "here", settings) == []
@@ -249,15 +249,12 @@ def test_a_connection_that_breaks_is_tried_again(monkeypatch: pytest.MonkeyPatch
         Remote("memory://broken").read("file")
 
 
-def test_the_command_ends_with_code_2_where_a_store_refuses(s3: str, tmp_path: Path) -> None:
-    words = ["folder", "--videos", "s3://bucket/none", "--out", tmp_path / "out"]
-    done = command_line(*words)
-    assert done.returncode == 2
-    assert REFUSED.match(done.stderr)
-    assert not (tmp_path / "out").exists()
+def test_the_command_ends_with_code_2_where_a_store_does_not_answer(s3: str, tmp_path: Path) -> None:
+    words = ["folder", "--videos", "s3://bucket/videos", "--out", tmp_path / "out"]
     done = command_line(*words, AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="1")
     assert done.returncode == 2
     assert REFUSED.match(done.stderr)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_url_is_a_path_with_a_name_of_its_own() -> None:
