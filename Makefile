@@ -15,7 +15,7 @@ demo: $(STAMP)
 	@echo "open demo/run/report.html"
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Up to twenty minutes on two cores: what the tests do a few times, hundreds and thousands of times.
 faults: $(STAMP)
