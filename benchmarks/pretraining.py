@@ -231,7 +231,7 @@ def _percent(figure: dict[str, Any], *, sign: bool = False) -> str:
 
 
 @click.command()
-@click.option("--shards", "folder", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--shards", "folder", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for a run folder a variant.")
 @click.option("--variant", "names", multiple=True, help="[default: all]")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="May be given again.")
@@ -239,7 +239,7 @@ def _percent(figure: dict[str, Any], *, sign: bool = False) -> str:
 @click.option("--probe-split", default="test", show_default=True, help="Whose videos are probed.")
 @click.option("--held-out", type=click.FloatRange(0, 1), default=0.6, show_default=True, help="Share of queries.")
 @click.option("--clips", type=click.IntRange(1), default=10, show_default=True, help="Of a probed video.")
-@click.option("--few-shot", "others", type=click.Path(path_type=Path, exists=True), multiple=True,
+@click.option("--few-shot", "others", type=click.Path(path_type=Path), multiple=True,
               help="A run, as of an image trunk, for the test episodes; the first is the baseline.")  # fmt: skip
 @click.option("--name", help="Name of the result.  [default: pretraining-DATASET]")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)

@@ -223,6 +223,10 @@ def _start_server() -> None:
     try:
         forkserver.set_forkserver_preload(["preprocess.pool", "webdataset"])
         forkserver.ensure_running()
+    except OSError as error:  # its socket lies in $TMPDIR, whose name may be too long for one
+        raise FsarError(
+            f"no worker can be started ({error}); $TMPDIR must be a short path to a place with room"
+        ) from error
     finally:
         os.environ.clear()
         os.environ.update(before)

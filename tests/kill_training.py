@@ -40,8 +40,8 @@ def train(shards: Path, run: Path) -> None:
         with Trainer(config, opened, run, device=torch.device("cpu"), resume=resume) as trainer:
             step, planned = trainer.train_episode, trainer.train_episodes.planned
 
-            def watched(*args):
-                for plan, episode, wait in planned(*args):
+            def watched(*args, **options):
+                for plan, episode, wait in planned(*args, **options):
                     with (run / "episodes").open("a") as file:
                         file.write(f"{plan.n} {plan.support} {plan.query}\n")
                     yield plan, episode, wait

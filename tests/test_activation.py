@@ -84,7 +84,8 @@ def test_a_run_has_pictures_and_the_report_shows_them(tiny_shards, tmp_path):
 
 
 def test_turned_flow_is_drawn_with_its_wheel(tiny_shards):
-    config = resolve("synthetic", "mscl", None, {"clip_frames": 4, "crop": 32, "clip_stride": 1})
+    given = {"clip_frames": 4, "crop": 32, "clip_stride": 1, "flow_series": "flow1", "motion_filter": False}
+    config = resolve("synthetic", "mscl", None, given)
     sheet = np.asarray(flow_sheet(config, tiny_shards, tiny_shards.split_rows("train")[:2]))
     assert sheet.shape[0] > 2 * 3 * 128
     right, down = sheet[16 + 36, -16 - 2], sheet[16 + 72 - 3, -16 - 36]  # of the wheel

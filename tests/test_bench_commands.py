@@ -90,7 +90,7 @@ def setting(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(gpu, "step_gflop", lambda *_: 1.0)  # that and the side's process have tests of their own
     monkeypatch.setattr(step, "matmul_rates", lambda _: dict.fromkeys(step.DTYPES, 100.0))
     timed = {"wall": 1.0, "cpu": 2.0, "system": 0.5, "faults": 3}
-    monkeypatch.setattr(step, "measure_apart", lambda _job: {"rounds": [timed], "peak_mib": 1.0})
+    monkeypatch.setattr(step, "measure_apart", lambda _job: {"rounds": [timed], "peak_mib": 1.0, "kept": False})
     return gpu.Setting(
         tmp_path, "cpu", tiny_path, trunk="tiny", size=32, way=2, queries=1, seconds=0.2, sides=("usual",)
     )

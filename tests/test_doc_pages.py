@@ -186,7 +186,8 @@ def check_line(line: str, where: str) -> None:
 
 def check_configuration(command: str, given: dict[str, Any]) -> None:
     """Make the configuration that a line of fsar-train or fsar-pretrain asks for."""
-    name = given["folder"].name if given["folder"].name in DATASETS else "synthetic"
+    folder = Path(str(given["folder"])).name
+    name = folder if folder in DATASETS else "synthetic"
     module, kinds = (train, TRAIN_KINDS) if command == "fsar-train" else (pretrain, PRETRAIN_KINDS)
     styles = [given["recipe_style"]] if module is train else []
     keys = {key: value for key, value in given.items() if key in kinds.keys() - {"method", "recipe_style"}}

@@ -208,7 +208,7 @@ def test_nothing_wrong_is_delivered_of_raw_frames(tiny_videos: Path, tmp_path: P
     settings = Settings(Geometry(32, 32), (), rows_per_shard=3, codec="raw")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "ant").symlink_to(tiny_videos / "ant")
-    assert preprocess(folder_catalogue(tmp_path / "videos"), tmp_path / "set", settings) == []
+    assert preprocess(folder_catalogue(tmp_path / "videos", links=True), tmp_path / "set", settings) == []
     flips, cuts = damage_while_read(tmp_path / "set", "portable", number=10, size=(32, 32))
     assert flips
     assert cuts
