@@ -36,7 +36,7 @@ def test_a_run_is_kept_only_where_it_is_what_is_asked(tmp_path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"shards_sha256": "a"}))
     train(shards, tmp_path, variant, asked)
     train(shards, tmp_path, variant, [*asked, "--threads", "1"])  # no result depends on it
-    with pytest.raises(click.ClickException, match="epochs was 2, asked for 3.*name another --out"):
+    with pytest.raises(click.ClickException, match=r"epochs was 2, asked for 3.*name another --out"):
         train(shards, tmp_path, variant, ["--seed", "1", "--epochs", "3"])
     with pytest.raises(click.ClickException, match="dense_weight was 0"):
         train(shards, tmp_path, VARIANTS[1], asked)

@@ -276,7 +276,8 @@ def test_buffers_are_given_again_only_when_nobody_holds_them() -> None:
 
 
 def test_pictures_of_reports_are_checked_too(raw_path: Path, tmp_path: Path) -> None:
-    damaged = Path(shutil.copytree(raw_path, tmp_path / "set"))
+    damaged = tmp_path / "set"
+    shutil.copytree(raw_path, damaged)
     with ShardSet.open(damaged, check=True) as shards:
         series, row = shards.series("rgb"), 1
         middle = len(series.kept(row)) // 2
