@@ -61,10 +61,11 @@ class Alignment:
         of_query, of_support = (
             none if each is None else each[query, member] for each in (self.of_query, self.of_support)
         )
-        largest = torch.maximum(of_query, of_support).max().clamp(min=torch.finfo(similarity.dtype).tiny)
+        enough = least * torch.maximum(of_query, of_support).max()
         best = of_query.topk(min(MOST, of_query.shape[1])).indices  # [n, 2]
         asked = torch.zeros_like(of_query).scatter(1, best, of_query.gather(1, best))  # [n, m]
-        places = torch.maximum(asked, of_support).ge(least * largest).nonzero().tolist()
+        counts = torch.maximum(asked, of_support)
+        places = (counts.ge(enough) & counts.gt(0)).nonzero().tolist()
         return [Pair(i, j, float(of_query[i, j]), float(of_support[i, j]), float(similarity[i, j])) for i, j in places]
 
 

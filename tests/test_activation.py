@@ -87,10 +87,12 @@ def test_a_run_has_pictures_and_the_report_shows_them(tiny_shards, tmp_path):
 def test_the_trunk_before_training_is_drawn_unless_its_file_is_gone(weights, count, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("fsar.pretrain_loop.start_from", lambda *_: None)
-    monkeypatch.setattr(
-        "fsar.pretrain_pictures.activation_sheet",
-        lambda *given, **_: drawn.extend(given[3]) or Image.new("RGB", (8, 8)),
-    )
+
+    def sheet(_title, _shards, _rows, trunks, _look, **_):
+        drawn.extend(trunks)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr("fsar.pretrain_pictures.activation_sheet", sheet)
     model = build_pretraining(small_config("moco"), samples=1)
     config = small_config("moco", weights=weights)
     draw_pictures(tmp_path, config, FakeShards([3]), np.arange(3), model, device=torch.device("cpu"))
