@@ -26,7 +26,6 @@ from fsar.config import build_config, read_recipe
 from fsar.embedding_store import EmbeddingStore
 from fsar.feature_store import FeatureStore
 from fsar.label_file import read_labels
-from fsar.log import RunLog
 from fsar.methods import Embedding
 from fsar.report import read_log
 from fsar.run_state import load_seen, load_state
@@ -413,11 +412,6 @@ def test_the_limits_decide_no_byte(tmp_path: Path) -> None:
 def test_logs_checkpoints_and_features_that_are_broken(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"kind": "train", "n"')
     assert "log.jsonl is damaged" in refusal(read_log, tmp_path)
-    (tmp_path / "log.jsonl").write_text('{"kind": "val", "n": 1}\n{"n": 2}\n3\n')
-    assert read_log(tmp_path) == [{"kind": "val", "n": 1}]
-    (tmp_path / "log.jsonl").write_bytes(b'{"kind": "val", "n": 1}\n{"n": 2, "\xff')
-    RunLog(tmp_path, 5).__exit__()
-    assert (tmp_path / "log.jsonl").read_bytes() == b'{"kind": "val", "n": 1}\n'
     np.save(tmp_path / "pooled-000000.npy", np.ones((0, 2, 3), np.float32))
     assert "holds float32 (0, 2, 3)" in refusal(FeatureStore.open, tmp_path, ("pooled",), 4)
     model = torch.nn.Linear(2, 1)
