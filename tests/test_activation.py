@@ -138,5 +138,8 @@ def test_the_command_draws_where_a_trunk_responds(tiny_path, tiny_shards, tmp_pa
     with Image.open(out / "activation.png") as sheet:
         assert sheet.size[1] > 4 * 3 * 128
     assert json.loads((out / "result.json").read_bytes())["probes"] == {}
-    assert "data:image/png" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "data:image/png" in page
+    assert f"tiny3d on {tiny_shards.dataset.name}: where it responds</h1>" in page
+    assert "name=viewport" in page
     assert "give --out FOLDER" in probe(capsys, **given, code=2)
