@@ -24,7 +24,9 @@ import torch
 
 from benchmarks.environment import load_average, write_result
 from benchmarks.timing import markdown_table
-from fsar.pretrain_config import pretrain_config_of
+from fsar.cli.options import overrides
+from fsar.cli.pretrain import cli, resolve
+from fsar.pretrain_config import TYPES, all_option_types, pretrain_config_of
 from fsar.pretrain_data import ViewLoader
 from fsar.pretraining import MotionViews
 from fsar.probe_weights import open_probed
@@ -33,6 +35,7 @@ from fsar.trunks.video_base import VideoTrunk
 from fsar.video_scores import group_interval
 from pipelines.probe_views import ClipRules
 from shards_spec import ShardSet
+from shards_spec.console import run_command
 from shards_spec.video_lists import held_out_division
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fsar.pretrain_config import PretrainConfig
     from fsar.probe_weights import Probed
     from shards_spec.video_lists import Division
 
@@ -102,16 +106,41 @@ def figure(videos: Floats, groups: NDArray[np.int64]) -> dict[str, float | None]
     return {"value": round(float(videos.mean()), 4), "interval": None if half is None else round(half, 4)}
 
 
-def train(shards: Path, run: Path, variant: Variant, words: Sequence[str]) -> None:
-    """Pre-train one variant in a process of its own, or go on with it; nothing where its result is there."""
+def asked_of(variant: Variant, words: Sequence[str]) -> list[str]:
+    """The words of fsar-pretrain that decide what a variant is."""
+    return ["--recipe", f"{variant.method}-tiny", *words, *variant.options]
+
+
+def config_of(dataset: str, words: Sequence[str]) -> PretrainConfig:
+    """The configuration that these words ask fsar-pretrain for."""
+    given = cli.make_context("fsar-pretrain", ["--shards", ".", "--out", "run", *words]).params
+    kinds = TYPES | all_option_types()
+    changed = overrides({key: value for key, value in given.items() if key in kinds and key != "method"}, kinds)
+    return resolve(dataset, given["method"], given["recipe"], changed)
+
+
+def check_kept(shards: ShardSet, run: Path, words: Sequence[str]) -> None:
+    """Refuse a run that was made otherwise than these words ask, or of other shards."""
+    different = config_of(shards.dataset.name, words).differences(pretrain_config_of(run))
     if (run / "result.json").exists():
+        made = json.loads((run / "result.json").read_text())["shards_sha256"]
+        different += [] if made == shards.sha256 else ["it is of other shards"]
+    if different:
+        raise click.ClickException(f"{run} was made otherwise ({'; '.join(different)}): name another --out")
+
+
+def train(shards: ShardSet, run: Path, variant: Variant, words: Sequence[str]) -> None:
+    """Pre-train one variant in a process of its own, or go on with it; nothing where its result is there."""
+    given, resume = asked_of(variant, words), (run / "checkpoints" / "last.safetensors").exists()
+    done = (run / "result.json").exists()
+    if resume or done:
+        check_kept(shards, run, given)
+    if done:
         return
-    resume = ["--resume"] if (run / "checkpoints" / "last.safetensors").exists() else []
-    given = [] if resume else ["--recipe", f"{variant.method}-tiny", *words, *variant.options]
-    call = [sys.executable, "-m", "fsar.cli.pretrain", "--shards", str(shards), "--out", str(run), *given, *resume]
-    done = subprocess.run(call, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{' '.join(call[1:])}: ended with exit code {done.returncode}")
+    call = [sys.executable, "-m", "fsar.cli.pretrain", "--shards", str(shards.path), "--out", str(run)]
+    call += ["--resume"] if resume else given
+    if code := subprocess.run(call, check=False).returncode:
+        raise click.ClickException(f"{' '.join(call[1:])}: ended with exit code {code}")
 
 
 class Bench:
@@ -233,7 +262,8 @@ def _percent(figure: dict[str, Any], *, sign: bool = False) -> str:
 @click.command()
 @click.option("--shards", "folder", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for a run folder a variant.")
-@click.option("--variant", "names", multiple=True, help="[default: all]")
+@click.option("--variant", "names", type=click.Choice([each.name for each in VARIANTS]), multiple=True,
+              help="[default: all]")  # fmt: skip
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="May be given again.")
 @click.option("--epochs", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--probe-split", default="test", show_default=True, help="Whose videos are probed.")
@@ -262,12 +292,12 @@ def main(
     chosen = [variant for variant in VARIANTS if not names or variant.name in names]
     out.mkdir(parents=True, exist_ok=True)
     runs = {variant.name: [out / f"{variant.name.replace(' ', '-')}-{seed}" for seed in seeds] for variant in chosen}
-    for number, seed in enumerate(seeds):
-        for variant in chosen:
-            words = ["--seed", str(seed), "--epochs", str(epochs), *options]
-            train(folder, runs[variant.name][number], variant, words)
     with ShardSet.open(folder) as shards:
-        division = held_out_division(shards, split=probe_split, share=held_out)
+        division = held_out_division(shards, split=probe_split, share=held_out)  # what it refuses is to be known now
+        for number, seed in enumerate(seeds):
+            for variant in chosen:
+                words = ["--seed", str(seed), "--epochs", str(epochs), *options]
+                train(shards, runs[variant.name][number], variant, words)
         bench = Bench(shards, division, clips=clips, cache=out / "features")
         rows = measure(bench, runs, seeds)
         context: dict[str, Any] = {"dataset": shards.dataset.name, "division": division.name}
@@ -277,12 +307,14 @@ def main(
     click.echo(table(rows))
     context |= {"clips": clips, "seeds": seeds, "epochs": epochs, "options": options, "commit": commit()}
     context |= {"load_average_before": before}
-    if others:
+    name = name or f"pretraining-{context['dataset']}"
+    path = write_result(name, rows, context=context)
+    if others:  # what is measured is kept where these runs cannot be compared
         beside = [*others, *(each[0] for each in runs.values())]
         context["few_shot"] = compare_few_shot(folder, beside, out / "few.json")
-    path = write_result(name or f"pretraining-{context['dataset']}", rows, context=context)
+        path = write_result(name, rows, context=context)
     click.echo(f"written: {path}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,7 +13,8 @@ from fsar.matching import Metric, full_precision, otam
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAST = 0.1  # of the weight of a pair: less is no line in a picture
+LEAST = 0.1  # of a pair's weight beside the largest: less is no line in a picture
+MOST = 2  # lines of a step of the query to where it finds its match
 
 
 class Pair(NamedTuple):
@@ -50,13 +51,21 @@ class Alignment:
         return torch.stack([(each * self.similarity).sum(dim=(-2, -1)) for each in weights]).sum(dim=0)
 
     def pairs(self, query: int, member: int, *, least: float = LEAST) -> list[Pair]:
-        """The pairs of one query and one member that count at least so much in one direction."""
+        """The pairs of one query and one member that count at least so much, beside the largest, in one direction.
+
+        Attention that is spread over all videos of a class has small weights only, so that none is too small in itself;
+        of a step of the query there are the two that count most.
+        """
         similarity = self.similarity[query, member]  # [n, m]
         none = torch.zeros_like(similarity)
         of_query, of_support = (
             none if each is None else each[query, member] for each in (self.of_query, self.of_support)
         )
-        places = torch.maximum(of_query, of_support).ge(least).nonzero().tolist()
+        enough = least * torch.maximum(of_query, of_support).max()
+        best = of_query.topk(min(MOST, of_query.shape[1])).indices  # [n, 2]
+        asked = torch.zeros_like(of_query).scatter(1, best, of_query.gather(1, best))  # [n, m]
+        counts = torch.maximum(asked, of_support)
+        places = (counts.ge(enough) & counts.gt(0)).nonzero().tolist()
         return [Pair(i, j, float(of_query[i, j]), float(of_support[i, j]), float(similarity[i, j])) for i, j in places]
 
 

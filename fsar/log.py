@@ -75,7 +75,7 @@ def _open_board(run: Path, start: int) -> Any:  # noqa: ANN401 -- a SummaryWrite
 
 
 def _truncate(path: Path, n: int) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if _episode(line) <= n]
     if kept != lines:
         write_whole(path, "".join(kept).encode())

@@ -12,6 +12,7 @@ from einops import rearrange
 
 from fsar.activation import activation_sheet
 from fsar.clip_loader import ClipLoader
+from fsar.pretrain_config import frame_stride
 from fsar.pretrain_data import clip_rules
 from fsar.pretrain_loop import build_pretraining
 from fsar.pretraining.flow_colour import FlowColours
@@ -64,21 +65,15 @@ def draw_pictures(
     """
     chosen = np.random.default_rng(config.seed).permutation(rows)[:VIDEOS].tolist()
     trunks: dict[str, Trunk] = {}
-    if not config.weights or Path(config.weights).exists():  # they may be gone by now
+    if config.weights in {"", "fetch"} or Path(config.weights).exists():  # a file may be gone by now
         trunks["before training"] = build_pretraining(config, samples=1).encoder.to(device)  # the same as then
     trunks["after training"] = model.encoder
-    stride = config.clip_stride * (grid_of(config) if config.method == "mscl" else 1)
-    look = ClipRules(frames=config.clip_frames, stride=stride, size=config.crop)
+    look = ClipRules(frames=config.clip_frames, stride=frame_stride(config), size=config.crop)
     title = f"{config.method}, {config.trunk}: where the trunk responds"
     sheet = activation_sheet(title, shards, chosen, trunks, look, device=device)
     write_whole(run / "activation.png", png_bytes(sheet))
     if config.method == "mscl":
         write_whole(run / "flow.png", png_bytes(flow_sheet(config, shards, np.array(chosen))))
-
-
-def grid_of(config: PretrainConfig) -> int:
-    """Source frames between the fields of a run's flow."""
-    return (flow_pairs(config.value("flow_series")) or (1, 1))[1]
 
 
 def flow_sheet(config: PretrainConfig, shards: ShardSet, rows: Ints) -> Image:

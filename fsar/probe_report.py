@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import simplejpeg
 
-from fsar.report import STYLE
+from fsar.report import document, table
+from fsar.thumbnails import data_uri, middle_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ OWN_STYLE = """
 .found figcaption{font-size:12px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 """
 QUERIES, NEIGHBOURS = 12, 5  # of the picture
+SIDE = 264  # pixels of a frame in it, twice what is shown, for screens of many pixels
 MARKS = {"query": "query: ", "right": "\u2713 ", "wrong": "\u2717 "}  # before the class, for those who see no colour
 
 
@@ -68,17 +68,15 @@ def _share(share: Mapping[str, Any], chance: float) -> str:
 
 def page(result: Mapping[str, Any], picture: str) -> str:
     """The whole page as text."""
-    heading = f"{result['weights']['trunk']} on {result['dataset']}: {', '.join(result['probes'])}"
+    what = ", ".join(result["probes"]) or "where it responds"  # a picture alone
+    heading = f"{result['weights']['trunk']} on {result['dataset']}: {what}"
     parts = [
         f"<h1>{escape(heading)}</h1>",
-        _table(figures(result)),
-        f"<h2>Provenance</h2>{_table(_provenance(result))}",
+        table(figures(result)),
+        f"<h2>Provenance</h2>{table(_provenance(result))}",
         picture,
     ]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(heading)}</title>"
-        f"<style>{STYLE}{OWN_STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
+    return document(heading, parts, style=OWN_STYLE)
 
 
 def _provenance(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -87,11 +85,6 @@ def _provenance(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{key}: {name}", str(value)
     for key in ("shards_sha256", "seed", "precision", "device", "fsar", "torch"):
         yield key, str(result[key])
-
-
-def _table(rows: Iterator[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><td>{escape(k)}<td style=text-align:left>{escape(v)}</tr>" for k, v in rows)
-    return f"<table>{cells}</table>"
 
 
 def retrieval_picture(shards: ShardSet, division: Division, found: Retrieval, *, seed: int = 0) -> str:
@@ -118,18 +111,10 @@ def _row(shards: ShardSet, query: int, near: NDArray[np.int64]) -> str:
 
 def _video(shards: ShardSet, row: int, mark: str) -> str:
     name, label = shards.name(row), shards.dataset.classes[int(shards.labels[row])]
-    data = base64.b64encode(_middle_frame(shards, row)).decode()
+    frame = data_uri(middle_frame(shards, row), side=SIDE)
     caption = MARKS[mark] + label
     return (
         f'<figure class={mark} title="{escape(name.encode("utf-8", "replace").decode(), quote=True)}">'
-        f'<img alt="{escape(caption, quote=True)}, {mark}" src="data:image/jpeg;base64,{data}">'
+        f'<img alt="{escape(caption, quote=True)}, {mark}" src="{frame}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-def _middle_frame(shards: ShardSet, row: int) -> bytes:
-    """The frame in the middle of a video, as JPEG."""
-    series, middle = shards.series("rgb"), int(shards.frames[row]) // 2
-    if series.codec == "raw":
-        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(series.pixels(row)[middle])))
-    return series.read(row, [middle])[0]

@@ -80,7 +80,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         records = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
     except (OSError, ValueError, RecursionError) as error:
         raise FsarError(f"{path} is damaged ({error}): remove the lines that are no records") from error
-    return [record for record in records if isinstance(record, dict)]
+    return [record for record in records if isinstance(record, dict) and "kind" in record]
 
 
 def page(

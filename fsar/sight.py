@@ -79,6 +79,7 @@ class Shown:
     Attributes:
         decoded: Changes between the query's frames as the model's decoder makes them; none without a decoder.
         error: Its mean squared error, and that of no motion at all.
+        unlabelled: Whether the scores are of unlabelled videos too, which the pairs are not.
     """
 
     episode: int
@@ -88,6 +89,7 @@ class Shown:
     other: Member
     decoded: list[str]
     error: tuple[float, float] | None
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def _shown(
         other=figure.member(1, logits[places[1]], found),
         decoded=made,
         error=error,
+        unlabelled=model.reads_unlabelled and len(plan.unlabelled_rows) > 0,
     )
 
 

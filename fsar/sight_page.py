@@ -71,6 +71,8 @@ def _key(one: Shown) -> str:
         text += f"; lines go to the mean of the {one.said.shots} videos of a class, of which one is shown"
     elif one.said.shots > 1:
         text += f"; of the {one.said.shots} videos of a class, the nearest is shown"
+    if one.unlabelled:
+        text += "; unlabelled videos count in the scores, not in the lines"
     return f"<p class=key>{''.join(parts)}<span class=more>{text}</span></p>"
 
 
@@ -127,20 +129,23 @@ def _frames(addresses: Sequence[str], of: str, kind: str = "") -> str:
 
 def _lines(pairs: Iterable[Pair] | None, count: int, *, query_below: bool) -> str:
     """Lines between the middles of `count` pictures above and as many below; room for them where others have some."""
+    pairs = list(pairs or ())
+    largest = max((max(pair.of_query, pair.of_support) for pair in pairs), default=1.0)
     return (
         f'<svg class=lines viewBox="0 0 {2 * count} 2" preserveAspectRatio=none role=img aria-label="what is matched">'
-        f"{''.join(_line(pair, query_below=query_below) for pair in pairs or ())}</svg>"
+        f"{''.join(_line(pair, largest, query_below=query_below) for pair in pairs)}</svg>"
     )
 
 
-def _line(pair: Pair, *, query_below: bool) -> str:
+def _line(pair: Pair, largest: float, *, query_below: bool) -> str:
+    """The line of a pair, as strong as its weight is beside the `largest`."""
     above, below = (pair.support, pair.query) if query_below else (pair.query, pair.support)
     weight = max(pair.of_query, pair.of_support)
     mutual = min(pair.of_query, pair.of_support) >= STRONG * weight
     colour = MUTUAL if mutual else OF_QUERY if pair.of_query >= pair.of_support else OF_SUPPORT
     text = f"query {pair.query + 1}, class {pair.support + 1}: cosine {pair.similarity:.2f}"
     return (
-        f'<line x1={2 * above + 1} y1=0 x2={2 * below + 1} y2=2 stroke="{colour}" opacity="{min(weight, 1):.2f}">'
+        f'<line x1={2 * above + 1} y1=0 x2={2 * below + 1} y2=2 stroke="{colour}" opacity="{weight / largest:.2f}">'
         f"<title>{text}</title></line>"
     )
 

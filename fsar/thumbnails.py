@@ -89,7 +89,6 @@ def middle_frame(shards: ShardSet, row: int) -> Picture:
         ShardError: it is damaged.
     """
     series = shards.series("rgb")
-    middle = len(series.kept(row)) // 2
-    if series.codec == "raw":
-        return np.array(series.pixels(row)[middle])
-    return decode_picture(series.read(row, [middle])[0], "rgb", row)
+    (data,) = series.read(row, [len(series.kept(row)) // 2])
+    height, width = series.sizes[row].tolist()
+    return decode_picture(data, "rgb", row, raw=(height, width) if series.codec == "raw" else None)

@@ -75,10 +75,9 @@ def _figure(picture: NDArray[np.uint8] | None, number: str, alt: str, size: tupl
 
 def _image(picture: NDArray[np.uint8], alt: str, *, style: str = "") -> str:
     """A picture [h, w, 3]; one of few pixels is left as it is, so that they show, others are made as high as shown."""
-    few = 2 * picture.shape[0] <= HEIGHT
-    scaled = (
-        Image.fromarray(picture) if few else thumbnail(picture, round(picture.shape[1] * HEIGHT / picture.shape[0]))
-    )
+    height, width = picture.shape[:2]
+    few = 2 * height <= HEIGHT
+    scaled = Image.fromarray(picture) if few else thumbnail(picture, max(1, round(width * HEIGHT / height)))
     buffer = io.BytesIO()
     scaled.save(buffer, format="JPEG", quality=QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -49,8 +49,10 @@ def lines_of(block: Block) -> Iterator[str]:
 
 
 def words_of(line: str) -> list[str]:
-    """The words of a command line; an ellipsis at its end says that more may follow."""
+    """The words of a command line, or of that which sbatch wraps; an ellipsis at its end says that more may follow."""
     words = shlex.split(line, comments=True)
+    if words and words[0] == "sbatch" and "--wrap" in words[:-1]:
+        words = shlex.split(words[words.index("--wrap") + 1])
     return words[:-1] if words and words[-1] == "..." else words
 
 
@@ -59,7 +61,8 @@ def find_command(words: list[str]) -> tuple[click.Command, str, list[str]] | Non
     scripts = {name: target.split(":")[0] for name, target in PROJECT["scripts"].items()}
     if words[0] in scripts:
         return importlib.import_module(scripts[words[0]]).cli, words[0], words[1:]
-    module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+    after = [word for word in words[words.index("-m") + 1 :] if word != "--"] if "-m" in words else []  # of torchrun
+    module = after[0] if after else ""
     if module in scripts.values() or module.startswith("benchmarks"):
         members = vars(importlib.import_module(module)).values()
         found = [value for value in members if isinstance(value, click.Command) and value.callback]

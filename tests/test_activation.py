@@ -83,6 +83,22 @@ def test_a_run_has_pictures_and_the_report_shows_them(tiny_shards, tmp_path):
     assert "Where the trunk responds" in page
 
 
+@pytest.mark.parametrize(("weights", "count"), [("", 2), ("fetch", 2), ("gone.pth", 1)])
+def test_the_trunk_before_training_is_drawn_unless_its_file_is_gone(weights, count, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("fsar.pretrain_loop.start_from", lambda *_: None)
+
+    def sheet(_title, _shards, _rows, trunks, _look, **_):
+        drawn.extend(trunks)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr("fsar.pretrain_pictures.activation_sheet", sheet)
+    model = build_pretraining(small_config("moco"), samples=1)
+    config = small_config("moco", weights=weights)
+    draw_pictures(tmp_path, config, FakeShards([3]), np.arange(3), model, device=torch.device("cpu"))
+    assert drawn == ["before training", "after training"][-count:]
+
+
 def test_turned_flow_is_drawn_with_its_wheel(tiny_shards):
     given = {"clip_frames": 4, "crop": 32, "clip_stride": 1, "flow_series": "flow1", "motion_filter": False}
     config = resolve("synthetic", "mscl", None, given)
@@ -122,5 +138,8 @@ def test_the_command_draws_where_a_trunk_responds(tiny_path, tiny_shards, tmp_pa
     with Image.open(out / "activation.png") as sheet:
         assert sheet.size[1] > 4 * 3 * 128
     assert json.loads((out / "result.json").read_bytes())["probes"] == {}
-    assert "data:image/png" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "data:image/png" in page
+    assert f"tiny3d on {tiny_shards.dataset.name}: where it responds</h1>" in page
+    assert "name=viewport" in page
     assert "give --out FOLDER" in probe(capsys, **given, code=2)

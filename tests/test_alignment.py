@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fsar.alignment import matched, path_weights
+from fsar.alignment import Alignment, matched, path_weights
 from fsar.matching import otam
 from fsar.methods import METHODS, Embedding, create_method
 from fsar.trunks import Features
@@ -34,6 +34,14 @@ def test_nearest_frames_of_both_directions_by_hand() -> None:
     ]
     assert pairs[0].similarity == pytest.approx(0.9)
     assert matched(DISTANCE[None, None], single_direction=True).of_support is None
+
+
+def test_attention_over_all_videos_of_a_class_has_lines_too() -> None:
+    """However small its weights are: those beside the largest, and no more than two of a step of the query."""
+    shares = torch.tensor([[0.02, 0.04, 0.03, 0.0], [0.001, 0.001, 0.001, 0.001]])[None, None]
+    found = Alignment(torch.zeros_like(shares), shares, None)
+    assert [(p.query, p.support) for p in found.pairs(0, 0)] == [(0, 1), (0, 2)]
+    assert Alignment(torch.zeros_like(shares), 0 * shares, None).pairs(0, 0) == []
 
 
 def test_otam_weights_are_those_of_its_best_paths() -> None:

@@ -169,6 +169,17 @@ def test_every_command_that_is_shown_exists(page: Path, tmp_path: Path, monkeypa
             check_line(line, f"{page.name}:{block.line}: {line}")
 
 
+@pytest.mark.parametrize(
+    ("page", "start", "command"),
+    [("ranks.md", "torchrun", "fsar.cli.train"), ("scale.md", "sbatch", "fsar-preprocess")],
+)
+def test_commands_inside_others_are_found(page: str, start: str, command: str) -> None:
+    lines = [line for block in blocks_of(DOCS / page) if block.language in SHELL for line in lines_of(block)]
+    found = [find_command(words_of(line)) for line in lines if line.startswith(start)]
+    assert all(found)
+    assert found[0][1] == command
+
+
 def check_line(line: str, where: str) -> None:
     """One line of a shell block, without running it."""
     words = words_of(line.partition(" > ")[0])

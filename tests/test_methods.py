@@ -9,15 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fsar.checkpoints import load_reference_state_dict, reference_names
+from fsar.checkpoints import reference_names
 from fsar.episode import Episode
-from fsar.matching import class_means, hausdorff, token_cosine
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method, method_options
 from fsar.methods.molo import local
-from fsar.motion import up_sizes
 from fsar.trunks import Features, create_trunk
 from shards_spec.errors import ConfigError
-from tests.golden_case import GOLDEN, official_shapes
+from tests.golden_case import GOLDEN
 
 TINY = {"trunk": "tiny", "num_classes": 6}
 
@@ -351,148 +349,3 @@ def test_prototype_has_nothing_to_learn_unless_asked():
     for temperature in (None, 0.0):
         (scale,) = create_method("prototype", trunk=None, channels=8, temperature=temperature).parameters()
         assert scale.item() == 10
-
-
-# MoLo
-
-
-def test_decoder_runs_in_training_only_and_not_with_weight_zero():
-    for training, weight, runs in ((True, 0.4, True), (True, 0.0, False), (False, 0.4, False)):
-        model = make_model(recons_weight=weight).train(training)
-        calls = []
-        model.decoder.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        output = model(make_episode())
-        assert bool(calls) is runs
-        assert ("recons" in output.losses) is runs
-
-
-def test_a_term_of_weight_zero_gives_no_gradient():
-    model = make_model(classification_weight=0.0)
-    model(make_episode()).loss.backward()
-    assert model.classifier.weight.grad is None
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "sizes"), [(7, 224, (14, 56)), (8, 64, (16, 32)), (4, 112, (8, 32)), (8, 8, (8, 8))]
-)
-def test_sizes_of_the_decoder(start, end, sizes):
-    assert up_sizes(start, end) == sizes
-
-
-@pytest.mark.parametrize(("frames", "size"), [(2, (32, 32)), (8, (40, 56)), (25, (16, 16))])
-def test_any_length_and_size(frames, size):
-    model = make_model()
-    support, query = torch.randn(3, 1, frames, 3, *size), torch.randn(4, frames, 3, *size)
-    output = model(make_episode(support=support, query=query))
-    assert output.logits.shape == (4, 3)
-    assert torch.isfinite(output.loss)
-
-
-def test_features_replace_the_trunk():
-    torch.manual_seed(0)
-    model = create_method("molo", trunk=None, channels=64, num_classes=6, heads=4)
-    features = {"support_features": torch.rand(3, 2, 4, 64, 5, 5), "query_features": torch.rand(4, 4, 64, 5, 5)}
-    output = model(make_episode(**features))  # the images are the target of the reconstruction
-    assert "recons" in output.losses
-    with pytest.raises(ConfigError, match="needs the images"):
-        model(make_episode(support=None, query=None, **features))
-    model.eval()
-    assert model(make_episode(support=None, query=None, **features)).logits.shape == (4, 3)
-    with pytest.raises(ConfigError, match="carry features"):
-        model(make_episode())
-    pooled = {name: value.mean(dim=(-2, -1)) for name, value in features.items()}
-    with pytest.raises(ConfigError, match="pooled features are not enough"):
-        model(make_episode(**pooled))
-    with pytest.raises(ConfigError, match="maps"):
-        model(make_episode(**{name: value[..., :32, :, :] for name, value in features.items()}))
-
-
-def test_temperature_replaces_the_learned_scales():
-    model = make_model(temperature=0.5).eval()
-    assert not hasattr(model, "scale")
-    learned = make_model().eval()
-    learned.load_state_dict(model.state_dict(), strict=False)
-    episode = make_episode()
-    torch.testing.assert_close(model(episode).aux["s2q"], 0.5 * learned(episode).aux["s2q"])
-
-
-def test_mean_reduction_divides_by_the_tokens():
-    query, prototypes = torch.rand(4, 8, 16), torch.rand(3, 8, 16)
-    total = hausdorff(query, prototypes, reduction="sum")
-    torch.testing.assert_close(hausdorff(query, prototypes, reduction="mean"), total / 8)
-
-
-def test_tokens_of_zeros_are_finite():
-    zeros = torch.zeros(2, 3, 8, requires_grad=True)
-    token_cosine(zeros, zeros).sum().backward()
-    assert torch.isfinite(zeros.grad).all()
-
-
-def test_class_means_ignore_padding_that_is_not_a_number():
-    support = torch.rand(2, 2, 5)
-    support[0, 1] = torch.nan
-    means = class_means(support, torch.tensor([[True, False], [True, True]]))
-    torch.testing.assert_close(means, torch.stack([support[0, 0], support[1].mean(0)]))
-
-
-# Weights under official names
-
-
-def official(num_classes=6, channels=512) -> dict[str, torch.Tensor]:
-    """A state dict of the reference at the width of ResNet-18."""
-    widths = {2048: channels, 6144: 3 * channels, 256: channels // 8}
-    shapes = official_shapes(num_classes=num_classes)
-    return {name: torch.rand([widths.get(n, n) for n in shape]) for name, shape in shapes.items()}
-
-
-def headless(num_classes=6) -> FewShotMethod:
-    return create_method("molo", trunk=None, channels=512, num_classes=num_classes)
-
-
-def test_official_names_cover_the_model():
-    with torch.device("meta"):
-        model = create_method("molo", trunk="resnet50")
-    names = reference_names(model)
-    shapes = {names[key]: tuple(value.shape) for key, value in model.state_dict().items()}
-    assert shapes == official_shapes(trunk="resnet50")
-    assert sum(parameter.numel() for parameter in model.parameters()) == 89_604_629
-
-
-@pytest.mark.parametrize("prefix", ["", "head.", "module.head."])
-def test_loading_with_prefixes_tables_and_without_counters(prefix):
-    state = {name: value for name, value in official().items() if not name.endswith("num_batches_tracked")}
-    state["pe.pe"] = torch.zeros(1, 20, 512)
-    model = headless()
-    load_reference_state_dict(model, {prefix + name: value for name, value in state.items()})
-    names = reference_names(model)
-    for name, value in model.state_dict().items():
-        if names[name] in state:
-            assert torch.equal(value, state[names[name]]), name
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"scale": None}, "missing: scale"),
-        ({"motion_conv.bias": torch.zeros(3)}, r"motion_conv.bias \(\[3\], not \[64\]\)"),
-        ({"surprise": torch.zeros(1)}, "unexpected: surprise"),
-        ({"backbone.0.weight": torch.zeros(64, 3, 7, 7)}, "unexpected: backbone.0.weight"),
-        ({"scale": "one"}, r"scale \(str, not \[1\]\)"),
-    ],
-)
-def test_loading_refuses_by_name_and_loads_nothing(change, says):
-    state = {name: value for name, value in (official() | change).items() if value is not None}
-    model = headless()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ConfigError, match=says):
-        load_reference_state_dict(model, state)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_another_number_of_classes():
-    model = headless(num_classes=9)
-    with pytest.raises(ConfigError, match="drop_classifier"):
-        load_reference_state_dict(model, official())
-    load_reference_state_dict(model, official(), drop_classifier=True)
-    without = {name: value for name, value in official().items() if "classification" not in name}
-    load_reference_state_dict(model, without, drop_classifier=True)

@@ -18,6 +18,7 @@ from test_spec_reader import second_reader
 from videos import moving_frames, write_video
 
 from fsar import EpisodeLoader
+from fsar.thumbnails import middle_frame
 from pipelines.buffers import ClipBuffers
 from pipelines.executors import create_executor
 from pipelines.plan import Chosen, EpisodeRules
@@ -272,3 +273,20 @@ def test_buffers_are_given_again_only_when_nobody_holds_them() -> None:
     assert buffers.take(10, 3).data_ptr() != address
     del view
     assert buffers.take(8, 3).data_ptr() == address  # a smaller one fits too
+
+
+def test_pictures_of_reports_are_checked_too(raw_path: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "set"
+    shutil.copytree(raw_path, damaged)
+    with ShardSet.open(damaged, check=True) as shards:
+        series, row = shards.series("rgb"), 1
+        middle = len(series.kept(row)) // 2
+        frame = middle_frame(shards, row)
+        assert np.array_equal(frame, stored_frames(damaged)[row][middle])
+        (data,) = series.read(row, [middle])
+    tar = next(path for path in sorted(damaged.glob("rgb-*.tar")) if data in path.read_bytes())
+    flip_bit(tar, 8 * tar.read_bytes().index(data) + 3)
+    with ShardSet.open(damaged) as shards:
+        assert (middle_frame(shards, row) != frame).sum() == 1
+    with ShardSet.open(damaged, check=True) as shards, pytest.raises(ShardError, match="content damaged"):
+        middle_frame(shards, row)

@@ -93,6 +93,7 @@ def scores(model: FewShotMethod, loader: EpisodeLoader, *, shuffled: bool) -> to
         ("hyrsm", {"test_shot": 2}, True),
         ("hyrsm++", {"unlabelled_per_class": 1}, False),
         ("otam", {"trunk": "tiny3d", "frame_rule": "segment_clips", "clip_frames": 3, "clip_stride": 1}, False),
+        ("ctx", {"test_shot": 2}, False),
         ("trx", {}, False),
     ],
 )
@@ -121,6 +122,8 @@ def test_what_is_shown_is_what_the_evaluation_saw(
         assert one.said.of_mean == (config.test_shot > 1 and method in {"molo", "hyrsm"})
         lines = {"molo": {"frames", "motion"}, "trx": set()}.get(method, {"frames"})
         assert set(one.said.pairs) == lines
+        assert all(one.said.pairs.values())
+        assert one.unlabelled == (method == "hyrsm++")
         for pairs in one.said.pairs.values():
             assert {pair.query for pair in pairs} == set(range(max(p.query for p in pairs) + 1))
     result = summarise(answers, tiny_shards.dataset.classes)
@@ -198,6 +201,17 @@ def test_sections_say_what_was_matched() -> None:
     assert "mean squared error 0.1; of no motion at all 0.2" in text
     assert "3 of 9 queries (33%)" in "".join(confused_section(sight.confused))
     assert list(episodes_section(Sight([], []))) == []
+    assert "unlabelled" not in text
+    faint = replace(sight.shown[0].said, pairs={"frames": [Pair(0, 0, 0.02, 0, 0.5), Pair(1, 1, 0.01, 0, 0.5)]})
+    told = "".join(episodes_section(Sight([replace(sight.shown[0], said=faint, unlabelled=True)], [])))
+    assert 'opacity="1.00"><title>query 1, class 1' in told  # beside the largest
+    assert 'opacity="0.50"><title>query 2, class 2' in told
+    assert "unlabelled videos count in the scores, not in the lines" in told
+
+
+def test_a_sheet_shows_a_picture_that_is_very_narrow() -> None:
+    row = Row(("rgb",), [np.zeros((400, 1, 3), np.uint8)], ["1"])
+    assert write_page("t", [], [Block("h", "f", (400, 1), [row])]).count("<img") == 1
 
 
 @pytest.fixture(scope="module")
