@@ -54,9 +54,13 @@ def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:
     Of pre-training there is one checkpoint; prototypes stand on its trunk.
 
     Raises:
-        ConfigError: it is no run folder, or its checkpoint is missing or damaged.
+        ConfigError: it is no run folder, or its checkpoint is missing or damaged, or pre-training has no such one.
     """
     if is_pretraining(run):
+        if checkpoint == "best":
+            raise ConfigError(
+                f"--checkpoint best: {run} is of pre-training, which keeps the last one alone: leave it out"
+            )
         return pretrained_candidate(run)
     config = run_config(run)
     path = choose_checkpoint(run, checkpoint)
@@ -67,7 +71,7 @@ def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:
 def is_pretraining(run: Path) -> bool:
     """Whether a run folder is of fsar-pretrain."""
     path = run / "config.toml"
-    return path.is_file() and read_recipe(str(path)).get("method") in PRETRAINING
+    return path.is_file() and str(read_recipe(str(path)).get("method")) in PRETRAINING
 
 
 def pretrained_candidate(run: Path) -> Candidate:

@@ -80,9 +80,9 @@ class EmbeddingStore:
         folder, gathered = self.path / key_of(facts), _Gathered(numbers, device)
         for part in _parts(folder):
             _read_part(part, gathered)
-        missing = numbers[~gathered.there]
+        # What any process lacks, all make: one may see a part that another is too early for.
+        missing = np.unique(np.concatenate(ranks.gather_values(numbers[~gathered.there])))
         tqdm.write(f"{self.path}: {len(numbers) - len(missing):,} of {len(numbers):,} embeddings were there")
-        ranks.wait_for_all()  # until each has seen what is missing
         if len(missing) and ranks.is_first():
             with self._group(folder, facts):
                 _add(folder, missing, make(missing), gathered)

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from fsar import ranks
+from fsar.memory import keep_freed_memory
 from fsar.precision import autocast
 from pipelines.augment import render
 from pipelines.draw import PhiloxDraw
@@ -89,6 +90,8 @@ def embed_views(
             clips = shuffle_clips(clips, rows_of(batch).tolist()) if shuffled else clips
             with autocast(device, precision):
                 embedding = model.embed(model.trunk(clips))
+            if not start:
+                keep_freed_memory(device)  # now that a batch's memory has been had
             yield from _of_all(embedding, [len(each) for each in together])
     finally:
         model.train(was_training)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fsar import ranks
 from fsar.embeddings import shuffle_clips
 from fsar.matched import EpisodeVideos, episode_logits
+from fsar.memory import keep_freed_memory
 from fsar.precision import autocast
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def collect(
             episode = replace(episode, base_ids=torch.full_like(episode.base_ids, -1))
             with autocast(episode.query_labels.device, precision):
                 rows.append(_row(plan, model(episode).logits))
+            if len(rows) == 1:
+                keep_freed_memory(episode.query_labels.device)  # now that an episode's memory has been had
     finally:
         model.train(was_training)
     return _stack([row for part in ranks.gather_values(rows) for row in part])

@@ -103,10 +103,11 @@ def make_features(folder: Path, kinds: Sequence[str], numbers: Ints, make: Make,
         for first in range(0, len(numbers), size)
         if not all(path_of(folder, kind, first // size).exists() for kind in kinds)
     ]
-    ranks.wait_for_all()  # until each has seen what is missing
+    missing = ranks.of_first(missing)
     if missing:
         with only_writer(folder) if ranks.is_first() else nullcontext():
-            _make_files(folder, missing[ranks.rank() :: ranks.count()], kinds, numbers, make, batch=batch)
+            ranks.wait_for_all()  # until the first one holds the folder
+            _make_files(folder, missing, kinds, numbers, make, batch=batch)
             ranks.wait_for_all()
     return FeatureStore.open(folder, kinds, len(numbers))
 
@@ -114,20 +115,36 @@ def make_features(folder: Path, kinds: Sequence[str], numbers: Ints, make: Make,
 def _make_files(
     folder: Path, firsts: Sequence[int], kinds: Sequence[str], numbers: Ints, make: Make, *, batch: int
 ) -> None:
-    """The files that begin with these of the views."""
+    """This process's part of the files that begin with these of the views.
+
+    The processes meet after every batch, those too that have no more to make: so none waits long for another one.
+    """
     size = IN_A_FILE[kinds[0]]
-    views_missing = sum(len(numbers[first : first + size]) for first in firsts)
+    shares = [firsts[number :: ranks.count()] for number in range(ranks.count())]
+    left = max(sum(_batches(len(numbers), first, size, batch) for first in share) for share in shares)
+    own = shares[ranks.rank()]
+    views_missing = sum(len(numbers[first : first + size]) for first in own)
     bar = tqdm(total=views_missing, unit="view", desc="features", leave=False)
-    for done, first in enumerate(firsts):
-        views = numbers[first : first + size]
-        parts = [_stored(make(views[start : start + batch])) for start in range(0, len(views), batch)]
+    for done, first in enumerate(own):
+        views, parts = numbers[first : first + size], []
+        for start in range(0, len(views), batch):
+            parts.append(_stored(make(views[start : start + batch])))
+            ranks.wait_for_all()
+            left -= 1
         columns = {kind: np.concatenate([part[kind] for part in parts]) for kind in kinds}
         if not done:
-            _check_room(folder, sum(column.nbytes for column in columns.values()) * len(firsts) * ranks.count())
+            _check_room(folder, sum(column.nbytes for column in columns.values()) * len(firsts))
         for kind, column in columns.items():
             _write(path_of(folder, kind, first // size), column)
         bar.update(len(views))
     bar.close()
+    for _ in range(left):
+        ranks.wait_for_all()
+
+
+def _batches(views: int, first: int, size: int, batch: int) -> int:
+    """Batches of the file that begins with view `first`."""
+    return len(range(first, min(first + size, views), batch))
 
 
 def _stored(made: dict[str, Tensor]) -> dict[str, NDArray[Any]]:

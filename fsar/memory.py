@@ -25,9 +25,9 @@ def keep_freed_memory(device: torch.device) -> bool:
     again one by one at their first use: in a training step of a ResNet-50 on 40 frames of 224 x 224 that is three
     million page faults and most of the time.  Kept, a step after the first two has next to none.
 
-    It changes the whole process.  A training loop calls it after its first step, as it is done only where the most
-    memory that the process has had so far would fit with room to spare; never for another device than the CPU, or
-    without glibc.
+    It changes the whole process.  A loop calls it after its first step, episode or batch, as it is done only where
+    the most memory that the process has had so far would fit with room to spare; never for another device than the
+    CPU, or without glibc.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return False

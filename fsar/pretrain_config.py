@@ -29,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Smallest sensible values.
 LEAST = dict.fromkeys(("clip_frames", "clip_stride", "crop", "batch", "epochs", "checkpoint_every", "log_every"), 1)
-LEAST |= {"prefetch": 1, "list": 1}
+LEAST |= {"prefetch": 1, "list": 1, "queue": 1, "dim": 1, "dense_queue": 0}
 LEAST |= dict.fromkeys(("threads", "seed", "lr_factor", "warmup_lr", "sgd_momentum", "weight_decay", "clip_norm"), 0)
 
 RULES = {"fima": WindowViews, "moco": PairViews, "mscl": FlowPairViews}  # how clips are drawn
@@ -150,12 +150,14 @@ def _check(config: PretrainConfig) -> None:
         if key in table and table[key] not in choices:
             raise ConfigError(f'{key} = "{table[key]}": {suggest(str(table[key]), choices)}')
     for key, least in LEAST.items():
-        if table[key] < least:
+        if key in table and table[key] < least:
             raise ConfigError(f"{key} = {table[key]}: must be at least {least}")
     if config.lr <= 0:
         raise ConfigError(f"lr = {config.lr}: must be above 0")
     if config.lists and config.split != "train":
         raise ConfigError(f'lists = "{config.lists}" and split = "{config.split}" both choose videos: leave one out')
+    if config.list > 1 and not config.lists:
+        raise ConfigError(f"list = {config.list} chooses one of the official lists: give lists, or leave it out")
     if config.batch < 2:
         raise ConfigError(f"batch = {config.batch}: BatchNorm and contrast need at least 2 videos")
     if config.schedule != "cosine" and not config.milestones:

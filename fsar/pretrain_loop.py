@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fsar import ranks
 from fsar.log import RunLog
+from fsar.memory import keep_freed_memory
 from fsar.meter import Meter
 from fsar.optim import create_sgd, epoch_learning_rate
 from fsar.pretraining import create_pretraining, pretraining_options
@@ -77,7 +78,13 @@ def build_pretraining(config: PretrainConfig, *, samples: int, weights: bool = T
     known = pretraining_options(config.method)
     derived = {"trunk": config.trunk, "frames": config.clip_frames, "total": samples}
     own = {key: value for key, value in derived.items() if key in known}
-    model = create_pretraining(config.method, **own, **config.part(known))
+    try:
+        model = create_pretraining(config.method, **own, **config.part(known))
+    except (ValueError, RuntimeError) as error:  # a value that a layer refuses
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{config.method} cannot be made with these options ({reason}); --print-config lists them, to change one"
+        ) from error
     for trunk in model.modules():
         if isinstance(trunk, Trunk):
             trunk.recomputes = config.checkpoint_activations
@@ -171,6 +178,8 @@ class Pretrainer:
             batches = self.views.batches(start, self.steps, trunk=self.model.encoder)
             for n, (batch, wait) in enumerate(batches, start):
                 self.train_step(n, batch)
+                if n == start:
+                    keep_freed_memory(next(self.model.parameters()).device)
                 meter.wait(wait, units=config.batch)
                 self.progress.seconds = round(time.monotonic() - began, 3)
                 self._after(n + 1, meter, log, bar)

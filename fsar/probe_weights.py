@@ -70,7 +70,7 @@ def open_probed(weights: str | None, name: str | None, *, checkpoint: str | None
         raise ConfigError("--checkpoint chooses one of a run's: give the run folder as --weights, or leave it out")
     torch.manual_seed(seed)
     trunk = create_trunk(name)
-    load_trunk_weights(trunk, name, weights or RANDOM)
+    load_trunk_weights(trunk, name, weights or RANDOM, option="--weights")
     nothing = torch.zeros(0, dtype=torch.int64)
     seen = None if weights else Seen(nothing, nothing)
     return Probed(trunk, name, weights or RANDOM, weights_sha256(trunk), seen)

@@ -62,7 +62,7 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str, *, option: str 
             f"this recipe starts from pretrained weights of {name}: give --trunk-weights FILE{_where(name)}, "
             "or --trunk-weights random to train from nothing on purpose"
         )
-    given = _fetch(name) if source == "fetch" else _given(Path(source), option)
+    given = _fetch(name, option) if source == "fetch" else _given(Path(source), option)
     state = {key: value.float() for key, value in trunk_entries(given).items()}
     try:
         problems = trunk.load_state_dict(state, strict=False)
@@ -140,11 +140,11 @@ def _of_run(run: Path, option: str) -> dict[str, Tensor]:
     return trunk or own
 
 
-def _fetch(name: str) -> dict[str, Tensor]:
+def _fetch(name: str, option: str) -> dict[str, Tensor]:
     if name in PACKAGED:
         return _from_package(name)
     if name not in PUBLISHED:
-        raise ConfigError(f"no published weights are known for {name}; give --trunk-weights FILE or random")
+        raise ConfigError(f"no published weights are known for {name}; give {option} FILE")
     try:
         if PUBLISHED[name].startswith(CLIP):
             return read_tensors(_download(PUBLISHED[name]))

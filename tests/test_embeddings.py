@@ -126,6 +126,26 @@ def test_only_what_is_missing_is_embedded(tiny_shards: ShardSet, tmp_path: Path)
     assert np.diff(made).tolist() == [5, 5, 5, 0]
 
 
+def test_processes_make_what_any_of_them_lacks(tiny_shards: ShardSet, tmp_path: Path, monkeypatch) -> None:
+    model, rows, store = make_model("otam"), tiny_shards.split_rows("train")[:4], Counting(tmp_path / "e.zarr")
+    with open_loader(tiny_shards) as loader:
+        first = loader.embed(model, rows, store=store)
+        other = number_views(np.asarray(rows[1:3], dtype=np.int64), 1)  # a process that came too early for a part
+        monkeypatch.setattr("fsar.embedding_store.ranks.gather_values", lambda own: [own, other])
+        torch.testing.assert_close(loader.embed(model, rows, store=store).tokens, first.tokens)
+    assert store.made == 4 + 2
+
+
+def test_memory_is_kept_once_a_batch_has_had_some(tiny_shards: ShardSet, monkeypatch) -> None:
+    model, order = make_model("otam"), []
+    embed = model.embed
+    model.embed = lambda features: (order.append("batch"), embed(features))[1]
+    monkeypatch.setattr("fsar.embeddings.keep_freed_memory", lambda device: order.append(device.type))
+    with open_loader(tiny_shards) as loader:
+        loader.embed(model, tiny_shards.split_rows("train")[:9])
+    assert order == ["batch", "cpu", "batch"]
+
+
 def test_a_model_differs_by_weights_tables_and_options() -> None:
     first = make_model("hyrsm")
     assert model_sha256(first) == model_sha256(make_model("hyrsm").train(mode=False))

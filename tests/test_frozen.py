@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import SMALL, call, words
 
-from fsar import EpisodeLoader, EpisodeRules, create_method, feature_store
+from fsar import EpisodeLoader, EpisodeRules, create_method, feature_store, ranks
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
@@ -128,6 +129,35 @@ def test_features_are_made_once_a_file_at_a_time(tiny_shards: ShardSet, tmp_path
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
         with pytest.raises(DiskError, match="take fewer --cached-views"):
             CachedEpisodes(loader, model, 3, cache=tmp_path)
+
+
+def test_processes_meet_after_every_batch_however_many_files_each_makes(tmp_path: Path, monkeypatch) -> None:
+    """The second one is told what is missing: the first file was there when it looked."""
+    monkeypatch.setitem(feature_store.IN_A_FILE, "pooled", 4)
+    numbers, made, met = np.arange(9), [], []
+
+    def make(views: np.ndarray) -> dict[str, torch.Tensor]:
+        made.append(views.tolist())
+        return {"pooled": torch.from_numpy(views).float()[:, None, None]}
+
+    def as_process(rank: int) -> None:
+        made.clear()
+        met.clear()
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        with contextlib.suppress(FsarError):  # of files that the other one makes
+            feature_store.make_features(tmp_path, ["pooled"], numbers, make, batch=3)
+
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "of_first", lambda _: [0, 4, 8])
+    monkeypatch.setattr(ranks, "wait_for_all", lambda: met.append(len(made)))
+    as_process(0)
+    assert made == [[0, 1, 2], [3], [8]]
+    assert met == [0, 1, 2, 3, 3]  # until the folder is held, after each batch, and at the end
+    as_process(1)
+    assert made == [[4, 5, 6], [7]]
+    assert met == [0, 1, 2, 2, 2]
+    store = feature_store.make_features(tmp_path, ["pooled"], numbers, make, batch=3)
+    assert store.read(numbers)["pooled"].flatten().tolist() == numbers.tolist()
 
 
 def test_only_labelled_videos_are_put_through_the_trunk(tiny_shards: ShardSet) -> None:

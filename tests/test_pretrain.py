@@ -303,6 +303,14 @@ def test_prototypes_stand_on_the_trunk_of_a_run(finished: Path, tiny_path: Path,
     assert result["overlap"]["status"] == "none"  # of the test's classes, which the run says it has not seen
     assert call(eval_cli, "--weights", str(finished), "--method", "otam", *given) == 2
     assert "those of the run" in capsys.readouterr().err
+    assert call(eval_cli, "--weights", str(finished), "--checkpoint", "best", *given) == 2
+    assert "keeps the last one alone" in capsys.readouterr().err
+    for tested in ("--weights", "--compare"):
+        assert call(eval_cli, tested, str(finished), "--prototype-control", *given) == 2
+        assert "is a trunk alone; give --trunk-weights random" in capsys.readouterr().err
+    untrained = ["--prototype-control", "--trunk-weights", "random"]
+    assert call(eval_cli, "--weights", str(finished), *untrained, *given) == 0
+    assert json.loads(out.read_text()).keys() - result.keys() == {"frozen_prototypes"}
     config = run_candidate(finished).config
     assert (config.method, config.trunk, config.frame_rule) == ("prototype", "tiny3d", "segment_clips")
     assert (config.clip_frames, config.clip_stride, config.crop, config.resize) == (4, 2, 32, 37)
@@ -339,6 +347,9 @@ def test_a_term_that_weighs_nothing_is_left_out(method: str, off: str, terms: se
         ({"schedule": "step"}, "needs milestones"),
         ({"starts": "three"}, "starts"),
         ({"temperature": "warm"}, "expected a number"),
+        ({"queue": 0}, "queue = 0: must be at least 1"),
+        ({"dim": -1}, "dim = -1: must be at least 1"),
+        ({"list": 2}, "list = 2 chooses one of the official lists"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(changes, sentence, tiny_path, tmp_path, capsys) -> None:
@@ -346,6 +357,18 @@ def test_bad_options_are_refused_in_a_sentence(changes, sentence, tiny_path, tmp
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "sentence"),
+    [
+        ("fima", {"dropout": 2.0}, r"fima cannot be made .*dropout"),
+        ("mscl", {"weight_aug_flow": (1, 2, 3)}, "2 numbers"),
+    ],
+)
+def test_values_that_a_method_refuses_are_a_sentence(method: str, changes: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        build_pretraining(small_config(method, **changes), samples=1)
 
 
 def test_flow_that_the_shards_lack_is_refused_with_the_command(tiny_path, tmp_path, capsys) -> None:

@@ -221,10 +221,29 @@ def test_the_command_probes_a_pretrained_run_but_not_on_videos_that_it_saw(tiny_
         (["--untrained", "--trunk", "tiny", "--resume"], "give --out RUN"),
         (["--untrained", "--trunk", "tiny", "--lists", "nowhere"], "no such file or folder"),
         (["--untrained", "--trunk", "tiny", "--milestones", "9,3"], "epochs that rise from 1"),
+        (["--untrained", "--trunk", "tiny", "--list", "2"], "give --lists, or leave it out"),
+        (["--weights", "fetch", "--trunk", "tiny"], "give --weights FILE"),
     ],
 )
 def test_bad_input_is_one_sentence(tiny_path, arguments, sentence, capsys):
     assert sentence in probe(capsys, *arguments, shards=tiny_path, mode="knn", code=2)
+
+
+@pytest.mark.parametrize(
+    "line", ["frames = [16]", "frames = 16.7", "frames = 0", "milestones = [14, 18]", 'flip = "x"']
+)
+def test_values_of_a_recipe_are_checked_like_options(tiny_path, tmp_path, line, capsys):
+    (tmp_path / "own.toml").write_text(line)
+    given = {"shards": tiny_path, "trunk": "tiny", "mode": "knn", "recipe": tmp_path / "own.toml"}
+    (said,) = probe(capsys, "--untrained", **given, code=2).strip().splitlines()
+    assert f"--{line.partition(' ')[0]}" in said
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tiny_path, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    given = {"shards": tiny_path, "trunk": "tiny", "mode": "knn", "out": tmp_path / "out"}
+    (said,) = probe(capsys, "--untrained", **given, code=2).strip().splitlines()
+    assert "cannot write" in said
 
 
 def test_mscls_recipe_for_ssv2_is_that_of_its_code_and_trains(tiny_path, tmp_path, capsys):

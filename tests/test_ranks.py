@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 import torch
 from processes import Command, free_port, stop_server, together
 from safetensors.torch import load_file
 
 from fsar import ranks
+from fsar.cli import launch as launching
 from fsar.data import choose_device
 from fsar.pretrain_config import PretrainConfig, build_pretrain_config, read_pretrain_recipe
 from fsar.pretrain_data import ViewLoader
@@ -25,6 +27,7 @@ from fsar.pretraining import Views
 from fsar.run_state import weights_sha256
 from fsar.seen import Seen
 from shards_spec import ShardSet
+from shards_spec.console import INTERRUPTED
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -180,6 +183,14 @@ def test_evaluation_is_shared_out(alone: Path, tiny_path: Path, folder: Path) ->
     for path in (folder / "1.zarr").rglob("*"):
         if path.is_file():
             assert (folder / "3.zarr" / path.relative_to(folder / "1.zarr")).read_bytes() == path.read_bytes()
+
+
+def test_an_interrupt_that_another_has_told_of_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "join", object)
+    monkeypatch.setattr(launching, "_first_to_say", lambda *_: False)
+    with pytest.raises(SystemExit) as leave, launching._joined():
+        raise click.Abort  # what click makes of KeyboardInterrupt
+    assert leave.value.code == INTERRUPTED
 
 
 class Shares:

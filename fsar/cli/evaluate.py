@@ -23,10 +23,9 @@ from fsar.cli.launch import launch
 from fsar.cli.options import check_option, parse_pairs
 from fsar.comparison import check_same
 from fsar.config import build_config
-from fsar.data import choose_device, class_text_sha256
+from fsar.data import class_text_sha256
 from fsar.embedding_store import EmbeddingStore
 from fsar.evaluation import summarise
-from fsar.memory import keep_freed_memory
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report import html_bytes, page
 from fsar.results import coverage_text, describe
@@ -165,7 +164,6 @@ def cli(
                 click.echo(line)
         for one in found:
             trial.check(one)
-            keep_freed_memory(choose_device(one.config.device))
         if first:
             compare_runs(found, trial, options)
         else:
@@ -213,6 +211,7 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
     """Refuse options that say nothing together."""
     if source.trunk_weights and (first or source.weights) and not options.control:
         raise ConfigError("--trunk-weights are those of --method alone, or of --prototype-control: leave them out")
+    _check_control(source, options, first)
     if first:
         if source.weights or source.method or source.trunk or source.recipe or source.pairs:
             raise ConfigError("--compare takes run folders: leave out --weights, --method, --trunk, --recipe, --option")
@@ -230,6 +229,15 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
         raise ConfigError("--recipe and --option say what a file of weights holds; give the file as --weights")
     if source.weights and not one_file and (source.trunk or source.method) and not _on_pretrained(source):
         raise ConfigError(f"--method and --trunk are those of the run {source.weights}: leave them out, or --weights")
+
+
+def _check_control(source: Source, options: CompareOptions, first: tuple[Path, ...]) -> None:
+    """Refuse the control of a run that is a trunk alone, unless told the weights that the trunk had before."""
+    run = first[0] if first else source.weights  # whose control it is
+    if options.control and run and not source.trunk_weights and is_pretraining(run):
+        raise ConfigError(
+            f"--prototype-control: {run} is a trunk alone; give --trunk-weights random to test it untrained"
+        )
 
 
 def _on_pretrained(source: Source) -> bool:

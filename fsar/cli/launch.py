@@ -47,7 +47,7 @@ def _joined() -> Iterator[None]:
         with nullcontext() if ranks.is_first() else _silent():
             yield
             ranks.wait_for_all()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):  # click makes the one the other
         if not _first_to_say(store, "interrupted"):
             raise SystemExit(INTERRUPTED) from None
         raise

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fsar.memory import keep_freed_memory
 from fsar.prediction import find_examples, find_videos, open_run, predict, read_support
 from shards_spec.console import WITH_FAILURES, run_command
 from shards_spec.errors import ConfigError
@@ -69,7 +68,6 @@ def cli(
     found = find_examples(folder, most=examples)
     queries = find_videos(first + more)
     model, viewing = open_run(weights, checkpoint=checkpoint, workers=workers, time_limit=time_limit, **changes)
-    keep_freed_memory(next(model.parameters()).device)
     support = read_support(model, found, viewing)
     for path, error in support.errors.items():
         click.echo(f"example left out: {path}: {error}", err=True)

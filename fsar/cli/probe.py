@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
-from fsar.activation import activation_sheet, some_of
 from fsar.cli.options import check_option
+from fsar.cli.probe_run import ACTIVATION, FIT, MODES, ProbeRun
 from fsar.config import read_table, recipe_files
 from fsar.data import choose_device
-from fsar.pretrain_report import png_part
-from fsar.probe_head import FINETUNE, LINEAR
-from fsar.probe_report import figures, page, retrieval_picture
-from fsar.probe_weights import RANDOM, open_probed
-from fsar.probing import VIEWS, Prober, Rules, ask
+from fsar.probe_report import figures, page
+from fsar.probe_weights import open_probed
+from fsar.probing import VIEWS, Rules
 from fsar.report import html_bytes
 from fsar.results import coverage_text
 from fsar.seen import UNKNOWN, find_overlap
@@ -27,15 +23,13 @@ from pipelines.probe_views import SAMPLING, ClipRules
 from shards_spec import ShardSet
 from shards_spec.console import run_command
 from shards_spec.errors import ConfigError, suggest
-from shards_spec.files import json_bytes, write_whole
+from shards_spec.files import disk_errors, json_bytes, write_whole
 from shards_spec.shards_option import shards_option
-from shards_spec.sheet import png_bytes
 from shards_spec.video_lists import held_out_division, listed_division
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fsar.probe_head import Fit
     from fsar.probe_weights import Probed
     from fsar.seen import Overlap
     from shards_spec.remote_set import RemoteShards
@@ -43,11 +37,7 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)
 SHARE = click.FloatRange(0, 1, min_open=True)
-MODES = ("retrieval", "knn", "linear", "finetune")
-ACTIVATION = "activation"  # a picture
-PICTURED = 4  # test videos of it, of as many classes as may be
 SIZES = {"i3d": 224}  # of a clip; 112 for all others, as the published code has them
-FIT = ("lr", "weight_decay", "batch", "epochs", "milestones", "dropout", "l2norm", "clip_norm")
 CUT = ("frames", "stride", "size", "clips", "sampling", "centre", "area", "flip", "jitter")  # of ClipRules
 OF_RECIPES = {*CUT, *FIT, "test_frames", "test_size", "clip_average"}
 
@@ -74,7 +64,7 @@ def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> Non
     for key in table:
         if key not in OF_RECIPES:
             raise ConfigError(f'recipe {name}: unknown key "{key}"; {suggest(key, OF_RECIPES)}')
-    context.default_map = table
+    context.default_map = {key: str(value) for key, value in table.items()}  # text, whose type click checks
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -207,7 +197,7 @@ def cli(
     fsar-probe --weights RUN --shards DIR --mode activation --untrained --out OUT
     fsar-probe --weights RUN --shards DIR --mode finetune --recipe mscl-ssv2 --out OUT
     """  # noqa: D301 -- \b is click's mark of lines to be left as they are
-    _check(weights, lists, split, out, given, modes=modes)
+    _check(weights, lists, split, out, given, modes=modes, number=number)
     if weights is None and not untrained:
         raise ConfigError("give --weights RUN or FILE, or --untrained with --trunk for random weights")
     with ShardSet.open(folder, check=check) as shards:
@@ -221,7 +211,7 @@ def cli(
             if line:
                 click.echo(line)
         rules = _rules(probed, given)
-        run = _Run(shards, division, rules, choose_device(device), cache, out)
+        run = ProbeRun(shards, division, rules, choose_device(device), cache, out)
         both = untrained and weights is not None
         control = open_probed(None, probed.name, seed=given["seed"]) if both else None
         drawn = run.draw_activation(probed, control) if ACTIVATION in modes else ""  # before fine-tuning
@@ -251,10 +241,13 @@ def _check(
     given: Mapping[str, Any],
     *,
     modes: tuple[str, ...],
+    number: int,
 ) -> None:
     """Refuse options that say nothing together, and folders that could not be written."""
     if lists is not None and not lists.exists():
         raise ConfigError(f"--lists {lists}: there is no such file or folder")
+    if lists is None and number > 1:
+        raise ConfigError(f"--list {number} chooses one of the official lists: give --lists, or leave it out")
     if lists is not None and split is not None:
         raise ConfigError("--split and --held-out divide the videos where there are no --lists: leave one of them out")
     if weights not in {None, "fetch"} and not Path(str(weights)).exists():
@@ -268,7 +261,8 @@ def _check(
             raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
         if (out / "checkpoints").exists():
             raise ConfigError(f"--out {out} is a run of another command: name a new folder")
-        out.mkdir(exist_ok=True)
+        with disk_errors(out):
+            out.mkdir(exist_ok=True)
 
 
 def _overlap(probed: Probed, shards: ShardSet, division: Division, *, allowed: bool) -> Overlap:
@@ -296,104 +290,6 @@ def _rules(probed: Probed, given: Mapping[str, Any]) -> Rules:
     how = {name: given[name] for name in ("precision", "executor", "threads", "seed", "test_every")}
     average = given["clip_average"] or ("logprob" if probed.name == "i3d" else "logit")
     return Rules(test, cut, clip_average=average, **how)
-
-
-class _Run:
-    """What all probes of a command share."""
-
-    def __init__(
-        self,
-        shards: ShardSet,
-        division: Division,
-        rules: Rules,
-        device: torch.device,
-        cache: Path | None,
-        out: Path | None,
-    ) -> None:
-        self.shards, self.division, self.rules = shards, division, rules
-        self.device, self.cache, self.out = device, cache, out
-        self.asked = ask(shards, division, rules.clips)
-
-    def probe(self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """The results of a trunk by mode, fine-tuning last, and the picture of its retrieval."""
-        results: dict[str, Any] = {}
-        picture = ""
-        with Prober(self.shards, self.division, probed, self.rules, device=self.device, cache=self.cache) as prober:
-            for mode in sorted(set(modes) - {ACTIVATION}, key=MODES.index):
-                if mode == "retrieval":
-                    results[mode], found = prober.retrieval()
-                    picture = retrieval_picture(self.shards, self.division, found)
-                elif mode == "knn":
-                    results[mode] = prober.knn(k=given["k"], temperature=given["temperature"])
-                else:
-                    results[mode] = self._classify(prober, mode, given)
-        return results, picture
-
-    def _classify(self, prober: Prober, mode: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        name = mode if prober.probed.source != RANDOM else f"{mode}-untrained"
-        run = None if self.out is None else self.out / name
-        begun = run is not None and (run / "checkpoints").exists()
-        if begun and not given["resume"]:
-            raise ConfigError(f"{run} holds a classifier already: go on with --resume, or name another --out")
-        fit, frozen = self.fit(mode, given), mode == "linear"
-        return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
-
-    def draw_activation(self, probed: Probed, control: Probed | None) -> str:
-        """Write activation.png, of test videos that are drawn class by class; the picture for the page."""
-        assert self.out is not None
-        rows = some_of(self.shards, self.division.test, PICTURED, seed=self.rules.seed)
-        first = "untrained" if probed.source == RANDOM else "weights"
-        trunks = {first: probed.trunk} | ({"untrained": control.trunk} if control else {})
-        trunks = {name: trunk.to(self.device) for name, trunk in trunks.items()}
-        title = f"{probed.name} on {self.shards.dataset.name}: where it responds ({probed.source})"
-        sheet = activation_sheet(title, self.shards, rows, trunks, self.rules.clips, device=self.device)
-        write_whole(path := self.out / "activation.png", png_bytes(sheet))
-        click.echo(f"{path}")
-        return png_part(path, "Where the trunk responds")
-
-    def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-        """What each mode's first figure is above the control's, on the same videos."""
-        pairs = {mode: (found[mode]["accuracy"], other[mode]["accuracy"]) for mode in found if mode != "retrieval"}
-        if "retrieval" in found:
-            pairs["retrieval R@1"] = (found["retrieval"]["recall"]["R@1"], other["retrieval"]["recall"]["R@1"])
-        return {name: self.asked.difference(*pair) for name, pair in pairs.items()}
-
-    def fit(self, mode: str, given: Mapping[str, Any]) -> Fit:
-        """How a mode's classifier is trained: its defaults, and what was given."""
-        default = LINEAR
-        if mode == "finetune":
-            default = replace(FINETUNE, dropout=0.7 if self.shards.dataset.name == "ucf101" else FINETUNE.dropout)
-        return replace(default, **{name: given[name] for name in FIT if given[name] is not None})
-
-    def stamps(self, probed: Probed, overlap: Overlap) -> dict[str, Any]:
-        """What the figures rest on."""
-        division = self.division
-        return {
-            "dataset": self.shards.dataset.name,
-            "weights": {
-                "source": probed.source,
-                "trunk": probed.name,
-                "method": probed.method,
-                "sha256": probed.sha256,
-                "colours": {"mean": probed.trunk.mean, "std": probed.trunk.std},
-            },
-            "overlap": overlap.to_json(),
-            "division": {
-                "name": division.name,
-                "train": len(division.train),
-                "test": len(division.test),
-                "absent": division.absent,
-                "sha256": division.sha256(self.shards),
-            },
-            "clips": asdict(self.rules.clips),
-            "training_clips": asdict(self.rules.training or self.rules.clips),
-            "seed": self.rules.seed,
-            "precision": self.rules.precision,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "shards_sha256": self.shards.sha256,
-            "fsar": version("fsar"),
-            "torch": torch.__version__,
-        }
 
 
 def main() -> None:

@@ -93,6 +93,8 @@ class MSCL(PretrainingMethod):
         choice("flow_fields", flow_fields, ("all", "even"))
         if frames < 2 or frames % 2:
             raise ConfigError(f"frames={frames}: MSCL needs an even number of frames, its encoders halve it")
+        if len(weight_aug_flow) != 2:
+            raise ConfigError(f"weight_aug_flow={weight_aug_flow}: expected 2 numbers, a weight for each contrast")
         self.temperature, self.halves = temperature, 1 + fra
         self.fields = frames if flow_fields == "all" else frames // 2  # of one half
         own, cross = weight_aug_flow

@@ -1,0 +1,134 @@
+"""What the probes of one command share: the videos, how they are looked at, and where results are written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+
+from fsar.activation import activation_sheet, some_of
+from fsar.pretrain_report import png_part
+from fsar.probe_head import FINETUNE, LINEAR
+from fsar.probe_report import retrieval_picture
+from fsar.probe_weights import RANDOM
+from fsar.probing import Prober, ask
+from shards_spec.errors import ConfigError
+from shards_spec.files import write_whole
+from shards_spec.sheet import png_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from fsar.probe_head import Fit
+    from fsar.probe_weights import Probed
+    from fsar.probing import Rules
+    from fsar.seen import Overlap
+    from shards_spec import ShardSet
+    from shards_spec.video_lists import Division
+
+MODES = ("retrieval", "knn", "linear", "finetune")
+ACTIVATION = "activation"  # a picture
+PICTURED = 4  # test videos of it, of as many classes as may be
+FIT = ("lr", "weight_decay", "batch", "epochs", "milestones", "dropout", "l2norm", "clip_norm")
+
+
+class ProbeRun:
+    """What all probes of a command share."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        division: Division,
+        rules: Rules,
+        device: torch.device,
+        cache: Path | None,
+        out: Path | None,
+    ) -> None:
+        self.shards, self.division, self.rules = shards, division, rules
+        self.device, self.cache, self.out = device, cache, out
+        self.asked = ask(shards, division, rules.clips)
+
+    def probe(self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """The results of a trunk by mode, fine-tuning last, and the picture of its retrieval."""
+        results: dict[str, Any] = {}
+        picture = ""
+        with Prober(self.shards, self.division, probed, self.rules, device=self.device, cache=self.cache) as prober:
+            for mode in sorted(set(modes) - {ACTIVATION}, key=MODES.index):
+                if mode == "retrieval":
+                    results[mode], found = prober.retrieval()
+                    picture = retrieval_picture(self.shards, self.division, found)
+                elif mode == "knn":
+                    results[mode] = prober.knn(k=given["k"], temperature=given["temperature"])
+                else:
+                    results[mode] = self._classify(prober, mode, given)
+        return results, picture
+
+    def _classify(self, prober: Prober, mode: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        name = mode if prober.probed.source != RANDOM else f"{mode}-untrained"
+        run = None if self.out is None else self.out / name
+        begun = run is not None and (run / "checkpoints").exists()
+        if begun and not given["resume"]:
+            raise ConfigError(f"{run} holds a classifier already: go on with --resume, or name another --out")
+        fit, frozen = self.fit(mode, given), mode == "linear"
+        return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
+
+    def draw_activation(self, probed: Probed, control: Probed | None) -> str:
+        """Write activation.png, of test videos that are drawn class by class; the picture for the page."""
+        assert self.out is not None
+        rows = some_of(self.shards, self.division.test, PICTURED, seed=self.rules.seed)
+        first = "untrained" if probed.source == RANDOM else "weights"
+        trunks = {first: probed.trunk} | ({"untrained": control.trunk} if control else {})
+        trunks = {name: trunk.to(self.device) for name, trunk in trunks.items()}
+        title = f"{probed.name} on {self.shards.dataset.name}: where it responds ({probed.source})"
+        sheet = activation_sheet(title, self.shards, rows, trunks, self.rules.clips, device=self.device)
+        write_whole(path := self.out / "activation.png", png_bytes(sheet))
+        click.echo(f"{path}")
+        return png_part(path, "Where the trunk responds")
+
+    def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+        """What each mode's first figure is above the control's, on the same videos."""
+        pairs = {mode: (found[mode]["accuracy"], other[mode]["accuracy"]) for mode in found if mode != "retrieval"}
+        if "retrieval" in found:
+            pairs["retrieval R@1"] = (found["retrieval"]["recall"]["R@1"], other["retrieval"]["recall"]["R@1"])
+        return {name: self.asked.difference(*pair) for name, pair in pairs.items()}
+
+    def fit(self, mode: str, given: Mapping[str, Any]) -> Fit:
+        """How a mode's classifier is trained: its defaults, and what was given."""
+        default = LINEAR
+        if mode == "finetune":
+            default = replace(FINETUNE, dropout=0.7 if self.shards.dataset.name == "ucf101" else FINETUNE.dropout)
+        return replace(default, **{name: given[name] for name in FIT if given[name] is not None})
+
+    def stamps(self, probed: Probed, overlap: Overlap) -> dict[str, Any]:
+        """What the figures rest on."""
+        division = self.division
+        return {
+            "dataset": self.shards.dataset.name,
+            "weights": {
+                "source": probed.source,
+                "trunk": probed.name,
+                "method": probed.method,
+                "sha256": probed.sha256,
+                "colours": {"mean": probed.trunk.mean, "std": probed.trunk.std},
+            },
+            "overlap": overlap.to_json(),
+            "division": {
+                "name": division.name,
+                "train": len(division.train),
+                "test": len(division.test),
+                "absent": division.absent,
+                "sha256": division.sha256(self.shards),
+            },
+            "clips": asdict(self.rules.clips),
+            "training_clips": asdict(self.rules.training or self.rules.clips),
+            "seed": self.rules.seed,
+            "precision": self.rules.precision,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "shards_sha256": self.shards.sha256,
+            "fsar": version("fsar"),
+            "torch": torch.__version__,
+        }
