@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from shards_spec.columns import Columns
 
 
@@ -41,22 +38,21 @@ def verify(folder: Path, *, progress: Callable[[int], None] = lambda _: None) ->
         for name in shards.series_names:
             try:
                 columns = shards.columns(name)
-                starts = sum_starts(columns)
                 for place, number in enumerate(columns["shard_number"].tolist()):
                     path = shard_path(folder, name, number)
-                    faults += _check_shard(path, number, place, columns, starts)
+                    faults += _check_shard(path, number, place, columns)
                     progress(path.stat().st_size if path.exists() else 0)
             except ShardError as error:
                 faults.append(str(error))
     return list(dict.fromkeys(faults))
 
 
-def _check_shard(path: Path, number: int, place: int, columns: Columns, starts: NDArray[np.int64]) -> list[str]:
+def _check_shard(path: Path, number: int, place: int, columns: Columns) -> list[str]:
     size = int(columns["shard_bytes"][place])
     if not path.exists() or path.stat().st_size != size:
         return [f"{path}: missing, cut short or replaced: the index has {size} bytes"]
     if file_sha256(path) != columns["shard_sha256"][place].tobytes().hex():
-        return list(_locate(path, number, columns, starts)) or [f"{path}: damaged after its last member"]
+        return list(_locate(path, number, columns)) or [f"{path}: damaged after its last member"]
     summary = from_tar(path)
     contents = zip(sidecars(path), (dali_index(summary.samples), summary.to_json()), strict=True)
     return [
@@ -66,11 +62,11 @@ def _check_shard(path: Path, number: int, place: int, columns: Columns, starts: 
     ]
 
 
-def _locate(path: Path, number: int, columns: Columns, starts: NDArray[np.int64]) -> Iterator[str]:
+def _locate(path: Path, number: int, columns: Columns) -> Iterator[str]:
     """Each member whose header, payload or padding differs from what the index says."""
     with path.open("rb") as file:
         position = 0
-        for name, size, crc in _members(number, columns, starts):
+        for name, size, crc in _members(number, columns):
             if file.read(BLOCK) != header(name, size):
                 yield f"{path}: {name}: header damaged at byte {position}"
             data = file.read(padded(size))
@@ -84,9 +80,9 @@ def _locate(path: Path, number: int, columns: Columns, starts: NDArray[np.int64]
             yield f"{path}: end of the archive damaged after byte {position}"
 
 
-def _members(number: int, columns: Columns, starts: NDArray[np.int64]) -> Iterator[tuple[str, int, int]]:
+def _members(number: int, columns: Columns) -> Iterator[tuple[str, int, int]]:
     """Name, size and CRC-32 of every member of a shard in stored order."""
-    first = columns["first"]
+    first, starts = columns["first"], sum_starts(columns)
     for row in (columns["shard"] == number).nonzero()[0].tolist():
         start, stop = int(first[row]), int(first[row + 1])
         sums = int(starts[row])

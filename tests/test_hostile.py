@@ -287,14 +287,10 @@ def test_frame_numbers_of_a_large_index_shrink_and_are_read(small: Path) -> None
 
 def test_what_is_written_is_what_readers_take(small: Path, tmp_path: Path) -> None:
     error = VideoError("damaged", "title: a\x1b[2J\nb\x85")
-    (tmp_path / "failures.jsonl").write_bytes(
-        Failure.dump_all([Failure(0, "a", "a", None, error.reason, error.detail)])
-    )
+    failure = Failure(0, "a", "a", None, error.reason, error.detail)
+    (tmp_path / "failures.jsonl").write_bytes(Failure.dump_all([failure]))
     assert Failure.load_all(tmp_path / "failures.jsonl")[0].detail == "title: a?[2J?b?"
     write_video(tmp_path / "in" / "a" / "v.mp4", moving_frames(0, 8, size=(48, 64)))
-    for more in (["--name", "a\tb"], ["--train-classes", "a", "--test-classes", "b\x7f"]):
-        done = CliRunner().invoke(
-            cli, ["folder", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *more]
-        )
-        assert "control" in str(done.exception)
-        assert not (tmp_path / "out").exists()
+    words = ["folder", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--name", "a\tb"]
+    assert "control" in str(CliRunner().invoke(cli, words).exception)
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import shutil
 import struct
 import sys
 import zipfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -33,6 +33,9 @@ from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, ShardSet
 from shards_spec.summary import from_tar
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # --- weights ------------------------------------------------------------------------------------------
 
