@@ -39,7 +39,7 @@ from shards_spec.cache import Cache, parse_bytes
 from shards_spec.cli import cli as shards_cli
 from shards_spec.errors import ConfigError
 from shards_spec.files import DiskError
-from shards_spec.remote import Remote, RemoteError, RemotePath, place_of
+from shards_spec.remote import GoneError, Remote, RemoteError, RemotePath, place_of
 from shards_spec.remote_set import RemoteShards
 from tests.folders import command_line, digests, flip_bit
 
@@ -331,10 +331,19 @@ def test_a_slow_copy_is_no_silent_worker(tmp_path: Path) -> None:
     assert far - near >= 600
 
 
-def test_a_fatal_video_is_not_copied(tmp_path: Path) -> None:
-    video = Video("a/x.mp4", "a", None, RemotePath("memory://nowhere/x.mp4"))
-    job = Job(0, {0: video}, {"a": 0}, ("rgb",), tmp_path, Geometry(32, 32), 5.0, fatal={0: "2 workers were lost"})
-    assert [failure.reason for failure in run(job, lambda _: None).failures] == ["crash"]
+def test_a_fatal_video_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def fetch(_: Remote, name: str, target: Path) -> None:
+        fetched.append(name)
+        raise GoneError(f"{target} is gone")
+
+    monkeypatch.setattr(Remote, "fetch", fetch)
+    paths = [RemotePath(f"memory://nowhere/{name}.mp4") for name in "xy"]
+    videos = {row: Video(f"a/{path.name}", "a", None, path) for row, path in enumerate(paths)}
+    job = Job(0, videos, {"a": 0}, ("rgb",), tmp_path, Geometry(32, 32), 5.0, fatal={1: "2 workers were lost at it"})
+    assert [failure.reason for failure in run(job, lambda _: None).failures] == ["unreadable", "crash"]
+    assert fetched == ["x.mp4"]
 
 
 @pytest.mark.parametrize("words", [["info"], ["verify"], ["reindex"], ["peek", "--out", "x.png"]])
