@@ -10,6 +10,7 @@ import random
 import re
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -342,7 +343,7 @@ def test_a_fatal_video_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyP
     paths = [RemotePath(f"memory://nowhere/{name}.mp4") for name in "xy"]
     videos = {row: Video(f"a/{path.name}", "a", None, path) for row, path in enumerate(paths)}
     job = Job(0, videos, {"a": 0}, ("rgb",), tmp_path, Geometry(32, 32), 5.0, fatal={1: "2 workers were lost at it"})
-    assert [failure.reason for failure in run(job, lambda _: None).failures] == ["unreadable", "crash"]
+    assert [failure.reason for failure in run(job, lambda _: time.sleep(0.05)).failures] == ["unreadable", "crash"]
     assert fetched == ["x.mp4"]
 
 
