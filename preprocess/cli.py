@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 import tempfile
-from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,30 +20,31 @@ from preprocess import kinetics as kinetics_tree
 from preprocess import ssv2 as ssv2_tree
 from preprocess import ucf101 as ucf101_tree
 from preprocess.catalogue import CatalogueError
-from preprocess.coverage import MIN_COVERAGE, check_coverage, empty_classes, lacking, report, write_missing
+from preprocess.coverage import MIN_COVERAGE, check_coverage, lacking, report, write_missing
 from preprocess.decode import MOST_FRAMES, MOST_SIDE, USUAL_FRAMES, USUAL_PIXELS, Geometry
 from preprocess.dryrun import estimate
 from preprocess.flow_estimator import DIS
 from preprocess.folder import folder_catalogue, read_class_list
-from preprocess.parts import Part
+from preprocess.outcome import report_part, report_whole
+from preprocess.parts import Part, holding
 from preprocess.stage import Settings, join_parts, preprocess, preprocess_part
 from shards_spec import Dataset, Split
-from shards_spec.console import WITH_FAILURES, SuggestingGroup, run_command
+from shards_spec.console import SuggestingGroup, run_command
 from shards_spec.errors import ConfigError, suggest
+from shards_spec.files import disk_errors, temporary
 from shards_spec.motion import MOTION, flow_pairs, is_motion, motion_series
+from shards_spec.names import quoted, text_fault
 from shards_spec.schema import CODECS
-from shards_spec.shards_option import Place
+from shards_spec.shards_option import LocalFolder, Place
 from shards_spec.splits import NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from preprocess.catalogue import Catalogue
-    from shards_spec.schema import Failure
 
 SMALLEST, LARGEST = 32, 4096  # pixels: optical flow needs some, and a JPEG holds so many
 SYNTHETIC_SIZE, EPIC_SIZE = "64", "256x320"
-WITH_RECIPES = {"ucf101", "hmdb51", "kinetics100", "ssv2-full", "ssv2-small"}
 PATH = click.Path(path_type=Path)
 PLACE = Place()  # a folder of videos; those at a URL are copied to this machine one by one
 
@@ -65,7 +64,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every data set has."""
     cores = len(os.sched_getaffinity(0))
     options = [
-        click.option("--out", type=PATH, required=True, help="Folder of the shards."),
+        click.option("--out", type=LocalFolder(), required=True, help="Folder of the shards."),
         click.option("--profile", type=click.Choice(["square256", "short256"]), default="square256", show_default=True,
                      help="square256: squashed to a square, what MoLo and HyRSM train on; short256: aspect kept."),
         click.option("--size", help="Other size: N (side of the square, or short side), or HxW."),
@@ -273,9 +272,19 @@ def synthetic(videos: Path | None, seed: int, per_class: int, **options: Any) ->
             videos = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             written, repeat = 1, per_class
         total = written * sum(map(len, synthetic_splits().values()))
-        with tqdm(total=total, unit="video", desc="generate") as bar:
+        alone = _alone(videos) if options["part"] else nullcontext()
+        with alone, tqdm(total=total, unit="video", desc="generate") as bar:
             write_videos(videos, seed=seed, per_class=written, workers=options["workers"], progress=bar.update)
         _run_synthetic(folder_catalogue(videos, name="synthetic"), repeat, **options)
+
+
+@contextmanager
+def _alone(videos: Path) -> Iterator[None]:
+    """While parts wait: each of them would write the same videos under the same unfinished names."""
+    with disk_errors(videos):
+        videos.mkdir(parents=True, exist_ok=True)
+    with holding(temporary(videos / "synthetic"), wait=True):
+        yield
 
 
 def _run_synthetic(catalogue: Catalogue, repeat: int, **options: Any) -> None:  # noqa: ANN401
@@ -302,6 +311,8 @@ def _run(
     unmatched: Path | None = None,
     **work: Any,  # noqa: ANN401
 ) -> None:
+    chosen = _part(part, join=join, retry_failed=work["retry_failed"])
+    _check_names(catalogue.dataset)
     names = _motion(motion)
     if flow_estimator and not any(flow_pairs(name) for name in motion_series(names)):
         raise ConfigError("--flow-estimator is for flow, and --motion names none; name one, such as flow8g2")
@@ -318,61 +329,33 @@ def _run(
         return
     if not allow_missing:
         check_coverage(catalogue, min_coverage)
-    _make(catalogue, out, settings, part=part, join=join)
+    _make(catalogue, out, settings, part=chosen, join=join)
 
 
-def _make(catalogue: Catalogue, out: Path, settings: Settings, *, part: str | None, join: bool) -> None:
-    if part and join:
+def _part(text: str | None, *, join: bool, retry_failed: bool) -> Part | None:
+    """The part that --part names, checked against the options that do not go with it."""
+    if text and join:
         raise ConfigError("--part makes a part and --join joins all of them: give one of the two")
-    if join and settings.retry_failed:
+    if join and retry_failed:
         raise ConfigError("--join makes nothing: give --retry-failed with --part, to each part, then --join alone")
+    return Part.parse(text) if text else None
+
+
+def _check_names(dataset: Dataset) -> None:
+    """Refuse names that no reader would take, before anything is made under them."""
+    for text in (dataset.name, *dataset.classes, *dataset.splits):
+        if fault := text_fault(text):
+            raise ConfigError(
+                f"the name {quoted(text)} of the data set or of one of its classes {fault}; choose another"
+            )
+
+
+def _make(catalogue: Catalogue, out: Path, settings: Settings, *, part: Part | None, join: bool) -> None:
     if part:
-        _run_part(catalogue, out, settings, Part.parse(part))
+        report_part(preprocess_part(catalogue, out, settings, part), out, part)
         return
     failures = join_parts(catalogue, out, settings) if join else preprocess(catalogue, out, settings)
-    _report(catalogue, failures, out, settings)
-
-
-def _run_part(catalogue: Catalogue, out: Path, settings: Settings, part: Part) -> None:
-    failures = preprocess_part(catalogue, out, settings, part)
-    click.echo(f"{out}: part {part} is whole; when all are: the same command with --join in place of --part")
-    if failures:
-        click.echo(f"{len(failures)} of its videos failed; see {part.failures(out)}", err=True)
-        raise click.exceptions.Exit(WITH_FAILURES)
-
-
-def _report(catalogue: Catalogue, failures: list[Failure], out: Path, settings: Settings) -> None:
-    stored = len(catalogue.videos) - len(failures)
-    click.echo(f"{out}: {stored:,} videos stored; next: {_next_step(catalogue.dataset, out)}")
-    if empty := empty_classes(catalogue):
-        click.echo(f"  ({len(empty)} classes of its splits have no video: fsar-train needs --small-classes drop)")
-    if not failures:
-        return
-    for failure in failures[:20]:
-        click.echo(f"  failed: {failure.name}: {failure.reason}: {failure.detail}", err=True)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(f.reason for f in failures).most_common())
-    again = "they failed again" if settings.retry_failed else "repair them and add --retry-failed"
-    click.echo(f"{len(failures)} videos failed ({reasons}); see {out / 'failures.jsonl'}; {again}", err=True)
-    raise click.exceptions.Exit(WITH_FAILURES)
-
-
-def _next_step(dataset: Dataset, out: Path) -> str:
-    """The command that follows."""
-    shards = shlex.quote(str(out))
-    if "test" in dataset.splits and "train" not in dataset.splits:
-        return f"fsar-eval --shards {shards} --weights RUN"
-    if not {"train", "test"} <= set(dataset.splits):
-        return (
-            "choose classes with --train-classes and --test-classes, or lists with --splits (nothing is decoded again)"
-        )
-    train = f"fsar-train --shards {shards} --method molo"
-    if dataset.name == "synthetic":
-        return train
-    if dataset.name in WITH_RECIPES:
-        return f"{train} --trunk-weights FILE"
-    if dataset.name == "epic":
-        return f"fsar-train --shards {shards} --method hyrsm++ --trunk-weights FILE"
-    return f"{train} --recipe molo-lite0 --trunk-weights fetch (on a CPU), or --recipe molo-ucf101-1shot (on a GPU)"
+    report_whole(catalogue, failures, out, retried=settings.retry_failed)
 
 
 def _geometry(profile: str, size: str | None) -> Geometry:

@@ -20,6 +20,7 @@ import numpy as np
 
 from preprocess.container import missing_bytes
 from shards_spec import FsarError
+from shards_spec.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,9 +53,10 @@ TOO_MANY_PIXELS = re.compile(r"Picture size \d+x\d+ exceeds specified max pixel 
 
 
 class VideoError(Exception):
-    """A video that cannot be stored: `reason` from the closed list, `detail` without paths or times."""
+    """A video that cannot be stored: `reason` from the closed list, `detail` without paths, times or controls."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        detail = printable(detail)  # ffmpeg repeats what the file says of itself, and readers refuse controls
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 

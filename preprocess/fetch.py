@@ -50,8 +50,8 @@ class Downloads:
         return self._copy(row)
 
     def done(self, row: int) -> None:
-        """Remove the copy of a video, which nobody reads any more."""
-        if isinstance(self._paths[row], RemotePath):
+        """Remove the copy of a video, which nobody reads any more; nothing where it has none."""
+        if isinstance(self._paths.get(row), RemotePath):
             self._copy(row).unlink(missing_ok=True)
 
     def _send_for(self, row: int) -> None:

@@ -97,7 +97,7 @@ def _readers(job: Job) -> Generator[tuple[int, VideoReader | VideoError]]:
     far as its pipe holds frames, and the start of a process costs no time.
     """
     rows = iter(job.videos)
-    with Downloads({row: video.path for row, video in job.videos.items()}) as files:
+    with Downloads({row: video.path for row, video in job.videos.items() if row not in job.fatal}) as files:
         started = [_start(row, files, job) for row in islice(rows, 1)]
         try:
             while started:

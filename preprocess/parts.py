@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shards_spec.errors import ConfigError, FsarError, ShardError
-from shards_spec.files import OURS, TEMPORARY, disk_errors
+from shards_spec.files import NO_LOCKS, OURS, TEMPORARY, disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Part:
     @staticmethod
     def parse(text: str) -> Part:
         """The part of a text I/N; ConfigError when it is none."""
-        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(f'--part "{text}": expected I/N with I from 1 to N, such as 3/100')
         return Part(int(match[1]), int(match[2]))
@@ -85,21 +85,33 @@ def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, on a network file system too, and leave the file: to remove it would free a held lock.
 
     Raises:
-        FsarError: another process holds it (unless we wait).
+        FsarError: another process holds it (unless we wait), or the file system has no locks.
     """
     with disk_errors(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle, path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise FsarError(f"{path.stem} of {path.parent} is being made by another process; wait for it") from None
     finally:
         os.close(handle)
 
 
-def check_whole(out: Path, lacking: list[int]) -> list[Part]:
-    """The parts of a folder, which together lack the shards `lacking`.
+def _lock(handle: int, path: Path, kind: int) -> None:
+    try:
+        fcntl.flock(handle, kind)
+    except BlockingIOError:
+        raise FsarError(f"{path.stem} of {path.parent} is being made by another process; wait for it") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise FsarError(
+            f"the file system of {path.parent} locks no files ({error.strerror}), so that parts cannot be made side "
+            "by side; choose another --out folder, or make all in one run without --part"
+        ) from error
+
+
+def check_whole(out: Path, lacking: list[int]) -> None:
+    """Refuse to join the parts of a folder, which together lack the shards `lacking`.
 
     Raises:
         ShardError: no part was begun, or some are not whole; names them.
@@ -116,7 +128,6 @@ def check_whole(out: Path, lacking: list[int]) -> list[Part]:
             f"{out}: of {count} parts {len(missing | unfinished)} are still to be made ({'; '.join(told)}; "
             f"{len(lacking)} shards in all); run these with --part I/{count}, then --join again"
         )
-    return parts
 
 
 def _ranges(numbers: set[int]) -> str:

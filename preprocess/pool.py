@@ -21,6 +21,7 @@ from preprocess.encode import steady
 from preprocess.job import Finished, run
 from shards_spec import FsarError
 from shards_spec.index import shard_path
+from shards_spec.remote import RemotePath
 from shards_spec.tar import unfinished
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
+COPYING = 3600.0  # seconds more where a video is copied from a URL first: a slow line is no dead worker
 LAST_WORDS = 5.0  # seconds in which a process that was told to end does
 STARTS = 50  # of a worker, 0.2 s apart: a fork server that was hit takes its time to die
 NO_SERVER = "the process that starts workers was killed"
@@ -67,7 +69,9 @@ class _Worker:
     @property
     def patience(self) -> float:
         """Seconds that it may be silent."""
-        return 2 * self.attempts.job.time_limit + GRACE
+        job = self.attempts.job
+        copied = any(isinstance(video.path, RemotePath) for video in job.videos.values())
+        return 2 * job.time_limit + GRACE + (COPYING if copied else 0.0)
 
     @property
     def silent_from(self) -> float:

@@ -76,6 +76,12 @@ def _messages(ray: Any, reference: Any, job: Job) -> Iterator[Progress | Finishe
     """What the pool of one machine would say of a shard; its folder goes when the shard has its final name."""
     try:
         answer = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:  # our code failed there, whatever the machine
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise FsarError(
+            f"shard {job.shard} failed on a machine of the Ray cluster ({said}); "
+            "install the same fsar everywhere, then type the same command again: finished shards are kept"
+        ) from error
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()[0]
         raise FsarError(

@@ -99,9 +99,12 @@ def join_parts(catalogue: Catalogue, out: Path, settings: Settings) -> list[Fail
     Raises:
         FsarError: as `preprocess`; or parts are missing, which are named.
     """
-    with only_writer(out):
+    with only_writer(out), holding(out / SETTLING, wait=True):  # where folders have no locks, parts wait for this one
         plan = _settle_plan(catalogue, out, settings)
         parts = begun(out)
+        for part in parts:  # and one that is past it holds its own
+            with holding(part.lock(out)):
+                pass
         state = _State(catalogue, out, plan, settings)
         for part in parts:
             state.take(_State(catalogue, out, plan, settings, part))

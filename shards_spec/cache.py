@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from shards_spec.errors import ConfigError
-from shards_spec.files import TEMPORARY, disk_errors
+from shards_spec.files import NO_LOCKS, TEMPORARY, disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ class Cache:
         """The number of bytes in use (-1: not known), while nobody else changes it."""
         handle = os.open(self.folder / COUNT, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._lock(handle)
             text = os.read(handle, 32)
             count = _Count(int(text) if text.isdigit() else -1)
             yield count
@@ -111,6 +111,17 @@ class Cache:
             os.pwrite(handle, str(count.value).encode(), 0)
         finally:
             os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise ConfigError(
+                f"the file system of the cache {self.folder} locks no files ({error.strerror}); give a --cache-dir "
+                "on a local disk"
+            ) from error
 
     def _make_room(self, size: int) -> int:
         """Remove files until `size` bytes fit, and a tenth of the cache besides; return the bytes then in use."""

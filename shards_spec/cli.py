@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -16,11 +16,15 @@ from shards_spec.index import build_index, list_shards, shard_path
 from shards_spec.peek_cli import peek
 from shards_spec.reader import ShardSet
 from shards_spec.schema import Failure
+from shards_spec.shards_option import LocalFolder
 from shards_spec.splits_cli import splits
 from shards_spec.summary import check_as_described, from_tar, write_sidecars
 from shards_spec.verify import verify as verify_set
 
-FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = click.argument("folder", type=LocalFolder())
 
 
 @click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})

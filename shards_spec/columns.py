@@ -8,6 +8,7 @@ import numpy as np
 
 from shards_spec.column_files import read_column
 from shards_spec.errors import FsarError, ShardError
+from shards_spec.files import DiskError
 from shards_spec.index import column_sha256
 from shards_spec.index_checks import check_loaded, check_texts
 from shards_spec.remote import RemoteError
@@ -42,10 +43,10 @@ class Columns:
     def _load(self, path: str) -> NDArray[Any]:
         try:
             if self._remote is None:
-                column = read_column(self._index / path)[0]
+                column = read_column(self._index / path, alone=False)[0]
             else:
                 column = self._remote.column(path, self._hashes[path])
-        except RemoteError:
+        except (RemoteError, DiskError):
             raise
         except FsarError as error:
             raise ShardError(f"{error}; run fsar-shards reindex") from error

@@ -24,7 +24,7 @@ OURS = re.compile(
 TEMPORARY = ".tmp"  # every unfinished file ends with it; nothing that ends with it is ever read
 
 
-NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP}  # of network file systems, on a folder
+NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # of network file systems, on a folder
 REFUSED = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EIO EROFS EACCES EPERM EFBIG EEXIST ENOTDIR EISDIR ENAMETOOLONG".split()  # noqa: SIM905

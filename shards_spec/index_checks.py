@@ -11,10 +11,11 @@ import numpy as np
 from shards_spec.column_files import Layout, check_announced, stored_bytes
 from shards_spec.errors import ShardError
 from shards_spec.names import path_fault, quoted, text_fault
+from shards_spec.sample_info import MOST_FRAMES, MOST_SIDE
 from shards_spec.tar import BLOCK, archive_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -52,17 +53,20 @@ OPTIONAL: dict[str, tuple[str, Shape]] = {
     "codec_ends": ("int64", (1,)),
     **dict.fromkeys(("scale", "magnitude", "motion_score"), ("float32", ("M",))),
 }
-MOST_SHARDS, MOST_FRAMES, MOST_SIDE = 1_000_000, 99_999, 65_535  # six digits, five digits, and two bytes of a JPEG
+MOST_SHARDS = 1_000_000  # six digits
 ROWS_AT_ONCE = 1 << 14
 CLIMBING, CONTROL = (b"../", b"/.."), re.compile(rb"\xc2[\x80-\x9f]")  # what a name that can do harm may hold
 
 
-def check_layout(index: Path, columns: Mapping[str, Any]) -> None:
+def check_layout(
+    index: Path, columns: Mapping[str, Any], bytes_of: Callable[[Path, Layout], int] = stored_bytes
+) -> None:
     """Check what the columns of an index announce, by their metadata alone: nothing is read of their content.
 
     Args:
         index: The folder `index.zarr`.
         columns: Path in the index -> hash, as its attributes have them.
+        bytes_of: Bytes that a column takes where the index is stored, from its folder and layout.
 
     Raises:
         ShardError: a column that is missing, of another type or shape, or more content than is on disk.
@@ -75,7 +79,7 @@ def check_layout(index: Path, columns: Mapping[str, Any]) -> None:
             raise ShardError(f'{index} names the column "{path[:80]!a}", which is none of ours')
         layout = Layout.load(index / path)
         groups.setdefault(match[1], {})[match[2]] = layout
-        stored += stored_bytes(index / path, layout)
+        stored += bytes_of(index / path, layout)
     check_announced(sum(each.nbytes for held in groups.values() for each in held.values()), stored, index)
     rows: dict[str, int] = {}
     for group, held in groups.items():
@@ -191,7 +195,7 @@ def check_loaded(path: Path | str, name: str, column: NDArray[Any]) -> None:
     Raises:
         ShardError: one that cannot be.
     """
-    limits = {"frame": MOST_FRAMES, "stored_size": MOST_SIDE, "source_size": np.iinfo(np.int32).max}
+    limits = {"frame": MOST_FRAMES, "stored_size": MOST_SIDE, "source_size": MOST_SIDE}
     bad = False
     if name in limits:
         bad = bool((column < 0).any() or (column > limits[name]).any())

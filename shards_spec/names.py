@@ -22,6 +22,11 @@ def path_fault(name: str) -> str | None:
     return "is empty" if not name else text_fault(name)
 
 
+def printable(text: str) -> str:
+    """A text with `?` for what `text_fault` refuses."""
+    return UNPRINTABLE.sub("?", text)
+
+
 def quoted(name: str) -> str:
     """A name for a message: one line of at most 80 characters, controls escaped."""
     short = name if len(name) <= 80 else f"{name[:77]}..."

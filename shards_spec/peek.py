@@ -248,5 +248,5 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _why(shards: ShardSet, row: int) -> str:
-    failure = Failure.load_all(shards.path / "failures.jsonl").get(row)
+    failure = Failure.load_all(shards.files / "failures.jsonl").get(row)
     return f"{failure.reason} ({failure.detail})" if failure else "see failures.jsonl"

@@ -9,12 +9,13 @@ import click
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
 from shards_spec.reader import ShardSet
+from shards_spec.shards_option import LocalFolder
 
 MOST_VIDEOS, MOST_FRAMES = 200, 32  # so that the sheet fits in memory, and in a viewer
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=LocalFolder())
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="What to write: FILE.png or FILE.html.")
 @click.option(
     "--videos",

@@ -87,8 +87,10 @@ class ShardSet:
         files = remote.files if remote else path
         attributes = read_attributes(files, path)
         dataset, hashes = Dataset.load(files / "dataset.json"), attributes["columns"]
-        if remote is None:  # the columns of one at a URL are checked one by one, as they arrive
+        if remote is None:
             check_layout(path / INDEX, hashes)
+        else:
+            remote.check_layout(hashes)
         shards = ShardSet(path, dataset, hashes, remote=remote, check=check)
         check_videos(path / INDEX, shards._videos, len(dataset.classes))
         return shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import re
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
 CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}  # beside those that fsar[remote] brings
+OUR_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # says nothing about the place that is read
 TRIES, PAUSE = 3, 0.5  # seconds before the second try, doubled each time; many clients try by themselves besides
 
 
@@ -106,6 +108,7 @@ class Remote:
         Raises:
             GoneError: there is no such file.
             RemoteError: the place refuses us or does not answer.
+            OSError: our own disk is full or cannot be written.
         """
         system, root = self._opened
         self._tried(lambda: system.get_file(f"{root}/{name}", str(target)), f"{self.url}/{name}")
@@ -117,6 +120,8 @@ class Remote:
             except FileNotFoundError as error:
                 raise GoneError(f"{url} does not exist; check the name of the bucket and of the folder") from error
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in OUR_DISK:
+                    raise
                 if attempt == TRIES - 1 or _is_refusal(error):
                     raise RemoteError(_sentence(url, error)) from error
             time.sleep(PAUSE * 2**attempt)

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import tempfile
 import threading
 import zlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shards_spec.cache import Cache, parse_bytes
-from shards_spec.column_files import read_column
-from shards_spec.errors import ShardError
-from shards_spec.files import json_line
+from shards_spec.column_files import Layout, read_column
+from shards_spec.errors import FsarError, ShardError
+from shards_spec.files import disk_errors, json_line
 from shards_spec.index import INDEX, PINNED, column_sha256, shard_path
+from shards_spec.index_checks import COLUMN, check_layout
 from shards_spec.remote import Remote, RemotePath
+from shards_spec.sums import sum_starts
 from shards_spec.tar import BLOCK, padded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import BinaryIO
 
     from numpy.typing import NDArray
@@ -35,6 +38,7 @@ CACHE_DIR, CACHE_SIZE = Path("~/.cache/fsar/shards"), "50GB"
 AT_ONCE = 16  # requests: each waits for the store, not for us
 OPEN_FILES = 256
 SMALL = (f"{INDEX}/zarr.json", *PINNED)
+CHUNK = re.compile(r"c(/\d{1,10}){1,2}")  # of a column, by its name in the column's folder
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,54 @@ class RemoteSet:
         self._sizes = self._remote.sizes()
         if SMALL[0] not in self._sizes:
             raise ShardError(f"{place.url} has no {INDEX}: it is no shard set, or not all of it was copied there")
-        self._folder = tempfile.TemporaryDirectory(prefix="fsar-index-")
+        with disk_errors(Path(tempfile.gettempdir())):
+            self._folder = tempfile.TemporaryDirectory(prefix="fsar-index-")
         self.files = Path(self._folder.name)
-        (self.files / INDEX).mkdir()
-        for name in SMALL:
-            if name in self._sizes:
-                self._remote.fetch(name, self.files / name)
+        try:
+            self._fetch({name: self.files / name for name in SMALL if name in self._sizes})
+        except BaseException:
+            self.close()
+            raise
+
+    def _fetch(self, targets: Mapping[str, Path]) -> None:
+        """Copy files to this machine, several at once."""
+        with disk_errors(Path(tempfile.gettempdir())), ThreadPoolExecutor(AT_ONCE) as pool:
+            for target in targets.values():
+                target.parent.mkdir(parents=True, exist_ok=True)
+            for _ in pool.map(self._remote.fetch, targets, targets.values()):
+                pass
+
+    def check_layout(self, columns: Mapping[str, str]) -> None:
+        """Fetch what the columns of the index announce, and check it; `columns` has their hashes by path.
+
+        Raises:
+            ShardError: a column that is missing, of another type or shape, or announces more than is stored.
+            RemoteError: the store refuses us or does not answer.
+        """
+        names = [f"{INDEX}/{path}/zarr.json" for path in columns if COLUMN.fullmatch(path)]
+        self._fetch({name: self.files / name for name in names if name in self._sizes})
+        try:
+            check_layout(self.files / INDEX, columns, lambda path, _: self._stored_bytes(path))
+        except FsarError as error:
+            raise ShardError(str(error).replace(str(self.files), str(self.path))) from error
+
+    def _stored_bytes(self, column: Path) -> int:
+        return sum(self._sizes[name] for name in self._chunks(str(column.relative_to(self.files))))
+
+    def _chunks(self, folder: str) -> list[str]:
+        """Names of the chunks of a column; others that a store may list would lead anywhere on our disk."""
+        start = f"{folder}/"
+        return [name for name in self._sizes if name.startswith(start) and CHUNK.fullmatch(name[len(start) :])]
 
     def column(self, path: str, sha256: str) -> NDArray[Any]:
         """A column of the index: out of the cache, or copied there; what it holds is checked by the one who asks."""
-        name = f"columns/{sha256}"
+        name, layout = f"columns/{sha256}", Layout.load(self.files / INDEX / path)
         file = self._cache.open(name)
         if file is not None:
             with file:
                 column = _load(file)
-            if column is not None and column_sha256(column) == sha256:
+            same = column is not None and (column.dtype.name, column.shape) == (layout.dtype, layout.shape)
+            if column is not None and same and column_sha256(column) == sha256:
                 return column
             self._cache.drop(name)
         column = self._download_column(path)
@@ -89,15 +126,15 @@ class RemoteSet:
         return column
 
     def _download_column(self, path: str) -> NDArray[Any]:
-        folder = f"{INDEX}/{path}/"
-        names = [name for name in self._sizes if name.startswith(folder)]
-        with tempfile.TemporaryDirectory(prefix="fsar-column-") as place, ThreadPoolExecutor(AT_ONCE) as pool:
-            targets = [Path(place) / name for name in names]
-            for target in targets:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            for _ in pool.map(self._remote.fetch, names, targets):
-                pass
-            return read_column(Path(place) / folder)[0]
+        folder = f"{INDEX}/{path}"
+        with (
+            disk_errors(Path(tempfile.gettempdir())),
+            tempfile.TemporaryDirectory(prefix="fsar-column-") as place,
+        ):
+            self._fetch({name: Path(place) / name for name in self._chunks(folder)})
+            (Path(place) / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.files / folder / "zarr.json", Path(place) / folder)  # the one that was checked
+            return read_column(Path(place) / folder, alone=False)[0]
 
     def videos(self, series: str, columns: Columns) -> RemoteVideos:
         """The videos of a series.
@@ -129,6 +166,7 @@ class RemoteVideos:
     def __init__(self, path: Path, remote: Remote, cache: Cache, series: str, columns: Columns) -> None:
         self._path, self._remote, self._cache, self._series, self._columns = path, remote, cache, series, columns
         columns["crc32"]  # loaded here, once, and not by many threads
+        self._starts = sum_starts(columns)
         # sets of equal shards share what is kept of them
         self._folder = f"{series}-{columns.sha256('shard_sha256')[:16]}"
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
@@ -205,17 +243,12 @@ class RemoteVideos:
         """Place in the file, size and CRC-32 of each picture of a video."""
         columns = self._columns
         first, last = int(columns["first"][row]), int(columns["first"][row + 1])
-        before = 2 * int(self._stored[row])  # cls and json of the videos before it
-        sizes, crcs = columns["size"][first:last].tolist(), columns["crc32"][first + before : last + before].tolist()
+        start = int(self._starts[row])
+        sizes, crcs = columns["size"][first:last].tolist(), columns["crc32"][start : start + last - first].tolist()
         position = BLOCK
         for size, crc in zip(sizes, crcs, strict=True):
             yield position, size, crc
             position += BLOCK + padded(size)
-
-    @cached_property
-    def _stored(self) -> NDArray[np.int64]:
-        """[V + 1] stored videos before each row."""
-        return np.concatenate([[0], np.cumsum(self._columns["shard"] >= 0)])
 
     def _name(self, row: int) -> str:
         return f"{self._folder}/{row // 1000:05d}/{row:08d}"

@@ -10,7 +10,7 @@ from shards_spec.names import path_fault, quoted, text_fault
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST_FRAMES, MOST_SIDE = 99_999, 99_999  # five digits
+MOST_FRAMES, MOST_SIDE = 99_999, 65_535  # five digits, and two bytes of a JPEG
 NEEDED = frozenset({"name", "label", "group", "frames", "fps", "source_size", "size"})
 LISTS = ("scale", "magnitude", "motion_score")  # a value for each picture
 

@@ -11,7 +11,7 @@ import click
 
 from shards_spec.cache import parse_bytes
 from shards_spec.errors import ConfigError
-from shards_spec.remote import is_url, place_of
+from shards_spec.remote import RemotePath, is_url, place_of
 from shards_spec.remote_set import CACHE_DIR, CACHE_SIZE, RemoteShards
 
 if TYPE_CHECKING:
@@ -26,6 +26,23 @@ class Place(click.ParamType[Path, object]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401, ARG002
         """Of a text, or of what was made of it before."""
         return value if isinstance(value, Path) else place_of(str(value))
+
+
+class LocalFolder(click.ParamType[Path, object]):
+    """A path of this machine; a URL is refused with a sentence."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        """Of a text, or of what was made of it before."""
+        place = value if isinstance(value, Path) else place_of(str(value))
+        if isinstance(place, RemotePath):
+            self.fail(
+                f"{place} is at a URL, and a folder of this machine is needed: copy it here, or give another",
+                param,
+                ctx,
+            )
+        return place
 
 
 def shards_option(help_text: str = "Folder of the shards.", *, required: bool = True) -> Callable[..., Any]:

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from shards_spec.columns import Columns
 
 
+def sum_starts(columns: Columns) -> NDArray[np.int64]:
+    """[V] where the sums of each video begin in `crc32`, which holds those of cls and json behind its pictures'."""
+    stored = columns["shard"] >= 0  # [V]
+    starts: NDArray[np.int64] = columns["first"][:-1] + 2 * (np.cumsum(stored) - stored)
+    return starts
+
+
 class PictureSums:
     """The sums of the pictures of a series, from its index columns."""
 
     def __init__(self, columns: Columns) -> None:
-        stored = columns["shard"] >= 0  # [V]
-        tails = 2 * (np.cumsum(stored) - stored)  # [V] cls and json of the videos before each
-        self._start: NDArray[np.int64] = columns["first"][:-1] + tails  # [V]
+        self._start = sum_starts(columns)  # [V]
         self._sums, self._frame, self._first = columns["crc32"], columns["frame"], columns["first"]
         self._codec = columns.codec
 

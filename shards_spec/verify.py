@@ -10,6 +10,7 @@ from shards_spec.index import shard_path
 from shards_spec.reader import ShardSet
 from shards_spec.schema import picture_name, sample_key
 from shards_spec.summary import dali_index, from_tar, sidecars
+from shards_spec.sums import sum_starts
 from shards_spec.tar import BLOCK, archive_size, file_sha256, header, padded
 
 if TYPE_CHECKING:
@@ -81,13 +82,13 @@ def _locate(path: Path, number: int, columns: Columns) -> Iterator[str]:
 
 def _members(number: int, columns: Columns) -> Iterator[tuple[str, int, int]]:
     """Name, size and CRC-32 of every member of a shard in stored order."""
-    first = columns["first"]
+    first, starts = columns["first"], sum_starts(columns)
     for row in (columns["shard"] == number).nonzero()[0].tolist():
         start, stop = int(first[row]), int(first[row + 1])
-        before = 2 * int((columns["shard"][:row] >= 0).sum())  # cls and json of the videos before it
+        sums = int(starts[row])
         frames = columns["frame"][start:stop].tolist()
         names = [*(picture_name(frame, columns.codec) for frame in frames), "cls", "json"]
         sizes = columns["size"][start:stop].tolist() + columns["tail"][row].tolist()
-        crcs = columns["crc32"][start + before : stop + before + 2].tolist()
+        crcs = columns["crc32"][sums : sums + len(names)].tolist()
         for name, size, crc in zip(names, sizes, crcs, strict=True):
             yield f"{sample_key(row)}.{name}", size, crc

@@ -94,6 +94,33 @@ def test_a_network_file_system_without_locks_on_folders_is_written_all_the_same(
         assert (tmp_path / "out").is_dir()
 
 
+def test_without_locks_on_files_parts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(FsarError, match=r"locks no files \(Function not implemented\)"), holding(tmp_path / "x.tmp"):
+        pass
+
+
+def test_parts_write_synthetic_videos_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(videos: Path, **_: object) -> None:
+        with pytest.raises(FsarError, match="is being made by another process"), holding(videos / "synthetic.tmp"):
+            pass
+        raise FsarError("seen")
+
+    monkeypatch.setattr("preprocess.synthetic.write_videos", write)
+    done = CliRunner().invoke(cli, ["synthetic", "--out", str(tmp_path / "out"), "--part", "1/2"])
+    assert str(done.exception) == "seen"
+
+
+def test_a_part_that_is_being_made_is_not_joined(catalogue: Catalogue, tmp_path: Path) -> None:
+    preprocess_part(catalogue, tmp_path / "out", SETTINGS, Part(1, 1))
+    held = holding(Part(1, 1).lock(tmp_path / "out"))
+    with held, pytest.raises(FsarError, match=r"part-0001-of-0001 of .* is being made by"):
+        join_parts(catalogue, tmp_path / "out", SETTINGS)
+
+
 @given(total=st.integers(0, 200), count=st.integers(1, 30))
 def test_every_shard_is_of_one_part(total: int, count: int) -> None:
     numbers = [number for index in range(1, count + 1) for number in Part(index, count).numbers(total)]
@@ -109,6 +136,8 @@ def test_the_command_makes_parts_and_joins_them(catalogue: Catalogue, tmp_path: 
         (["--part", "3/2"], "expected I/N with I from 1 to N"),
         (["--part", "1/2", "--join"], "give one of the two"),
         (["--join", "--retry-failed"], "--join makes nothing"),
+        (["--part", "1/2", "--join", "--dry-run"], "give one of the two"),
+        (["--part", f"1/{'9' * 5000}"], "expected I/N with I from 1 to N"),
         (["--join"], "has no parts to join"),
     ]:
         refused = run(*wrong).exception

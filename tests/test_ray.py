@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +17,9 @@ from preprocess.decode import Geometry
 from preprocess.encode import series_plans
 from preprocess.folder import folder_catalogue
 from preprocess.job import Job
-from preprocess.ray_pool import make_shard, work_on_ray
+from preprocess.ray_pool import _messages, make_shard, work_on_ray
 from preprocess.stage import Settings, preprocess
-from shards_spec.errors import ConfigError
+from shards_spec.errors import ConfigError, FsarError
 from tests.folders import ROOT, digests
 
 if TYPE_CHECKING:
@@ -80,3 +81,12 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "fsar\[ray\]"'):
         list(work_on_ray([]))
+
+
+def test_a_fault_of_our_code_on_a_machine_is_no_lost_machine(tmp_path: Path) -> None:
+    def get(_: object) -> None:
+        raise ray.exceptions.RayTaskError("make_shard", "Traceback:\nImportError: no fsar", ImportError("no fsar"))
+
+    job = Job(3, {}, {}, ("rgb",), tmp_path, Geometry(32, 32), 60.0)
+    with pytest.raises(FsarError, match=r"shard 3 failed on .* \(ImportError: no fsar\); install the same fsar"):
+        list(_messages(SimpleNamespace(get=get, exceptions=ray.exceptions), None, job))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import random
 import re
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +27,20 @@ from fsar.cli.train import cli as train_cli
 from pipelines.portable import PortableExecutor
 from pipelines.raw import RawExecutor
 from pipelines.reads import Reads
-from preprocess.catalogue import CatalogueError
+from preprocess.attempts import Attempts
+from preprocess.catalogue import CatalogueError, Video
 from preprocess.decode import Geometry
 from preprocess.folder import folder_catalogue
 from preprocess.job import Job, run
+from preprocess.pool import _Worker
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
 from shards_spec import remote as remote_module
 from shards_spec.cache import Cache, parse_bytes
+from shards_spec.cli import cli as shards_cli
 from shards_spec.errors import ConfigError
-from shards_spec.remote import Remote, RemoteError, RemotePath, place_of
+from shards_spec.files import DiskError
+from shards_spec.remote import GoneError, Remote, RemoteError, RemotePath, place_of
 from shards_spec.remote_set import RemoteShards
 from tests.folders import command_line, digests, flip_bit
 
@@ -267,3 +274,81 @@ def test_a_url_is_a_path_with_a_name_of_its_own() -> None:
     assert str(path.relative_to(place_of("s3://bucket/videos"))) == "a/b.c.mp4"
     assert place_of("file:///data/x") == Path("/data/x")
     assert type(place_of("a:/b")) is type(Path())
+
+
+@pytest.fixture
+def odd(tiny_path: Path, tmp_path: Path) -> RemoteShards:
+    """A copy of the tiny shard set in memory, to be spoilt."""
+    store = fsspec.filesystem("memory")
+    if store.exists("/spoilt"):
+        store.rm("/spoilt", recursive=True)
+    store.put(str(tiny_path), "/spoilt", recursive=True)
+    return RemoteShards("memory://spoilt", tmp_path / "cache", 10**9)
+
+
+def test_names_in_a_store_that_climb_are_never_fetched(odd: RemoteShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, fetched = Remote(odd.url).sizes(), []
+    evil = {f"index.zarr/videos/label/{name}": 4 for name in ("../../../../evil", "c/../../evil", "c/0/../../../x")}
+    fetch = Remote.fetch
+    monkeypatch.setattr(Remote, "sizes", lambda _: found | evil)
+    monkeypatch.setattr(Remote, "fetch", lambda self, name, target: fetched.append(name) or fetch(self, name, target))
+    with ShardSet.open(odd) as shards:
+        assert shards.num_videos
+    assert "index.zarr/videos/label/c/0" in fetched
+    assert not any(".." in name for name in fetched)
+
+
+def test_an_index_at_a_url_that_lacks_columns_or_lies_of_their_length(odd: RemoteShards, tiny_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    name = "/spoilt/index.zarr/videos/fps/zarr.json"
+    metadata = json.loads(store.cat_file(name))
+    store.pipe_file(name, json.dumps(metadata | {"shape": [3], "chunk_grid": metadata["chunk_grid"]}).encode())
+    with pytest.raises(ShardError, match=r"memory://spoilt/index.zarr/videos/fps announces float32 \[3\]"):
+        ShardSet.open(odd)
+    store.rm(name)
+    with pytest.raises(ShardError, match=r"memory://spoilt/index.zarr/videos/fps/zarr.json is missing"):
+        ShardSet.open(odd)
+
+
+def test_a_full_disk_here_is_not_a_broken_connection(odd: RemoteShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def fill(_: object, path: str, *__: object, **___: object) -> None:
+        tries.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", fill)
+    monkeypatch.setattr(remote_module, "PAUSE", 0.001)
+    with pytest.raises(DiskError, match="No space left"):
+        ShardSet.open(odd)
+    assert len(set(tries)) == len(tries)
+
+
+def test_a_slow_copy_is_no_silent_worker(tmp_path: Path) -> None:
+    here = Video("a/x.mp4", "a", None, tmp_path / "x.mp4")
+    there = replace(here, path=RemotePath("s3://bucket/x.mp4"))
+    jobs = [Job(0, {0: video}, {"a": 0}, ("rgb",), tmp_path, Geometry(32, 32), 5.0) for video in (here, there)]
+    near, far = (_Worker(None, Attempts(job), 0.0).patience for job in jobs)
+    assert far - near >= 600
+
+
+def test_a_fatal_video_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def fetch(_: Remote, name: str, target: Path) -> None:
+        fetched.append(name)
+        raise GoneError(f"{target} is gone")
+
+    monkeypatch.setattr(Remote, "fetch", fetch)
+    paths = [RemotePath(f"memory://nowhere/{name}.mp4") for name in "xy"]
+    videos = {row: Video(f"a/{path.name}", "a", None, path) for row, path in enumerate(paths)}
+    job = Job(0, videos, {"a": 0}, ("rgb",), tmp_path, Geometry(32, 32), 5.0, fatal={1: "2 workers were lost at it"})
+    assert [failure.reason for failure in run(job, lambda _: time.sleep(0.05)).failures] == ["unreadable", "crash"]
+    assert fetched == ["x.mp4"]
+
+
+@pytest.mark.parametrize("words", [["info"], ["verify"], ["reindex"], ["peek", "--out", "x.png"]])
+def test_commands_for_folders_refuse_urls(words: list[str]) -> None:
+    done = CliRunner().invoke(shards_cli, [words[0], "s3://bucket/x", *words[1:]])
+    assert done.exit_code == 2
+    assert "s3://bucket/x is at a URL" in done.output
