@@ -80,7 +80,8 @@ class Cache:
                     self._reserve(file, len(data))
                     file.write(data)
                 opened = unfinished.open("rb")  # before it has a name under which others may remove it
-                unfinished.replace(path)
+                with self._count():  # one who adds up the files meanwhile would meet neither name
+                    unfinished.replace(path)
             except OSError:
                 unfinished.unlink(missing_ok=True)
                 raise
