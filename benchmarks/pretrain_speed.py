@@ -216,6 +216,8 @@ def main(
             store(folder_catalogue(make_clips(scratch / "videos", classes=2)), path, motion=("flow8g2",))
         shards = stack.enter_context(ShardSet.open(path))
         read_whole(path.glob("*.tar"))
+        stored = {"shards_sha256": shards.sha256, "videos": shards.num_videos}
+        stored |= {"stored": shards.series("rgb").sizes[0].tolist()}
         for method in methods or PRETRAINING:
             config = replace(settings(method, trunk, crop, batch, device), executor=executor)
             loop = Loop(config, shards, place)
@@ -223,8 +225,7 @@ def main(
             loop.loader.close()
     click.echo(table(rows))
     context = {"trunk": trunk, "crop": crop, "batch": batch, "device": device, "precision": config.precision}
-    context |= {"executor": executor, "rounds": rounds, "shards_sha256": shards.sha256, "videos": shards.num_videos}
-    context |= {"stored": shards.series("rgb").sizes[0].tolist(), "threads": torch.get_num_threads()}
+    context |= {"executor": executor, "rounds": rounds, "threads": torch.get_num_threads()} | stored
     context |= {"cores": os.cpu_count(), "load_average_before": before}
     click.echo(f"written: {write_result(name, rows, context=context)}")
 
