@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 LEAST_SHARE = 4 << 20  # bytes: to hand over less costs more than to copy it
 
 
-def _windows_of(reads: Reads) -> list[tuple[int, int]]:
-    """Bounds [start, stop) of the runs of reads of one video and one window."""
-    same = np.stack([reads.rows, reads.tops, reads.lefts])  # [3, R]
-    edges = np.flatnonzero((same[:, 1:] != same[:, :-1]).any(0)) + 1
-    return list(pairwise([0, *edges.tolist(), len(reads)]))
+def _clips_of(reads: Reads, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Bounds of the runs within [start, stop) of reads of one video and one window."""
+    same = np.stack([reads.rows, reads.tops, reads.lefts])[:, start:stop]  # [3, n]
+    edges = np.flatnonzero((same[:, 1:] != same[:, :-1]).any(0)) + start + 1
+    return pairwise([start, *edges.tolist(), stop])
 
 
 class RawExecutor:
@@ -54,11 +54,12 @@ class RawExecutor:
             frames = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:
             frames = self._buffers.take(*shape)
-        out, clips = frames.numpy(), _windows_of(reads)
+        out = frames.numpy()
         shares = max(1, min(self._threads, out.nbytes // LEAST_SHARE))
-        tasks = [self._pool.submit(self._copy, reads, clips[share::shares], out) for share in range(1, shares)]
+        edges = [len(reads) * share // shares for share in range(shares + 1)]
+        tasks = [self._pool.submit(self._copy, reads, *bounds, out) for bounds in pairwise(edges[1:])]
         try:
-            self._copy(reads, clips[::shares], out)
+            self._copy(reads, 0, edges[1], out)
         finally:
             for task in tasks:  # all of them: none may write into memory that is given again
                 task.exception()
@@ -70,27 +71,30 @@ class RawExecutor:
         """The R windows [h, w, 3] where they lie in the files, read-only; ShardError as `decode`."""
         self._check_windows(reads)
         self._shards.series(reads.modality).fetch(reads.rows)
-        found = [window for clip in _windows_of(reads) for window in self._views(reads, *clip)]
+        found = self._views(reads, 0, len(reads))
         for window in found:  # touched, so that what is not in memory is read here, not where it is waited for
             window.item(0), window.item(-1)
         return found
 
-    def _copy(self, reads: Reads, clips: list[tuple[int, int]], out: Pixels) -> None:
-        for start, stop in clips:
-            # one call a clip: other threads wait for Python less often, and rows are copied faster than numpy does
-            cv2.vconcat(list(self._views(reads, start, stop)), out[start:stop].reshape(-1, *out.shape[2:]))
+    def _copy(self, reads: Reads, start: int, stop: int, out: Pixels) -> None:
+        # one call for all: no other thread has to wait for Python, and rows are copied faster than numpy does
+        cv2.vconcat(self._views(reads, start, stop), out[start:stop].reshape(-1, *out.shape[2:]))
 
-    def _views(self, reads: Reads, start: int, stop: int) -> Iterator[Pixels]:
-        """Windows of reads [start, stop), which are all of one place in one video."""
-        top, left, (height, width) = int(reads.tops[start]), int(reads.lefts[start]), reads.size
-        series, row = self._shards.series(reads.modality), int(reads.rows[start])
-        video = series.pixels(row)
-        stored = video[:, top : top + height, left : left + width]  # [n, h, w, 3]
-        for i, frame in enumerate(reads.frames[start:stop].tolist(), start):
-            if not 0 <= frame < len(stored):
-                raise ShardError(f"{frame_name(self._shards, reads, i)}: it has {len(stored)} frames, not {frame}")
-            series.check_pixels(row, [frame])
-            yield stored[frame]
+    def _views(self, reads: Reads, start: int, stop: int) -> list[Pixels]:
+        """Windows of reads [start, stop)."""
+        series, (height, width) = self._shards.series(reads.modality), reads.size
+        views: list[Pixels] = []
+        for first, last in _clips_of(reads, start, stop):
+            row, top, left = int(reads.rows[first]), int(reads.tops[first]), int(reads.lefts[first])
+            frames, stored = reads.frames[first:last].tolist(), series.pixels(row)  # [n, H, W, 3]
+            if min(frames) < 0 or max(frames) >= len(stored):
+                wrong = next(i for i, frame in enumerate(frames) if not 0 <= frame < len(stored))
+                name = frame_name(self._shards, reads, first + wrong)
+                raise ShardError(f"{name}: it has {len(stored)} frames, not {frames[wrong]}")
+            series.check_pixels(row, frames)
+            window = stored[:, top : top + height, left : left + width]
+            views += [window[frame] for frame in frames]
+        return views
 
     def _check_windows(self, reads: Reads) -> None:
         """Refuse a window that is not all inside its frame: a slice would be cut short in silence."""
