@@ -15,7 +15,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.methods import gflop
-from benchmarks.step_side import Side, Sizes, make_episode, make_model
+from benchmarks.step_side import PARTS, Side, Sizes, make_episode, make_model
 from fsar.methods import METHODS
 from fsar.step import EpisodeStep
 
@@ -42,10 +42,10 @@ def without_values(function: Callable[[], Any]) -> Any:  # noqa: ANN401 -- what 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was counted: operations in 1e9 of a step with and without recomputation; GiB; rows of the methods."""
+    """What was counted: operations in 1e9 of a step by the parts that it recomputes; GiB; rows of the methods."""
 
-    gflop: dict[bool, float]
-    papers_gib: dict[tuple[str, bool], float]  # by precision, and whether it recomputes
+    gflop: dict[int, float]
+    papers_gib: dict[tuple[str, int], float]  # by precision and recomputed parts
     methods: list[dict[str, Any]]
     five_shot_gib: dict[str, float] = field(default_factory=dict)  # of FIVE_SHOT, recomputed, by precision
 
@@ -56,7 +56,7 @@ def count(sides: Sequence[Side], sizes: Sizes, methods: Sequence[str] = tuple(ME
     kinds = sorted({(side.precision, side.recomputes) for side in sides})
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         peaks = pool.map(peak_gib, *zip(*kinds, strict=True))  # the longest first
-        five_shot = pool.map(partial(peak_gib, recomputes=True, sizes=FIVE_SHOT), precisions)
+        five_shot = pool.map(partial(peak_gib, recomputes=PARTS, sizes=FIVE_SHOT), precisions)
         operations = pool.map(step_gflop, recomputes, [sizes] * len(recomputes))
         rows = list(pool.map(methods_row, methods))
         gflop = dict(zip(recomputes, operations, strict=True))
@@ -64,7 +64,7 @@ def count(sides: Sequence[Side], sizes: Sizes, methods: Sequence[str] = tuple(ME
         return Counts(gflop, papers, rows, five)
 
 
-def step_gflop(recomputes: bool, sizes: Sizes) -> float:
+def step_gflop(recomputes: int, sizes: Sizes) -> float:
     """Operations in 1e9 of a whole step; the precision changes nothing."""
 
     def whole() -> float:
@@ -74,7 +74,7 @@ def step_gflop(recomputes: bool, sizes: Sizes) -> float:
     return float(without_values(whole))
 
 
-def peak_gib(precision: str, recomputes: bool, sizes: Sizes = Sizes()) -> float:  # noqa: B008 -- frozen; mapped
+def peak_gib(precision: str, recomputes: int, sizes: Sizes = Sizes()) -> float:  # noqa: B008 -- frozen; mapped
     """Most memory in use during a step, in GiB: weights, gradients, episode, inner values; no buffers of libraries."""
 
     def peak() -> float:

@@ -35,6 +35,7 @@ KINDS = {
     "batch norm": ("batch_norm",),
 }
 REST = "elementwise and the rest"
+PARTS = 5  # of ResNet-50: its stem and four stages
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Side:
     name: str
     precision: str = "fp32"
     memory_format: str = "contiguous"
-    recomputes: bool = False
+    recomputes: int = 0  # parts of the trunk
     graph: bool = False
     looks: bool = False  # at the loss, after every episode
     keeps: bool = False  # freed memory, as the commands do on a CPU

@@ -33,10 +33,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
 FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "test_episodes"})
-FREE |= {"graph", "checkpoint_activations", "feature_cache"}
+FREE |= {"graph", "checkpoint_activations", "checkpoint_parts", "feature_cache"}
 # Smallest sensible values.
 LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
-LEAST |= {"resize_width": 0, "views": 0, "clip_frames": 0, "clip_stride": 1}
+LEAST |= {"checkpoint_parts": 0, "resize_width": 0, "views": 0, "clip_frames": 0, "clip_stride": 1}
 LEAST |= dict.fromkeys(("unlabelled_per_class", "distractor_classes", "distractors_per_class"), 0)
 LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
 LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
@@ -124,6 +124,7 @@ class RunConfig(FlatConfig):
     # trunk's own. Sums of BatchNorm in training differ by it (about 1e-4 at 224 x 224).
     memory_format: str = "auto"
     checkpoint_activations: bool = False  # compute the trunk's inner values twice, to keep a fraction of them
+    checkpoint_parts: int = 0  # only those of so many of its first parts, which hold the most; 0: as the line above
     graph: bool = True  # replay the training step as a CUDA graph; a CPU has none
     device: str = "auto"
     executor: str = "auto"

@@ -46,7 +46,7 @@ def freeze_trunk(model: FewShotMethod, method: str) -> None:
     if all(name.startswith(("trunk.", "classifier.")) for name in learned):
         raise ConfigError(f"{method} has nothing to train after its trunk: leave --freeze-trunk out")
     model.trunk.requires_grad_(requires_grad=False)
-    model.trunk.recomputes = False  # there is no backward pass to compute it for
+    model.trunk.recomputes = 0  # there is no backward pass to compute it for
 
 
 class CachedEpisodes:

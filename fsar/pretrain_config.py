@@ -29,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Smallest sensible values.
 LEAST = dict.fromkeys(("clip_frames", "clip_stride", "crop", "batch", "epochs", "checkpoint_every", "log_every"), 1)
-LEAST |= {"prefetch": 1, "list": 1, "queue": 1, "dim": 1, "dense_queue": 0}
+LEAST |= {"checkpoint_parts": 0, "prefetch": 1, "list": 1, "queue": 1, "dim": 1, "dense_queue": 0}
 LEAST |= dict.fromkeys(("threads", "seed", "lr_factor", "warmup_lr", "sgd_momentum", "weight_decay", "clip_norm"), 0)
 
 RULES = {"fima": WindowViews, "moco": PairViews, "mscl": FlowPairViews}  # how clips are drawn
@@ -49,7 +49,8 @@ class PretrainConfig(FlatConfig):
 
     # No result depends on these, up to rounding on other devices.
     FREE: ClassVar[frozenset[str]] = frozenset(
-        {"device", "executor", "threads", "prefetch", "log_every", "checkpoint_every", "checkpoint_activations"}
+        {"device", "executor", "threads", "prefetch", "log_every", "checkpoint_every"}
+        | {"checkpoint_activations", "checkpoint_parts"}
     )
 
     method: str
@@ -82,6 +83,7 @@ class PretrainConfig(FlatConfig):
     # Execution
     precision: str = "fp32"  # or "bf16": autocast; losses, parameters and optimiser stay float32
     checkpoint_activations: bool = False  # compute the trunk's inner values twice, to keep a fraction of them
+    checkpoint_parts: int = 0  # only those of so many of its first parts, which hold the most; 0: as the line above
     device: str = "auto"
     executor: str = "auto"
     threads: int = 0  # 0: one a core

@@ -20,7 +20,7 @@ from fsar.run_folder import last_checkpoint
 from fsar.run_state import load_state, save_state
 from fsar.step import PretrainingStep
 from fsar.trunk_weights import load_trunk_weights
-from fsar.trunks import Trunk
+from fsar.trunks import Trunk, parts_to_recompute
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
 
@@ -85,9 +85,10 @@ def build_pretraining(config: PretrainConfig, *, samples: int, weights: bool = T
         raise ConfigError(
             f"{config.method} cannot be made with these options ({reason}); --print-config lists them, to change one"
         ) from error
+    parts = parts_to_recompute(all_parts=config.checkpoint_activations, first_parts=config.checkpoint_parts)
     for trunk in model.modules():
         if isinstance(trunk, Trunk):
-            trunk.recomputes = config.checkpoint_activations
+            trunk.recomputes = parts
     model.encoder.clip_frames = config.clip_frames
     if weights and config.weights:
         start_from(model, config.trunk, config.weights)

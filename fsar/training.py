@@ -26,7 +26,7 @@ from fsar.run_state import load_seen, load_state, save_state, take_colours
 from fsar.seen import seen_in, together
 from fsar.step import EpisodeStep
 from fsar.trunk_weights import load_trunk_weights, weights_seen
-from fsar.trunks import VideoTrunk, create_trunk
+from fsar.trunks import VideoTrunk, create_trunk, parts_to_recompute
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
 
@@ -77,7 +77,7 @@ def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
     torch.manual_seed(config.seed)
     trunk = create_trunk(config.trunk)
     trunk.memory_format = memory_format(config, trunk.memory_format)
-    trunk.recomputes = config.checkpoint_activations
+    trunk.recomputes = parts_to_recompute(all_parts=config.checkpoint_activations, first_parts=config.checkpoint_parts)
     set_clips(trunk, config)
     if weights:
         load_trunk_weights(trunk, config.trunk, config.trunk_weights)

@@ -241,7 +241,7 @@ def test_computing_inner_values_twice_changes_no_weight(tmp_path: Path) -> None:
     for twice in (False, True):
         config = small_config("moco", checkpoint_activations=twice, epochs=1)
         trainer = trainer_of("moco", tmp_path / str(twice), config=config)
-        assert trainer.model.encoder.recomputes == twice
+        assert bool(trainer.model.encoder.recomputes) == twice
         trainer.train()
         trained.append(trainer.model.state_dict())
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())

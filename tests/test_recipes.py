@@ -19,7 +19,7 @@ SETS = ("kinetics100", "ssv2-full", "ssv2-small", "hmdb51", "ucf101", "epic")
 DERIVED = {"num_classes", "class_text", "labels", "tasks", "labelled_fraction"}
 DERIVED |= {"resize_width", "unlabelled_per_class", "distractor_classes", "distractors_per_class"}
 DERIVED |= {"clip_frames", "clip_stride"}  # for video trunks alone
-DERIVED |= {"memory_format", "checkpoint_activations", "graph"}  # a matter of the machine
+DERIVED |= {"memory_format", "checkpoint_activations", "checkpoint_parts", "graph"}  # a matter of the machine
 DERIVED |= {"freeze_trunk", "cached_views", "feature_cache"}  # never so in published training
 DERIVED |= {"views"}  # the published code draws frames anew in each episode
 

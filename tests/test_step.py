@@ -10,12 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsar import graphs
+from fsar.config import build_config
 from fsar.episode import Episode
 from fsar.methods import METHODS, create_method, method_options
 from fsar.optim import create_optimizer
 from fsar.step import EpisodeStep
 from fsar.training import build_model, memory_format
-from fsar.trunks import create_trunk
+from fsar.trunks import ALL_PARTS, create_trunk
 from fsar.trunks.clip import ClipViT
 from shards_spec.errors import ConfigError
 
@@ -165,7 +166,7 @@ def test_recomputed_activations_change_nothing(name):
     trunk = (ClipViT(**small) if name == "clip-vit" else create_trunk(name)).train()
     frames, results, kept = torch.randn(2, 1, 3, *2 * (getattr(trunk, "size", 64),)), [], []
     start = copy.deepcopy(trunk.state_dict())
-    for trunk.recomputes in (False, True):
+    for trunk.recomputes in (0, 1, ALL_PARTS):
         trunk.load_state_dict(start)
         sizes: dict[int, int] = {}
 
@@ -179,13 +180,26 @@ def test_recomputed_activations_change_nothing(name):
         gradients = torch.autograd.grad(pooled.square().sum(), list(trunk.parameters()), allow_unused=True)
         results.append([gradient for gradient in gradients if gradient is not None])
         results.append([buffer.clone() for buffer in trunk.buffers()])
-    plain, statistics, recomputed, after = results
-    assert all(torch.equal(a, b) for a, b in zip(statistics, after, strict=True))
-    assert len(plain) == len(recomputed)
-    for ours, theirs in zip(recomputed, plain, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert kept[1] < kept[0]
+    plain, statistics = results[:2]
+    for recomputed, after in (results[2:4], results[4:]):
+        assert all(torch.equal(a, b) for a, b in zip(statistics, after, strict=True))
+        assert len(plain) == len(recomputed)
+        for ours, theirs in zip(recomputed, plain, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    whole, first, every = kept
+    assert every < whole
+    assert every < first < whole or name == "tiny"  # which is one part
     assert all(norm.momentum == 0.1 for norm in trunk.modules() if hasattr(norm, "momentum"))
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [({}, 0), ({"checkpoint_activations": True}, ALL_PARTS), ({"checkpoint_parts": 2}, 2),
+     ({"checkpoint_activations": True, "checkpoint_parts": 2}, 2)],
+)  # fmt: skip
+def test_a_run_recomputes_what_it_is_told(options, parts):
+    config = build_config({"method": "otam", "trunk": "resnet18", "trunk_weights": "random", **options})
+    assert build_model(config).trunk.recomputes == parts
 
 
 def test_order_in_memory_follows_device_and_precision(monkeypatch):

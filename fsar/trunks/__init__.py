@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fsar.trunks.base import Features, Trunk
+from fsar.trunks.base import ALL_PARTS, Features, Trunk, parts_to_recompute
 from fsar.trunks.clip import ClipResNet, ClipViT
 from fsar.trunks.efficientnet import EfficientNetLite0
 from fsar.trunks.i3d import I3D
@@ -45,4 +45,4 @@ def create_trunk(name: str) -> Trunk:
     return TRUNKS[name]()
 
 
-__all__ = ["TRUNKS", "Features", "Trunk", "VideoTrunk", "create_trunk"]
+__all__ = ["ALL_PARTS", "TRUNKS", "Features", "Trunk", "VideoTrunk", "create_trunk", "parts_to_recompute"]

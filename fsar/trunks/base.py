@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
+
+
+ALL_PARTS = sys.maxsize
+
+
+def parts_to_recompute(*, all_parts: bool, first_parts: int) -> int:
+    """`Trunk.recomputes` of a configuration: its first parts where it names a number of them, else all or none."""
+    return first_parts or (ALL_PARTS if all_parts else 0)
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,15 @@ class Trunk(nn.Module):
     # CPU, but its BatchNorm sums are less exact in training (about 1e-4 at 224 x 224): trunks that are compared with
     # published results value by value are better off without.
     memory_format: torch.memory_format = torch.contiguous_format
-    recomputes: bool = False  # compute inner values of each part again for the backward pass, instead of keeping them
+    # So many of its first parts, which hold the most, compute their inner values again for the backward pass, instead
+    # of keeping them.
+    recomputes: int = 0
     # Our name prefix -> its name below "backbone." in published state dicts; empty where none was published.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
 
-    def part(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """What a part of the trunk, one without dropout, makes of x; its inner values are kept unless `recomputes`."""
-        if not (self.recomputes and self.training and torch.is_grad_enabled()):
+    def part(self, number: int, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What part `number` (from 0) of the trunk, one without dropout, makes of x; see `recomputes`."""
+        if not (number < self.recomputes and self.training and torch.is_grad_enabled()):
             return function(x)
         out: Tensor = checkpoint(
             function,

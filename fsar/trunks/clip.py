@@ -136,9 +136,9 @@ class ClipResNet(ClipTower):
 
     def encode(self, frames: Tensor) -> Tensor:
         """[N, 3, size, size] -> [N, C]."""
-        x = self.part(self.stem, frames.contiguous(memory_format=self.memory_format))
+        x = self.part(0, self.stem, frames.contiguous(memory_format=self.memory_format))
         for stage in (1, 2, 3, 4):
-            x = self.part(self.get_submodule(f"layer{stage}"), x)
+            x = self.part(stage, self.get_submodule(f"layer{stage}"), x)
         pooled: Tensor = self.attnpool(x)
         return pooled
 
@@ -229,7 +229,7 @@ class ClipViT(ClipTower):
         first = repeat(self.class_embedding, "c -> n 1 c", n=len(frames))
         tokens = torch.cat([first.to(patches), patches], dim=1) + self.positional_embedding
         tokens = self.ln_pre(tokens)
-        for block in self.transformer.resblocks:
-            tokens = self.part(block, tokens)
+        for number, block in enumerate(self.transformer.resblocks):
+            tokens = self.part(number, block, tokens)
         pooled: Tensor = self.ln_post(tokens[:, 0]) @ self.proj
         return pooled

@@ -96,7 +96,7 @@ class EfficientNetLite0(Trunk):
     def frame_maps(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, 1280, H/32, W/32]."""
         x = F.relu6(self._bn0(self._conv_stem(frames)))
-        for block in self._blocks:
-            x = self.part(block, x)
+        for number, block in enumerate(self._blocks):
+            x = self.part(number, block, x)
         maps: Tensor = F.relu6(self._bn1(self._conv_head(x)))
         return maps

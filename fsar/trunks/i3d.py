@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,9 +119,9 @@ class I3D(VideoTrunk):
 
     def levels(self, clips: Tensor) -> list[Tensor]:
         """[N, 3, t, H, W] -> maps of 192, 480, 832 and 1024 channels at strides 4, 8, 16 and 32 in place."""
-        found, x = [], clips
+        found, x, numbers = [], clips, count()
         for steps in LEVELS:
             for step in steps:
-                x = self.part(self.get_submodule(step), x)
+                x = self.part(next(numbers), self.get_submodule(step), x)
             found.append(x)
         return found

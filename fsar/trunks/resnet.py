@@ -106,9 +106,9 @@ class ResNet(Trunk):
 
     def frame_maps(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, C, H/32, W/32]."""
-        x = self.part(self.stem, frames)
+        x = self.part(0, self.stem, frames)
         for stage in (1, 2, 3, 4):
-            x = self.part(self.get_submodule(f"layer{stage}"), x)
+            x = self.part(stage, self.get_submodule(f"layer{stage}"), x)
         return x
 
     def stem(self, frames: Tensor) -> Tensor:

@@ -77,9 +77,9 @@ class StagedTrunk(VideoTrunk):
 
     def levels(self, clips: Tensor) -> list[Tensor]:
         """[N, 3, t, H, W] -> the maps [N, C, t', h, w] of the four stages."""
-        x = self.part(self.first, clips)
+        x = self.part(0, self.first, clips)
         found = []
         for stage in (1, 2, 3, 4):
-            x = self.part(self.get_submodule(f"layer{stage}"), x)
+            x = self.part(stage, self.get_submodule(f"layer{stage}"), x)
             found.append(x)
         return found
