@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ TYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float1
 RAW = {"name": "bytes", "configuration": {"endian": "little"}}
 CHUNK_NAME = re.compile(r"0|[1-9][0-9]{0,9}")
 MOST_CHUNK = 1 << 28  # bytes of one decoded chunk
+THREADS = 4  # that decode the chunks of a column
 # What may be announced: columns of one value take next to nothing on disk, but those of a large index do not shrink.
 FREE_BYTES, MOST_RATIO = 64 << 20, 16
 
@@ -117,17 +119,26 @@ def read_column(path: Path, *, alone: bool = True) -> tuple[NDArray[Any], Mappin
     layout = Layout.load(path)
     if alone:
         check_announced(layout.nbytes, stored_bytes(path, layout), path)
-    column = np.zeros(layout.shape, layout.dtype)
-    for number, file in chunk_files(path, len(layout.shape)).items():
-        rows = column[number * layout.chunk : (number + 1) * layout.chunk]
-        if len(rows):
-            try:
-                _fill(rows, file.read_bytes(), layout)
-            except OSError as error:
-                raise ShardError(f"{file} cannot be read ({error.strerror})") from error
-            except (RuntimeError, ValueError) as error:
-                raise ShardError(f"{file} is damaged ({error})") from error
+    column, files = np.zeros(layout.shape, layout.dtype), chunk_files(path, len(layout.shape))
+    if len(files) == 1:  # as most columns: a thread would cost more than it gives
+        _read_chunk(column, layout, *files.items())
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda item: _read_chunk(column, layout, item), files.items()))
     return column, layout.attributes
+
+
+def _read_chunk(column: NDArray[Any], layout: Layout, item: tuple[int, Path]) -> None:
+    number, file = item
+    rows = column[number * layout.chunk : (number + 1) * layout.chunk]
+    if not len(rows):  # beyond the last
+        return
+    try:
+        _fill(rows, file.read_bytes(), layout)
+    except OSError as error:
+        raise ShardError(f"{file} cannot be read ({error.strerror})") from error
+    except (RuntimeError, ValueError) as error:
+        raise ShardError(f"{file} is damaged ({error})") from error
 
 
 def _fill(rows: NDArray[Any], data: bytes, layout: Layout) -> None:

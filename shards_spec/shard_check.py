@@ -43,26 +43,34 @@ def check_shards(
     # as `shard_path`, which costs as much as the look at the file
     paths = [f"{folder}/{series}-{number:06d}.tar" for number in numbers.tolist()]
     looks = zip(paths, numbers.tolist(), sizes.tolist(), _look_at_all(paths), strict=True)
-    for path, number, size, (found, block) in looks:
+    for path, number, size, (found, block, total) in looks:
         if found != size:
             _refuse_size(shard_path(folder, series, number), found, size)
         row = first.get(number, -1)
-        if not _begins(block, row):
+        if not _begins(block, row, total):
             held = row_of_key(parse_header(block, 0, shard_path(folder, series, number)).key)
             if held != row:
                 raise ShardError(f"{path} begins with video {held} where the index has {row}: it was swapped")
 
 
-def _look_at_all(paths: list[str]) -> Iterator[tuple[int, bytes]]:
+def _look_at_all(paths: list[str]) -> Iterator[tuple[int, bytes, int]]:
     """Several at once: each waits for a disk or a network where the file is not in memory."""
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for looks in pool.map(lambda part: [_look(path) for path in part], parts):
+        for looks in pool.map(_look_at_some, parts):
             yield from looks
 
 
+def _look_at_some(paths: list[str]) -> list[tuple[int, bytes, int]]:
+    """Size (-1: missing) and first header of files, and the sum of its bytes."""
+    sizes, blocks = zip(*(_look(path) for path in paths), strict=True)
+    whole = b"".join(block.ljust(BLOCK, b"\0") for block in blocks)
+    sums = np.frombuffer(whole, np.uint8).reshape(-1, BLOCK).sum(axis=1)
+    return list(zip(sizes, blocks, sums.tolist(), strict=True))
+
+
 def _look(path: str) -> tuple[int, bytes]:
-    """Size (-1: missing) and first header of a file."""
+    """Size and first header of a file."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
     except FileNotFoundError:
@@ -73,12 +81,12 @@ def _look(path: str) -> tuple[int, bytes]:
         os.close(handle)
 
 
-def _begins(block: bytes, row: int) -> bool:
-    """Whether a header is whole, by its checksum, and of the video `row`."""
+def _begins(block: bytes, row: int, total: int) -> bool:
+    """Whether a header, of bytes that sum up to `total`, is whole, by its checksum, and of the video `row`."""
     if row < 0 or not block.startswith(f"{sample_key(row)}.".encode()):
         return False
     field = block[_CHECKSUM]
-    return b"%06o\0 " % (sum(block) - sum(field) + 8 * ord(" ")) == field
+    return b"%06o\0 " % (total - sum(field) + 8 * ord(" ")) == field
 
 
 def _refuse_size(path: Path, found: int, size: int) -> None:
