@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXPLAINED = {
     "cached_views": "With --freeze-trunk: random views of each video.",
     "checkpoint_activations": "Compute the trunk's stages again in backward: less memory, more time.",
-    "checkpoint_parts": "Only those of its first parts (stem, stages), which hold the most; 0: all or none.",
+    "checkpoint_parts": "The same for its first parts alone (stem, stages), which hold most; 0: for all, or none.",
     "checkpoint_every": "Episodes between checkpoints.",
     "class_text": "File of fsar-text, for clip-fsar.",
     "clip_frames": "Frames of each clip that a video trunk reads; 0: it reads single frames.",

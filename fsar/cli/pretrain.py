@@ -48,7 +48,7 @@ EXPLAINED = {
     "batch": "Videos of a step.",
     "blur_sigma": "Of fima: the blur's strength, one value for the run or one a clip.",
     "checkpoint_activations": "Compute the trunk's stages again in backward: less memory, more time.",
-    "checkpoint_parts": "Only those of its first parts (stem, stages), which hold the most; 0: all or none.",
+    "checkpoint_parts": "The same for its first parts alone (stem, stages), which hold most; 0: for all, or none.",
     "checkpoint_every": "Steps between checkpoints.",
     "clip_frames": "Frames of a clip.",
     "clip_norm": "Largest norm of the gradient; 0: any.",
