@@ -13,7 +13,7 @@ from pipelines.jitter import draw_jitter
 from pipelines.needs import check_needs
 from pipelines.pools import Labels, make_pools, too_few
 from pipelines.reads import ReadLists
-from pipelines.sampling import RULES_WITH_FPS, distinct, frame_rule
+from pipelines.sampling import RULES_WITH_FPS, centre_frames, distinct, frame_rule, segment
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
@@ -230,6 +230,8 @@ class EpisodeStream:
             self._pools = self._checked(make_pools(labels, shards.groups, rules, seed=seed))
         check_needs(shards, rows, rule=rules.frame_rule, split=split)
         self.short_videos = int((self._frames[rows] < rules.least_frames).sum())
+        whole = bool((self._sizes[rows] == rules.resized).all())
+        self._fixed = self._rule is segment and not rules.random_views and whole and not self.short_videos
 
     def plan(self, n: int) -> EpisodePlan:
         """Plan episode n, touching no stored frame; the draws come in the order of the reference code.
@@ -323,6 +325,8 @@ class EpisodeStream:
     def views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
         """Draw a clip of each video, its windows added to `reads`: frames, then flip, crop x, crop y, jitter."""
         rules, rule, views = self.rules, self._rule, []
+        if self._fixed and len(rows):
+            return self._fixed_views(rows, reads)
         steps, random_frames, size = rules.frames, rules.random_frames, None
         whole, crop = rules.resized, (rules.crop, rules.crop)
         down, right = whole[0] - rules.crop, whole[1] - rules.crop
@@ -343,6 +347,14 @@ class EpisodeStream:
             else:
                 views.append(View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter))
         return tuple(views)
+
+    def _fixed_views(self, rows: Ints, reads: ReadLists) -> tuple[View, ...]:
+        """What `views` does where nothing is drawn and no video is short or resized, for all clips together."""
+        rules, (height, width) = self.rules, self.rules.resized
+        number, windows = reads.of_size((rules.crop, rules.crop))
+        frames = centre_frames(self._frames[rows], rules.frames)
+        places = windows.add_clips(rows, frames, (height - rules.crop) // 2, (width - rules.crop) // 2)
+        return tuple([View(number, indices, False, None, None) for indices in places])
 
     def _checked(self, pools: Pools) -> Pools:
         """Leave out the classes that cannot fill an episode, where the rules say so, or refuse the first of them."""

@@ -51,6 +51,14 @@ class ReadList:
         self._frames += unique
         return tuple([first + unique.index(frame) for frame in frames])
 
+    def add_clips(self, rows: Ints, frames: Ints, top: int, left: int) -> list[tuple[int, ...]]:
+        """Add the frames [n, T] of n clips, distinct in each, at one corner; return the places [T] of each clip's."""
+        first, count = len(self._frames), frames.shape[1]
+        for row in rows.tolist():
+            self._clips += (row, top, left, count)
+        self._frames += frames.ravel().tolist()
+        return [tuple(range(place, place + count)) for place in range(first, len(self._frames), count)]
+
     def reads(self, modality: str, size: tuple[int, int]) -> Reads:
         """The list as arrays."""
         clips = np.array(self._clips, dtype=np.int64).reshape(-1, 4).T  # [4, clips]

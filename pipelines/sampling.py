@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -42,6 +42,12 @@ def _centres(num_frames: int, steps: int) -> list[int]:
         return _repeated(num_frames, steps)
     length = num_frames // steps
     return list(range(length // 2, steps * length, length))
+
+
+def centre_frames(lengths: npt.NDArray[np.integer[Any]], steps: int) -> Ints:
+    """Centres [V, steps] of the segments of videos of `lengths` [V] >= steps frames: `segment` of each, undrawn."""
+    segments = lengths[:, None] // steps  # [V, 1]
+    return segments // 2 + segments * np.arange(steps)
 
 
 def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
@@ -263,11 +269,12 @@ class ClassPool:
         support: list[int] = []
         held: dict[int, int] = {}
         videos = 0
+        roomy = shot * self.biggest + queries <= len(self.rows)  # whichever groups are held, the others suffice
         for place in distinct(draw, len(self.rows)):
             group = self.groups.item(place)
             if group not in held:
                 held[group] = size = self.sizes.item(group)
-                if not self._completes(held, videos + size, shot, queries):
+                if not (roomy or self._completes(held, videos + size, shot, queries)):
                     del held[group]
                     continue  # and never again: a wider choice cannot make room for this group
                 videos += size

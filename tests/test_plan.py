@@ -130,6 +130,25 @@ def test_evaluation_takes_the_centre_and_nothing_else():
     assert frames_of(plan, plan.query[0]) == [5, 15, 25, 35, 45, 55, 65, 75]
 
 
+@given(
+    frames=st.lists(st.integers(8, 40), min_size=48, max_size=48),
+    size=st.tuples(st.integers(32, 80), st.integers(32, 80)),
+    unlabelled=st.integers(0, 2),
+)
+@settings(max_examples=30, deadline=None)
+def test_planning_clips_together_gives_what_planning_each_gives(frames, size, unlabelled):
+    rules = EpisodeRules(
+        way=2, shot=2, queries=2, resize=size[0], resize_width=size[1], crop=32, unlabelled_per_class=unlabelled
+    )
+    usual = FakeShards(frames=np.array(frames), size=size)
+    odd = FakeShards(frames=np.array([3, *frames[1:]]), size=size)  # its short video has every clip planned alone
+    plans = [EpisodeStream(shards, "all", rules, seed=0) for shards in (usual, odd)]
+    for n in range(5):
+        together, alone = (stream.plan(n) for stream in plans)
+        if 0 not in {*together.support_rows, *together.query_rows, *together.unlabelled_rows}:
+            assert as_data(together) == as_data(alone)
+
+
 def test_support_is_neither_flipped_nor_jittered_and_queries_are():
     stream = EpisodeStream(FakeShards(), "all", TRAIN, seed=0)
     plans = [stream.plan(n) for n in range(40)]
