@@ -23,11 +23,10 @@ BENCHMARKS: dict[str, list[str]] = {
     "preprocess": ["--workers", CORES, "--rounds", "2"],
     "episodes": ["--rounds", "3", "--seconds", "1"],
     "index": ["--largest", "100000", "--name", "index-100k"],
-    "step": ["--rounds", "3"],
-    "evaluate": ["--seconds", "1"],
+    "step": ["--rounds", "2"],
+    "evaluate": ["--seconds", "0.5"],
     "methods": ["--rounds", "3", "--seconds", "0.2"],
     "frozen": ["--rounds", "1"],
-    "pretrain_speed": ["--rounds", "2"],
 }
 
 
