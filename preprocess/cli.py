@@ -83,7 +83,9 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Who makes shards: --workers processes of this machine, or every CPU of a Ray cluster."),
         click.option("--part", metavar="I/N", help="Make part I of N alone, one job of an array; then --join."),
         click.option("--join", is_flag=True, help="Make one shard set of the parts, when all are there."),
-        click.option("--rows-per-shard", type=click.IntRange(1), default=64, show_default=True),
+        click.option("--rows-per-shard", type=click.IntRange(0), default=0, show_default=True,
+                     help="Videos of a shard, which one process makes; 0: as an old set has it, in a new one 64, or "
+                          "fewer in a set of under 2,000 (at least 8)."),
         click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
                      help="Seconds that one video may take."),
         click.option("--max-frames", type=click.IntRange(2, MOST_FRAMES), default=USUAL_FRAMES, show_default=True,

@@ -225,7 +225,7 @@ def _start_server() -> None:
     before = dict(os.environ)
     os.environ.update(STEADY)
     try:
-        forkserver.set_forkserver_preload(["preprocess.pool", "webdataset"])
+        forkserver.set_forkserver_preload(["preprocess.preload"])
         forkserver.ensure_running()
     except OSError as error:  # its socket lies in $TMPDIR, whose name may be too long for one
         raise FsarError(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from preprocess.catalogue import Catalogue
     from preprocess.decode import Geometry
 
+LEAST_ROWS, MOST_ROWS, SHARDS = 8, 64, 32  # of `usual_rows`
 SETTLING = "parts.tmp"  # held by a part while it compares plans and writes what all parts share
 
 
@@ -36,12 +37,13 @@ SETTLING = "parts.tmp"  # held by a part while it compares plans and writes what
 class Settings:
     """How videos are stored and how the work is done: no byte depends on the number of workers or the limits.
 
-    `motion` holds names as in the command's --motion; `flow_estimator` is of the flow among them.
+    `motion` holds names as in the command's --motion; `flow_estimator` is of the flow among them. `rows_per_shard` 0:
+    as the folder has it, and `usual_rows` in a new one.
     """
 
     geometry: Geometry
     motion: tuple[str, ...] = ("diff", "flow")
-    rows_per_shard: int = 64
+    rows_per_shard: int = 0
     time_limit: float = 300.0
     max_frames: int = USUAL_FRAMES
     max_pixels: int = USUAL_PIXELS
@@ -137,6 +139,14 @@ def _complete(state: _State) -> list[Failure]:
     return sorted(state.failures.values())
 
 
+def usual_rows(videos: int) -> int:
+    """Videos of a shard where nobody chose: 64, and fewer in a set of under 2,000, so that workers can share it.
+
+    Not a function of the number of workers, on which no byte depends.
+    """
+    return min(max(-(-videos // SHARDS), LEAST_ROWS), MOST_ROWS)
+
+
 def wanted_plan(catalogue: Catalogue, settings: Settings, held: Plan | None = None) -> Plan:
     """The plan that a catalogue and settings ask for, with the series of motion that the folder holds besides."""
     rows = len(catalogue.videos)
@@ -147,7 +157,8 @@ def wanted_plan(catalogue: Catalogue, settings: Settings, held: Plan | None = No
     estimators = dict.fromkeys(asked, settings.flow_estimator)
     estimators |= {name: plan["method"] for name, plan in besides.items() if "method" in plan}
     series = series_plans(settings.geometry, [*asked, *besides], codec=settings.codec, estimators=estimators)
-    return Plan(catalogue.dataset.name, settings.rows_per_shard, rows, catalogue.sha256(rows), series)
+    per_shard = settings.rows_per_shard or (held.rows_per_shard if held else usual_rows(rows))
+    return Plan(catalogue.dataset.name, per_shard, rows, catalogue.sha256(rows), series)
 
 
 def _settle_plan(catalogue: Catalogue, out: Path, settings: Settings) -> Plan:

@@ -25,10 +25,11 @@ from preprocess import encode, job
 from preprocess.cli import cli
 from preprocess.decode import Geometry, VideoReader
 from preprocess.folder import folder_catalogue
-from preprocess.stage import Settings, preprocess
+from preprocess.stage import Settings, preprocess, usual_rows
 from shards_spec import ShardError, ShardSet
 from shards_spec.errors import FsarError
 from shards_spec.files import only_writer
+from shards_spec.schema import Plan
 from shards_spec.verify import verify
 
 if TYPE_CHECKING:
@@ -201,6 +202,20 @@ def test_a_catalogue_may_grow_at_its_end_only(videos: Path, tmp_path: Path) -> N
     (folder / "a" / "video 1.mp4").rename(folder / "a" / "another.mp4")
     with pytest.raises(ShardError, match="made from other videos: the first 9 videos"):
         run(folder, tmp_path / "set", motion=("diff",))
+
+
+@pytest.mark.parametrize(("many", "rows"), [(1, 8), (28, 8), (500, 16), (2_000, 63), (2_100, 64), (10**6, 64)])
+def test_small_sets_have_several_shards(many: int, rows: int) -> None:
+    assert usual_rows(many) == rows
+
+
+def test_an_old_set_keeps_its_rows_per_shard(videos: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    out = tmp_path / "set"
+    run(videos, out)
+    run(videos, out, rows_per_shard=0)
+    assert digests(out) == expected
+    run(videos, tmp_path / "new", rows_per_shard=0)
+    assert Plan.load(tmp_path / "new" / "plan.json").rows_per_shard == usual_rows(7)
 
 
 def test_another_plan_is_refused(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
