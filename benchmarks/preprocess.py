@@ -46,7 +46,7 @@ FRAMES, DIFFERENCE, FLOW = "frames", "frames, difference", "frames, difference, 
 USUAL_FLOW = "frames, flow"
 PRODUCTS: dict[str, tuple[str, ...]] = {FRAMES: (), DIFFERENCE: ("diff",), FLOW: ("diff", "flow")}
 DECODE, SCALE, DIS = "ffmpeg decoding alone", "ffmpeg decoding and scaling alone", "OpenCV DIS alone"
-LEAST_PER_SHARD = 3  # a real shard has 64: with one video in each, what a shard costs would count 64 times
+LEAST_PER_SHARD = 3  # a large set's shard has 64: with one video in each, what a shard costs would count 64 times
 ON_ONE_CORE = {FRAMES, FLOW, SCALE, DIS}
 
 

@@ -196,4 +196,4 @@ def sweep(folder: Path) -> None:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)  # a killed run's worker may be cleaning up yet

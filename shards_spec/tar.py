@@ -108,7 +108,7 @@ class TarSeriesWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        from webdataset import TarWriter  # noqa: PLC0415 -- a third of a second that readers need not pay
+        from webdataset import TarWriter  # noqa: PLC0415 -- seconds that readers need not pay, as it brings PyTorch
 
         self.path = path
         self.written = unfinished(path, os.getpid())

@@ -28,7 +28,7 @@ from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess, usual_rows
 from shards_spec import ShardError, ShardSet
 from shards_spec.errors import FsarError
-from shards_spec.files import only_writer
+from shards_spec.files import only_writer, sweep
 from shards_spec.schema import Plan
 from shards_spec.verify import verify
 
@@ -129,6 +129,21 @@ def test_killed_at_any_step_it_goes_on(videos: Path, tmp_path: Path, expected: d
         assert deaths
         run(videos, out)
         assert digests(out) == expected
+
+
+def test_a_file_that_goes_while_it_is_swept_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The orphan of a killed run removes its own file at that moment."""
+    (tmp_path / "rgb-000000.tar.7.tmp").touch()
+    is_dir = Path.is_dir
+
+    def gone(path: Path) -> bool:
+        if path.suffix == ".tmp":
+            path.unlink()
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", gone)
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_killed_at_any_moment_it_goes_on(videos: Path, tmp_path: Path, expected: dict[str, str]) -> None:
@@ -308,6 +323,17 @@ def test_workers_do_not_import_the_program(videos: Path, tmp_path: Path) -> None
     done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_workers_start_without_pytorch() -> None:
+    code = (
+        "import sys, preprocess.preload\n"
+        "assert 'preprocess.job' in sys.modules\n"
+        "from webdataset import TarWriter\n"
+        "assert 'torch' not in sys.modules\n"  # neither loaded nor hidden: an estimator may want it
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_runs_at_once_are_refused(videos: Path, tmp_path: Path) -> None:
