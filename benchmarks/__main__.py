@@ -14,7 +14,7 @@ import time
 import click
 
 from benchmarks.chart import is_available
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, suggest
 
 CORES = str(len(os.sched_getaffinity(0)))

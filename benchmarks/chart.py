@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:

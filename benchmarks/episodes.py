@@ -28,7 +28,7 @@ from pipelines.dali import dali_is_installed
 from pipelines.plan import EpisodeRules, EpisodeStream
 from preprocess.folder import folder_catalogue
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ from fsar.methods import METHODS, Embedding, create_method
 from fsar.trunks import Features
 from pipelines.plan import EpisodeRules, EpisodeStream
 from shards_spec import ShardSet
-from shards_spec.console import run_command
-from shards_spec.index import build_index
+from shards_spec.cli.console import run_command
+from shards_spec.index.build import build_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

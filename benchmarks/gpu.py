@@ -35,7 +35,7 @@ from fsar import EpisodeLoader
 from pipelines.dali import dali_is_installed
 from pipelines.plan import EpisodeRules
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import click
 from benchmarks.environment import write_result
 from benchmarks.synthetic_index import FRAMES, PER_CLASS, ROWS_PER_SHARD, make_set
 from benchmarks.timing import markdown_table
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

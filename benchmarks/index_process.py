@@ -21,7 +21,7 @@ from benchmarks.timing import read_whole
 from pipelines.draw import PhiloxDraw
 from pipelines.plan import EpisodeRules, EpisodeStream
 from shards_spec import ShardSet
-from shards_spec.index import INDEX, build_index
+from shards_spec.index.build import INDEX, build_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable

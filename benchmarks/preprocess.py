@@ -30,7 +30,7 @@ from preprocess.folder import folder_catalogue
 from preprocess.planes import shrink
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError
 
 if TYPE_CHECKING:

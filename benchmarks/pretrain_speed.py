@@ -41,7 +41,7 @@ from fsar.pretraining import PRETRAINING
 from fsar.step import PretrainingStep
 from preprocess.folder import folder_catalogue
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -35,8 +35,8 @@ from fsar.trunks.video_base import VideoTrunk
 from fsar.video_scores import group_interval
 from pipelines.probe_views import ClipRules
 from shards_spec import ShardSet
-from shards_spec.console import run_command
-from shards_spec.video_lists import held_out_division
+from shards_spec.cli.console import run_command
+from shards_spec.splits.divisions import held_out_division
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from fsar.pretrain_config import PretrainConfig
     from fsar.probe_weights import Probed
-    from shards_spec.video_lists import Division
+    from shards_spec.splits.divisions import Division
 
     Floats = NDArray[np.float64]
 

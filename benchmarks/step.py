@@ -25,7 +25,7 @@ from benchmarks.methods import matmul_rate
 from benchmarks.step_counts import FIVE_SHOT, Counts, count
 from benchmarks.step_side import PARTS, Job, Side, Sizes, measure_apart
 from benchmarks.timing import markdown_table
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:

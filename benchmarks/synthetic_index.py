@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards_spec.files import json_bytes
-from shards_spec.index import shard_path
+from shards_spec.index.build import shard_path
 from shards_spec.schema import Dataset, Split, sample_key
 from shards_spec.summary import Sample, Summary, sidecars
 from shards_spec.tar import archive_size, header

@@ -16,8 +16,8 @@ from fsar.trunks import VideoTrunk
 from pipelines.augment import normalise
 from pipelines.probe_views import UniformClips
 from shards_spec.errors import ConfigError
+from shards_spec.peek.sheet import Block, Row, draw_sheet
 from shards_spec.pictures import segment_centres
-from shards_spec.sheet import Block, Row, draw_sheet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from fsar import ranks
 from fsar.methods import Embedding
 from fsar.provenance import key_of
-from shards_spec.column_files import read_column
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import TEMPORARY, disk_errors, only_writer, read_json, sync_folder, sync_tree, temporary
-from shards_spec.index import column_sha256
+from shards_spec.index.build import column_sha256
+from shards_spec.index.files import read_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -17,7 +17,7 @@ from fsar.pretraining.flow_rotation import FlowViews
 from pipelines.clip_jitter import ClipJitter
 from pipelines.photometric import Photometric
 from shards_spec.files import json_line
-from shards_spec.video_lists import listed_division
+from shards_spec.splits.divisions import listed_division
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ from fsar.pretraining.flow_rotation import draw_angles, rotate_flow
 from pipelines.probe_views import ClipRules
 from shards_spec.files import write_whole
 from shards_spec.motion import flow_pairs
-from shards_spec.sheet import Block, Legend, Row, draw_sheet, png_bytes
+from shards_spec.peek.sheet import Block, Legend, Row, draw_sheet, png_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fsar.retrieval import Retrieval
     from shards_spec import ShardSet
-    from shards_spec.video_lists import Division
+    from shards_spec.splits.divisions import Division
 
 OWN_STYLE = """
 .found{display:flex;gap:.6rem;margin:.5rem 0}.found figure{margin:0;width:132px}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fsar.probe_weights import Probed
     from fsar.retrieval import Retrieval
     from shards_spec import ShardSet
-    from shards_spec.video_lists import Division
+    from shards_spec.splits.divisions import Division
 
 VIEWS = ("fresh", "cached")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from shards_spec.errors import ConfigError
-from shards_spec.splits import class_key
+from shards_spec.splits.shipped import class_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

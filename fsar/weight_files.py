@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from fsar.torchscript import is_torchscript, read_torchscript
-from shards_spec.column_files import check_announced
 from shards_spec.errors import ConfigError
+from shards_spec.index.files import check_announced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from shards_spec.errors import FsarError
 from shards_spec.files import json_line
 from shards_spec.names import path_fault, quoted, text_fault
-from shards_spec.remote import Remote, RemotePath
+from shards_spec.remote.store import Remote, RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -29,14 +29,14 @@ from preprocess.outcome import report_part, report_whole
 from preprocess.parts import Part, holding
 from preprocess.stage import Settings, join_parts, preprocess, preprocess_part
 from shards_spec import Dataset, Split
-from shards_spec.console import SuggestingGroup, run_command
+from shards_spec.cli.console import SuggestingGroup, run_command
+from shards_spec.cli.shards_option import LocalFolder, Place
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import disk_errors, temporary
 from shards_spec.motion import MOTION, flow_pairs, is_motion, motion_series
 from shards_spec.names import quoted, text_fault
 from shards_spec.schema import CODECS
-from shards_spec.shards_option import LocalFolder, Place
-from shards_spec.splits import NAMES
+from shards_spec.splits.shipped import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

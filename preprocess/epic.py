@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from preprocess.catalogue import CatalogueError, require_folder
 from preprocess.splits import catalogue_of_lists, numbered_class
-from shards_spec.splits import read_lists
+from shards_spec.splits.shipped import read_lists
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from preprocess.decode import VideoError
 from shards_spec.files import disk_errors
-from shards_spec.remote import GoneError, Remote, RemotePath
+from shards_spec.remote.store import GoneError, Remote, RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from preprocess.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
 from preprocess.splits import published_catalogue
 from shards_spec.errors import suggest
-from shards_spec.splits import class_key, shipped
+from shards_spec.splits.shipped import class_key, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

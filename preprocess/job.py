@@ -13,7 +13,7 @@ from preprocess.encode import Alongside, Encoder, create_encoder, steady
 from preprocess.fetch import Downloads
 from preprocess.flow_estimator import DIS
 from shards_spec.files import json_line
-from shards_spec.index import shard_path
+from shards_spec.index.build import shard_path
 from shards_spec.motion import flow_pairs
 from shards_spec.schema import Failure, sample_key
 from shards_spec.summary import Summary, summarise

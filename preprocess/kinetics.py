@@ -11,7 +11,7 @@ from preprocess.coverage import covered
 from preprocess.folder import choose_classes
 from preprocess.splits import listed_catalogue, published_catalogue
 from shards_spec import Dataset
-from shards_spec.splits import class_key, shipped
+from shards_spec.splits.shipped import class_key, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

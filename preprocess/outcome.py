@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.coverage import empty_classes
-from shards_spec.console import WITH_FAILURES
+from shards_spec.cli.console import WITH_FAILURES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,8 +20,8 @@ from preprocess.decode import DecoderKilledError
 from preprocess.encode import steady
 from preprocess.job import Finished, run
 from shards_spec import FsarError
-from shards_spec.index import shard_path
-from shards_spec.remote import RemotePath
+from shards_spec.index.build import shard_path
+from shards_spec.remote.store import RemotePath
 from shards_spec.tar import unfinished
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from preprocess.job import Finished
 from preprocess.pool import Progress, work
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import TEMPORARY, disk_errors
-from shards_spec.remote import RemotePath
+from shards_spec.remote.store import RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

@@ -10,14 +10,14 @@ from preprocess.catalogue import CatalogueError, Expected, Missing, Video, arran
 from preprocess.coverage import covered
 from shards_spec import Dataset, Split
 from shards_spec.schema import check_disjoint
-from shards_spec.splits import class_key, read_lists, shipped
+from shards_spec.splits.shipped import class_key, read_lists, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from preprocess.catalogue import Catalogue
-    from shards_spec.splits import Entry
+    from shards_spec.splits.shipped import Entry
 
     Lists = Mapping[str, Sequence[Entry]]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from preprocess.catalogue import Catalogue, CatalogueError, require_folder
 from preprocess.splits import catalogue_of_lists, numbered_class
 from shards_spec.files import read_json
-from shards_spec.splits import read_lists
+from shards_spec.splits.shipped import read_lists
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from shards_spec.splits import Entry
+    from shards_spec.splits.shipped import Entry
 
     Lists = Mapping[str, Sequence[Entry]]
     ListClass = tuple[str, str | int | None]

@@ -17,7 +17,7 @@ from preprocess.pool import work
 from preprocess.ray_pool import work_on_ray
 from shards_spec import ShardError
 from shards_spec.files import json_bytes, only_writer, publish, sweep, write_whole
-from shards_spec.index import INDEX, build_index, drop_index, shard_path
+from shards_spec.index.build import INDEX, build_index, drop_index, shard_path
 from shards_spec.motion import is_motion, motion_series
 from shards_spec.schema import Failure, Plan
 from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars

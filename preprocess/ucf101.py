@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from preprocess.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
 from preprocess.splits import published_catalogue
-from shards_spec.splits import shipped
+from shards_spec.splits.shipped import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards_spec.errors import ShardError
-from shards_spec.index import shard_path
+from shards_spec.index.build import shard_path
+from shards_spec.index.shard_check import check_shards
 from shards_spec.motion import adding_command
-from shards_spec.shard_check import check_shards
 from shards_spec.sums import PictureSums
 from shards_spec.tar import BLOCK, padded
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shards_spec.columns import Columns
-    from shards_spec.remote_set import RemoteSet
+    from shards_spec.index.columns import Columns
+    from shards_spec.remote.shards import RemoteSet
 
     Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
 

@@ -13,7 +13,7 @@ from shards_spec.schema import picture_name, sample_key
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from shards_spec.columns import Columns
+    from shards_spec.index.columns import Columns
 
 
 def sum_starts(columns: Columns) -> NDArray[np.int64]:

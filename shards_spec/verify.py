@@ -6,7 +6,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from shards_spec.errors import ShardError
-from shards_spec.index import shard_path
+from shards_spec.index.build import shard_path
 from shards_spec.reader import ShardSet
 from shards_spec.schema import picture_name, sample_key
 from shards_spec.summary import dali_index, from_tar, sidecars
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from shards_spec.columns import Columns
+    from shards_spec.index.columns import Columns
 
 
 def verify(folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> list[str]:

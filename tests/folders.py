@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import simplejpeg
 
 from shards_spec.files import json_bytes, json_line, publish
-from shards_spec.index import build_index, shard_path
+from shards_spec.index.build import build_index, shard_path
 from shards_spec.schema import Dataset, Failure, sample_key
 from shards_spec.summary import Summary, summarise, write_sidecars
 from shards_spec.tar import TarSeriesWriter, file_sha256

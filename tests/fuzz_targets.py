@@ -31,18 +31,18 @@ from pipelines.given import read_episodes
 from preprocess.folder import read_class_list
 from preprocess.ssv2 import ssv2_catalogue
 from shards_spec import ShardSet, Split
-from shards_spec.column_files import read_column
 from shards_spec.errors import FsarError
 from shards_spec.files import json_line
-from shards_spec.index import INDEX, attributes_sha256
-from shards_spec.index_columns import SeriesColumns, VideoColumns
+from shards_spec.index.build import INDEX, attributes_sha256
+from shards_spec.index.files import read_column
+from shards_spec.index.index_columns import SeriesColumns, VideoColumns
 from shards_spec.names import path_fault
 from shards_spec.pictures import decode_picture
 from shards_spec.schema import Dataset, Failure, Plan
-from shards_spec.splits import read_lists
+from shards_spec.splits.divisions import listed_division
+from shards_spec.splits.shipped import read_lists
 from shards_spec.summary import Summary, from_tar
 from shards_spec.tar import archive_size, header, padded
-from shards_spec.video_lists import listed_division
 
 if TYPE_CHECKING:
     from collections.abc import Callable

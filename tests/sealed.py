@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numcodecs import Zstd
 
-from shards_spec.index import INDEX, attributes_sha256, column_sha256
+from shards_spec.index.build import INDEX, attributes_sha256, column_sha256
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -166,7 +166,7 @@ def test_names(good: Path, tmp_path: Path) -> None:
         names = {shards.name(row).removeprefix("-class 1.0%/") for row in range(len(NAMES))}
         assert names == {os.fsdecode(name) for name in NAMES}
         assert shards.frames.tolist() == [10] * len(NAMES) + [0]
-    assert command_line("info", tmp_path / "out", module="shards_spec.cli").returncode == 0
+    assert command_line("info", tmp_path / "out", module="shards_spec.cli.shards").returncode == 0
 
 
 def refusal(*args: object) -> str:

@@ -27,7 +27,7 @@ from fsar.training import build_model, prototypes_of_trunk
 from fsar.trial import open_trial
 from pipelines.plan import EpisodeStream
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from tests.fake_shards import FakeShards
 
 SMALL = {

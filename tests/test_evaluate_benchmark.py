@@ -8,7 +8,7 @@ from benchmarks import evaluate
 from benchmarks.synthetic_index import make_set
 from pipelines.plan import EpisodeRules
 from shards_spec import ShardSet
-from shards_spec.index import build_index
+from shards_spec.index.build import build_index
 
 
 def test_each_way_counts_all_episodes_and_gives_the_same_answers(tmp_path, monkeypatch):

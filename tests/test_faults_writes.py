@@ -21,7 +21,7 @@ from preprocess.catalogue import Catalogue, Video
 from preprocess.decode import Geometry, Planes, VideoError
 from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, ShardError, ShardSet
-from shards_spec.cli import cli
+from shards_spec.cli.shards import cli
 from shards_spec.errors import FsarError
 from shards_spec.verify import verify
 

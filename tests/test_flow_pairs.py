@@ -22,7 +22,7 @@ from preprocess.folder import folder_catalogue
 from preprocess.motion_scores import frame_scores
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
-from shards_spec.cli import cli as shards_cli
+from shards_spec.cli.shards import cli as shards_cli
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.motion import adding_command, flow_pairs, is_motion
 from shards_spec.pictures import decode_picture, flow_field

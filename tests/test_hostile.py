@@ -27,13 +27,13 @@ from preprocess.catalogue import Video, arrange
 from preprocess.cli import cli
 from preprocess.decode import VideoError
 from preprocess.folder import folder_catalogue
-from shards_spec import Dataset, ShardSet, Split, index_columns
-from shards_spec.column_files import read_column
-from shards_spec.columns import Columns
-from shards_spec.index import INDEX, build_index
+from shards_spec import Dataset, ShardSet, Split
+from shards_spec.index.build import INDEX, build_index, index_columns
+from shards_spec.index.columns import Columns
+from shards_spec.index.files import read_column
 from shards_spec.pictures import decode_picture
 from shards_spec.schema import Failure
-from shards_spec.splits import read_lists
+from shards_spec.splits.shipped import read_lists
 from shards_spec.summary import from_tar
 from shards_spec.tar import header
 
@@ -271,7 +271,7 @@ def test_pipes_in_the_place_of_files(small: Path) -> None:
 
 def test_sentence_and_exit_code(small: Path) -> None:
     lie(small, "videos/label", np.full(5, 2**31 - 1, np.int32))
-    done = command_line("info", small, module="shards_spec.cli")
+    done = command_line("info", small, module="shards_spec.cli.shards")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: ")
 

@@ -20,7 +20,7 @@ from fsar.probe_report import page as probe_page
 from fsar.probe_report import retrieval_picture
 from fsar.report import write_report
 from shards_spec.schema import Dataset
-from shards_spec.video_lists import Division
+from shards_spec.splits.divisions import Division
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,11 @@ from preprocess.decode import Geometry
 from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import FsarError, ShardSet
-from shards_spec.console import run_command
-from shards_spec.peek import choose_rows, contact_sheet, find_rows, flow_colours
-from shards_spec.peek_cli import peek
+from shards_spec.cli.console import run_command
+from shards_spec.cli.peek import peek
+from shards_spec.peek.peek import choose_rows, contact_sheet, find_rows, flow_colours
+from shards_spec.peek.sheet import GAP, HEIGHT, Block, Row, draw_sheet, png_bytes, printable, shorten
 from shards_spec.pictures import segment_centres
-from shards_spec.sheet import GAP, HEIGHT, Block, Row, draw_sheet, png_bytes, printable, shorten
 
 STEP = 4  # pixels a frame, of 96
 
@@ -104,7 +104,7 @@ def test_flow_colours(direction: tuple[int, int], colour: tuple[int, int, int]) 
 def shown(path: Path, video: str, series: str, monkeypatch: pytest.MonkeyPatch) -> Row:
     """The row of a video's series as it is handed to the drawing."""
     drawn: list[Block] = []
-    monkeypatch.setattr("shards_spec.peek.draw_sheet", lambda _, __, blocks, **___: drawn.extend(blocks))
+    monkeypatch.setattr("shards_spec.peek.peek.draw_sheet", lambda _, __, blocks, **___: drawn.extend(blocks))
     with ShardSet.open(path) as shards:
         contact_sheet(shards, find_rows(shards, [video]), frames=12, series=[series])
     return drawn[0].rows[0]

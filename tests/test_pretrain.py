@@ -26,7 +26,7 @@ from fsar.seen import Seen, find_overlap
 from fsar.step import PretrainingStep
 from fsar.trunks import create_trunk
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, FsarError
 
 if TYPE_CHECKING:

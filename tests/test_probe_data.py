@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.probe_views import ClipRules, RandomClips, UniformClips
 from shards_spec.errors import ConfigError, ShardError
-from shards_spec.video_lists import held_out_division, listed_division
+from shards_spec.splits.divisions import held_out_division, listed_division
 
 
 def test_official_lists_of_ucf101_are_found_by_class_and_stem(tmp_path):

@@ -27,7 +27,7 @@ from fsar.pretraining import Views
 from fsar.run_state import weights_sha256
 from fsar.seen import Seen
 from shards_spec import ShardSet
-from shards_spec.console import INTERRUPTED
+from shards_spec.cli.console import INTERRUPTED
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from preprocess.folder import folder_catalogue
 from preprocess.planes import to_rgb
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
-from shards_spec.cli import cli
-from shards_spec.index import build_index
+from shards_spec.cli.shards import cli
+from shards_spec.index.build import build_index
 from shards_spec.verify import verify
 
 if TYPE_CHECKING:

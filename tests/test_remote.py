@@ -35,13 +35,13 @@ from preprocess.job import Job, run
 from preprocess.pool import _Worker
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
-from shards_spec import remote as remote_module
-from shards_spec.cache import Cache, parse_bytes
-from shards_spec.cli import cli as shards_cli
+from shards_spec.cli.shards import cli as shards_cli
 from shards_spec.errors import ConfigError
 from shards_spec.files import DiskError
-from shards_spec.remote import GoneError, Remote, RemoteError, RemotePath, place_of
-from shards_spec.remote_set import RemoteShards
+from shards_spec.remote.cache import Cache, parse_bytes
+from shards_spec.remote.shards import RemoteShards
+from shards_spec.remote.store import GoneError, Remote, RemoteError, RemotePath, place_of
+from shards_spec.remote.store import store as remote_module
 from tests.folders import command_line, digests, flip_bit
 
 if TYPE_CHECKING:

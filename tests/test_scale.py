@@ -24,8 +24,8 @@ from pipelines.plan import EpisodePlan, EpisodeStream
 from pipelines.pools import ClassPools, Labels
 from pipelines.sampling import ClassPool
 from shards_spec import ShardError, ShardSet
-from shards_spec.index import build_index
-from shards_spec.index_columns import SeriesColumns, VideoColumns
+from shards_spec.index.build import build_index
+from shards_spec.index.index_columns import SeriesColumns, VideoColumns
 from shards_spec.schema import Dataset, Failure
 from shards_spec.summary import Sample, Summary
 

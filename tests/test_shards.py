@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards_spec import ShardError, ShardSet, Split
-from shards_spec.cli import cli
+from shards_spec.cli.shards import cli
 from shards_spec.errors import FsarError
 from shards_spec.files import only_writer
 from shards_spec.schema import row_of_key, sample_key
@@ -256,17 +256,17 @@ def test_a_tar_of_others_is_refused(tmp_path: Path) -> None:
 
 
 def test_commands(copy: Path) -> None:
-    shown = command_line("info", copy, module="shards_spec.cli")
+    shown = command_line("info", copy, module="shards_spec.cli.shards")
     assert shown.returncode == 0, shown.stderr
     assert "tiny: 35 videos of 7 classes" in shown.stdout
     assert "flow1" in shown.stdout
     flip_bit(copy / "rgb-000001.tar", 8 * 5000)
-    found = command_line("verify", copy, module="shards_spec.cli")
+    found = command_line("verify", copy, module="shards_spec.cli.shards")
     assert found.returncode == 2
     assert "rgb-000001.tar: c00000013." in found.stdout
     assert "is damaged in 1 places" in found.stderr
     assert "Traceback" not in found.stderr
-    typo = command_line("verfy", copy, module="shards_spec.cli")
+    typo = command_line("verfy", copy, module="shards_spec.cli.shards")
     assert typo.returncode == 2
     assert 'did you mean "verify"' in typo.stderr
 

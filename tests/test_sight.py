@@ -29,9 +29,9 @@ from fsar.sight_page import confused_section, episodes_section
 from fsar.thumbnails import data_uri, motion_pictures, seeable
 from fsar.training import build_model
 from shards_spec import ShardSet
-from shards_spec.peek_cli import peek
-from shards_spec.sheet import Block, Row
-from shards_spec.sheet_page import write_page
+from shards_spec.cli.peek import peek
+from shards_spec.peek.sheet import Block, Row
+from shards_spec.peek.sheet_page import write_page
 from tests.browser import Browser, find_browser
 
 if TYPE_CHECKING:

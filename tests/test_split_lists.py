@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shards_spec import ShardError
-from shards_spec.published_splits import published_lists, recognise
-from shards_spec.split_leakage import leakage
-from shards_spec.split_lists import parse_line
-from shards_spec.split_sets import load_split_set
-from shards_spec.splits import NAMES, Entry, class_key, read_lists, shipped, shipped_names
-from shards_spec.splits_cli import splits
+from shards_spec.cli.splits import splits
+from shards_spec.splits.leakage import leakage
+from shards_spec.splits.lists import parse_line
+from shards_spec.splits.published import published_lists, recognise
+from shards_spec.splits.sets import load_split_set
+from shards_spec.splits.shipped import NAMES, Entry, class_key, read_lists, shipped, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from preprocess.catalogue import CatalogueError, Missing, Video
 from preprocess.folder import choose_classes, hold_out, read_class_list
 from preprocess.splits import match_lists
 from shards_spec import ShardError
-from shards_spec.splits import read_lists
+from shards_spec.splits.shipped import read_lists
 
 CLASSES = ("Archery", "Biking", "Diving", "HandstandPushups", "YoYo")
 

@@ -20,7 +20,7 @@ from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
 from fsar.training import Trainer, build_model
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError
 
 if TYPE_CHECKING:

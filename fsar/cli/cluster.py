@@ -23,9 +23,9 @@ from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model, frozen_prototypes
 from pipelines.executors import executor_for
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
+from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
-from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from fsar.config import RunConfig
     from fsar.methods import FewShotMethod
-    from shards_spec.remote_set import RemoteShards
+    from shards_spec.remote.shards import RemoteShards
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

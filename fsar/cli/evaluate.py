@@ -32,16 +32,16 @@ from fsar.results import coverage_text, describe
 from fsar.training import TRUNK_ALONE
 from fsar.trial import UNLABELLED, open_trial
 from shards_spec import ShardSet
+from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
-from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     from fsar.candidates import Candidate
     from fsar.config import RunConfig
     from fsar.evaluation import Result
     from fsar.trial import Trial
-    from shards_spec.remote_set import RemoteShards
+    from shards_spec.remote.shards import RemoteShards
 
     T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fsar.prediction import find_examples, find_videos, open_run, predict, read_support
-from shards_spec.console import WITH_FAILURES, run_command
+from shards_spec.cli.console import WITH_FAILURES, run_command
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:

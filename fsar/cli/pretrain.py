@@ -33,15 +33,15 @@ from fsar.run_state import load_seen, weights_sha256
 from fsar.seen import seen_in, together
 from fsar.trunk_weights import weights_seen
 from shards_spec import ShardSet
+from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
-from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     import torch
 
     from fsar.pretrain_config import PretrainConfig
-    from shards_spec.remote_set import RemoteShards
+    from shards_spec.remote.shards import RemoteShards
 
 # What the help says of a key besides its choices.
 EXPLAINED = {

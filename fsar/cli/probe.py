@@ -21,19 +21,19 @@ from fsar.seen import UNKNOWN, find_overlap
 from fsar.video_scores import AVERAGES
 from pipelines.probe_views import SAMPLING, ClipRules
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
+from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import disk_errors, json_bytes, write_whole
-from shards_spec.shards_option import shards_option
-from shards_spec.video_lists import held_out_division, listed_division
+from shards_spec.splits.divisions import held_out_division, listed_division
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fsar.probe_weights import Probed
     from fsar.seen import Overlap
-    from shards_spec.remote_set import RemoteShards
-    from shards_spec.video_lists import Division
+    from shards_spec.remote.shards import RemoteShards
+    from shards_spec.splits.divisions import Division
 
 FILE = click.Path(path_type=Path)
 SHARE = click.FloatRange(0, 1, min_open=True)

@@ -17,7 +17,7 @@ from fsar.probe_weights import RANDOM
 from fsar.probing import Prober, ask
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
-from shards_spec.sheet import png_bytes
+from shards_spec.peek.sheet import png_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fsar.probing import Rules
     from fsar.seen import Overlap
     from shards_spec import ShardSet
-    from shards_spec.video_lists import Division
+    from shards_spec.splits.divisions import Division
 
 MODES = ("retrieval", "knn", "linear", "finetune")
 ACTIVATION = "activation"  # a picture

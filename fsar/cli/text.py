@@ -14,14 +14,14 @@ from fsar.tokens import ClipTokenizer
 from fsar.trunks.clip_text import ClipText
 from fsar.weight_files import read_tensors
 from shards_spec import ShardSet
-from shards_spec.console import run_command
+from shards_spec.cli.console import run_command
+from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
-from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shards_spec.remote_set import RemoteShards
+    from shards_spec.remote.shards import RemoteShards
 
 FILE = click.Path(path_type=Path)
 TOGETHER = 64  # texts that go through the tower at once

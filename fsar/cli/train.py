@@ -25,16 +25,16 @@ from fsar.sight import look
 from fsar.styles import STYLES, restyle
 from fsar.training import Trainer, frozen_prototypes
 from shards_spec import ShardSet
+from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
-from shards_spec.shards_option import shards_option
 
 if TYPE_CHECKING:
     import torch
 
     from fsar.config import RunConfig
     from fsar.sight import Sight
-    from shards_spec.remote_set import RemoteShards
+    from shards_spec.remote.shards import RemoteShards
 
 
 def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:

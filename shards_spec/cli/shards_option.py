@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards_spec.cache import parse_bytes
 from shards_spec.errors import ConfigError
-from shards_spec.remote import RemotePath, is_url, place_of
-from shards_spec.remote_set import CACHE_DIR, CACHE_SIZE, RemoteShards
+from shards_spec.remote.cache import parse_bytes
+from shards_spec.remote.shards import CACHE_DIR, CACHE_SIZE, RemoteShards
+from shards_spec.remote.store import RemotePath, is_url, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

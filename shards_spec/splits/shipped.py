@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from shards_spec.errors import ShardError, suggest
-from shards_spec.split_lists import NAMES, Entry, Line, SplitName, read_csv, read_json_lists, read_text
+from shards_spec.splits.lists import NAMES, Entry, Line, SplitName, read_csv, read_json_lists, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ import numpy as np
 
 from shards_spec.errors import ConfigError, ShardError
 from shards_spec.files import json_line
-from shards_spec.split_lists import Entry, Line, read_csv, read_json_lists, read_text
-from shards_spec.splits import class_key
+from shards_spec.splits.lists import Entry, Line, read_csv, read_json_lists, read_text
+from shards_spec.splits.shipped import class_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shards_spec.reader import ShardSet
-    from shards_spec.split_lists import SplitName
+    from shards_spec.splits.lists import SplitName
 
     Ints = NDArray[np.int64]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards_spec.cache import Cache, parse_bytes
-from shards_spec.column_files import Layout, read_column
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import disk_errors, json_line
-from shards_spec.index import INDEX, PINNED, column_sha256, shard_path
-from shards_spec.index_checks import COLUMN, check_layout
-from shards_spec.remote import Remote, RemotePath
+from shards_spec.index.build import INDEX, PINNED, column_sha256, shard_path
+from shards_spec.index.checks import COLUMN, check_layout
+from shards_spec.index.files import Layout, read_column
+from shards_spec.remote.cache import Cache, parse_bytes
+from shards_spec.remote.store import Remote, RemotePath
 from shards_spec.sums import sum_starts
 from shards_spec.tar import BLOCK, padded
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shards_spec.columns import Columns
+    from shards_spec.index.columns import Columns
 
 CACHE_DIR, CACHE_SIZE = Path("~/.cache/fsar/shards"), "50GB"
 AT_ONCE = 16  # requests: each waits for the store, not for us

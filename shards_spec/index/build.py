@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 
 from shards_spec.errors import ShardError
 from shards_spec.files import disk_errors, json_line, sync_folder, sync_tree, temporary
-from shards_spec.index_columns import SeriesColumns, VideoColumns
+from shards_spec.index.index_columns import SeriesColumns, VideoColumns
 from shards_spec.schema import FORMAT, Dataset, Failure
 from shards_spec.summary import load_or_make
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.core.buffer import Buffer
 
-    from shards_spec.index_columns import Columns
+    from shards_spec.index.index_columns import Columns
 
 INDEX = "index.zarr"
 CHUNK = 1 << 20  # columns are read whole: few, large chunks

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from shards_spec.cli.shards_option import LocalFolder
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
 from shards_spec.reader import ShardSet
-from shards_spec.shards_option import LocalFolder
 
 MOST_VIDEOS, MOST_FRAMES = 200, 32  # so that the sheet fits in memory, and in a viewer
 
@@ -55,8 +55,8 @@ def peek(
     is no motion, and the full colour stands for the speed that 99 % of the row keep to, but for 1 pixel at least;
     beside each row stands that speed and the largest, in pixels of the stored frame.
     """
-    from shards_spec.peek import choose_rows, choose_series, contact_page, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow
-    from shards_spec.sheet import png_bytes  # noqa: PLC0415
+    from shards_spec.peek.peek import choose_rows, choose_series, contact_page, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow
+    from shards_spec.peek.sheet import png_bytes  # noqa: PLC0415
 
     _check_target(out)
     if names and (classes or split):

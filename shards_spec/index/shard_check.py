@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards_spec.errors import ShardError
-from shards_spec.index import shard_path
+from shards_spec.index.build import shard_path
 from shards_spec.schema import row_of_key, sample_key
 from shards_spec.tar import BLOCK, parse_header
 

@@ -11,10 +11,10 @@ import numpy as np
 from shards_spec.colour_wheel import COLOURS, HUES
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.motion import flow_pairs
+from shards_spec.peek.sheet import Block, Legend, Row, Sheet, draw_sheet
+from shards_spec.peek.sheet_page import write_page
 from shards_spec.pictures import decode_picture, flow_field, segment_centres, series_kind
 from shards_spec.schema import Failure
-from shards_spec.sheet import Block, Legend, Row, Sheet, draw_sheet
-from shards_spec.sheet_page import write_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line
 from shards_spec.reader import ShardSet
-from shards_spec.split_lists import Entry
-from shards_spec.splits import class_key, read_lists, shipped, shipped_names
+from shards_spec.splits.lists import Entry
+from shards_spec.splits.shipped import class_key, read_lists, shipped, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

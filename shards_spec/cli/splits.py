@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards_spec.console import WITH_FAILURES, SuggestingGroup
-from shards_spec.published_splits import published_lists, recognise
-from shards_spec.split_leakage import leakage
-from shards_spec.split_sets import load_split_set
-from shards_spec.splits import shipped, shipped_names
+from shards_spec.cli.console import WITH_FAILURES, SuggestingGroup
+from shards_spec.splits.leakage import leakage
+from shards_spec.splits.published import published_lists, recognise
+from shards_spec.splits.sets import load_split_set
+from shards_spec.splits.shipped import shipped, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shards_spec.split_leakage import Overlap
-    from shards_spec.split_sets import Part, SplitSet
+    from shards_spec.splits.leakage import Overlap
+    from shards_spec.splits.sets import Part, SplitSet
 
 HASH_DIGITS, FIRST_NAMES = 12, 3
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with whole hashes.")

@@ -9,15 +9,15 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from shards_spec.console import SuggestingGroup, run_command
+from shards_spec.cli.console import SuggestingGroup, run_command
+from shards_spec.cli.peek import peek
+from shards_spec.cli.shards_option import LocalFolder
+from shards_spec.cli.splits import splits
 from shards_spec.errors import ShardError
 from shards_spec.files import only_writer, sweep
-from shards_spec.index import build_index, list_shards, shard_path
-from shards_spec.peek_cli import peek
+from shards_spec.index.build import build_index, list_shards, shard_path
 from shards_spec.reader import ShardSet
 from shards_spec.schema import Failure
-from shards_spec.shards_option import LocalFolder
-from shards_spec.splits_cli import splits
 from shards_spec.summary import check_as_described, from_tar, write_sidecars
 from shards_spec.verify import verify as verify_set
 

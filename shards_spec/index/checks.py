@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards_spec.column_files import Layout, check_announced, stored_bytes
 from shards_spec.errors import ShardError
+from shards_spec.index.files import Layout, check_announced, stored_bytes
 from shards_spec.names import path_fault, quoted, text_fault
 from shards_spec.sample_info import MOST_FRAMES, MOST_SIDE
 from shards_spec.tar import BLOCK, archive_size
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shards_spec.columns import Columns
+    from shards_spec.index.columns import Columns
 
     Shape = tuple[str | int, ...]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards_spec.errors import ShardError
 from shards_spec.files import read_json
-from shards_spec.index import INDEX, attributes_sha256, list_shards, pinned_hashes
+from shards_spec.index.build import INDEX, attributes_sha256, list_shards, pinned_hashes
 from shards_spec.schema import FORMAT
 
 if TYPE_CHECKING:

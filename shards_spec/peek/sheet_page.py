@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from shards_spec.sheet import HEIGHT, thumbnail
+from shards_spec.peek.sheet import HEIGHT, thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from shards_spec.sheet import Block, Legend, Row
+    from shards_spec.peek.sheet import Block, Legend, Row
 
 QUALITY = 85
 STYLE = """

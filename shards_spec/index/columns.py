@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards_spec.column_files import read_column
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import DiskError
-from shards_spec.index import column_sha256
-from shards_spec.index_checks import check_loaded, check_texts
-from shards_spec.remote import RemoteError
+from shards_spec.index.build import column_sha256
+from shards_spec.index.checks import check_loaded, check_texts
+from shards_spec.index.files import read_column
+from shards_spec.remote.store import RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from shards_spec.remote_set import RemoteSet
+    from shards_spec.remote.shards import RemoteSet
 
 _TEXTS = 1 << 16  # strings at once whose places are held as Python numbers
 

@@ -1,0 +1,1 @@
+"""The index of a shard set: built, checked, read."""

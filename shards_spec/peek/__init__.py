@@ -1,0 +1,1 @@
+"""Contact sheets of a shard set."""

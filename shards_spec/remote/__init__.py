@@ -1,0 +1,1 @@
+"""Shard sets and files at URLs."""

@@ -1,0 +1,1 @@
+"""Class splits: lists of the field, those that ship, leaks between them."""
