@@ -26,7 +26,7 @@ from fsar import EpisodeLoader
 from pipelines.augment import normalise
 from pipelines.dali import dali_is_installed
 from pipelines.plan import EpisodeRules, EpisodeStream
-from preprocess.folder import folder_catalogue
+from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError

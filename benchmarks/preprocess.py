@@ -24,9 +24,9 @@ from benchmarks.clips import make_clips
 from benchmarks.environment import load_average, write_result
 from benchmarks.timing import Contestant, markdown_table, on_cores, read_whole, time_in_turn
 from benchmarks.usual import extract_flow, extract_frames, flow_pool, in_processes
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, VideoReader, ffmpeg_program
-from preprocess.flow_estimator import FLOW_SHORT_SIDE
-from preprocess.folder import folder_catalogue
+from preprocess.encode.flow import FLOW_SHORT_SIDE
 from preprocess.planes import shrink
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
     from benchmarks.timing import Timing
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
 
 CORES = len(os.sched_getaffinity(0))
 SIZE = 256

@@ -39,7 +39,7 @@ from fsar.pretrain_data import batch_maker, clip_rules, training_videos
 from fsar.pretrain_loop import build_pretraining
 from fsar.pretraining import PRETRAINING
 from fsar.step import PretrainingStep
-from preprocess.folder import folder_catalogue
+from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 

@@ -28,9 +28,9 @@ from fsar.precision import autocast
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model
 from pipelines.executors import executor_for
-from preprocess.catalogue import EXTENSIONS, Catalogue, Video, walk
+from preprocess.datasets.catalogue import EXTENSIONS, Catalogue, Video, walk
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, ShardError, ShardSet
 from shards_spec.errors import ConfigError, FsarError

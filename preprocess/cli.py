@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from preprocess import epic as epic_tree
-from preprocess import hmdb51 as hmdb51_tree
-from preprocess import kinetics as kinetics_tree
-from preprocess import ssv2 as ssv2_tree
-from preprocess import ucf101 as ucf101_tree
-from preprocess.catalogue import CatalogueError
-from preprocess.coverage import MIN_COVERAGE, check_coverage, lacking, report, write_missing
+from preprocess.datasets import epic as epic_tree
+from preprocess.datasets import hmdb51 as hmdb51_tree
+from preprocess.datasets import kinetics as kinetics_tree
+from preprocess.datasets import ssv2 as ssv2_tree
+from preprocess.datasets import ucf101 as ucf101_tree
+from preprocess.datasets.catalogue import CatalogueError
+from preprocess.datasets.coverage import MIN_COVERAGE, check_coverage, lacking, report, write_missing
+from preprocess.datasets.folder import folder_catalogue, read_class_list
 from preprocess.decode import MOST_FRAMES, MOST_SIDE, USUAL_FRAMES, USUAL_PIXELS, Geometry
-from preprocess.dryrun import estimate
-from preprocess.flow_estimator import DIS
-from preprocess.folder import folder_catalogue, read_class_list
+from preprocess.encode.flow import DIS
+from preprocess.estimate import estimate
 from preprocess.outcome import report_part, report_whole
-from preprocess.parts import Part, holding
 from preprocess.stage import Settings, join_parts, preprocess, preprocess_part
+from preprocess.workers.parts import Part, holding
 from shards_spec import Dataset, Split
 from shards_spec.cli.console import SuggestingGroup, run_command
 from shards_spec.cli.shards_option import LocalFolder, Place
@@ -41,7 +41,7 @@ from shards_spec.splits.shipped import NAMES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
 
 SMALLEST, LARGEST = 32, 4096  # pixels: optical flow needs some, and a JPEG holds so many
 SYNTHETIC_SIZE, EPIC_SIZE = "64", "256x320"
@@ -263,8 +263,8 @@ def _take_classes(options: dict[str, Any]) -> dict[str, list[str]]:
 @_common
 def synthetic(videos: Path | None, seed: int, per_class: int, **options: Any) -> None:  # noqa: ANN401
     """Generated videos in which only motion tells the class; written as .mp4 files first, then decoded."""
-    from preprocess.synthetic import splits as synthetic_splits  # noqa: PLC0415
-    from preprocess.synthetic import write_videos  # noqa: PLC0415
+    from preprocess.datasets.synthetic import splits as synthetic_splits  # noqa: PLC0415
+    from preprocess.datasets.synthetic import write_videos  # noqa: PLC0415
 
     videos = videos or options["out"] / "videos"
     options["size"] = options["size"] or SYNTHETIC_SIZE
@@ -290,7 +290,7 @@ def _alone(videos: Path) -> Iterator[None]:
 
 
 def _run_synthetic(catalogue: Catalogue, repeat: int, **options: Any) -> None:  # noqa: ANN401
-    from preprocess.synthetic import splits as synthetic_splits  # noqa: PLC0415
+    from preprocess.datasets.synthetic import splits as synthetic_splits  # noqa: PLC0415
 
     splits = {name: Split(classes) for name, classes in synthetic_splits().items()}
     dataset = Dataset("synthetic", catalogue.dataset.classes, splits)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from preprocess.coverage import empty_classes
+from preprocess.datasets.coverage import empty_classes
 from shards_spec.cli.console import WITH_FAILURES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from preprocess.catalogue import Catalogue
-    from preprocess.parts import Part
+    from preprocess.datasets.catalogue import Catalogue
+    from preprocess.workers.parts import Part
     from shards_spec import Dataset
     from shards_spec.schema import Failure
 

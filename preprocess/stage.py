@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS
-from preprocess.encode import series_plans
-from preprocess.flow_estimator import DIS, create_estimator
-from preprocess.job import Finished, Job
-from preprocess.parts import WHOLE, Part, begun, check_whole, holding
-from preprocess.pool import work
-from preprocess.ray_pool import work_on_ray
+from preprocess.encode.flow import DIS, create_estimator
+from preprocess.encode.series import series_plans
+from preprocess.workers.job import Finished, Job
+from preprocess.workers.on_ray import work_on_ray
+from preprocess.workers.parts import WHOLE, Part, begun, check_whole, holding
+from preprocess.workers.pool import work
 from shards_spec import ShardError
 from shards_spec.files import json_bytes, only_writer, publish, sweep, write_whole
 from shards_spec.index.build import INDEX, build_index, drop_index, shard_path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
     from preprocess.decode import Geometry
 
 LEAST_ROWS, MOST_ROWS, SHARDS = 8, 64, 32  # of `usual_rows`

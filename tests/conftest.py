@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from videos import moving_frames, write_video
 
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
 

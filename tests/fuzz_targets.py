@@ -28,8 +28,8 @@ from fsar.run_state import load_seen, load_state, save_state
 from fsar.seen import Seen
 from fsar.weight_files import read_tensors
 from pipelines.given import read_episodes
-from preprocess.folder import read_class_list
-from preprocess.ssv2 import ssv2_catalogue
+from preprocess.datasets.folder import read_class_list
+from preprocess.datasets.ssv2 import ssv2_catalogue
 from shards_spec import ShardSet, Split
 from shards_spec.errors import FsarError
 from shards_spec.files import json_line

@@ -14,8 +14,8 @@ from folders import command_line, flip_bit
 from videos import moving_frames, write_video
 
 from preprocess.cli import cli
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, VideoError, VideoReader, ffmpeg_program
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import FsarError, ShardSet
 from shards_spec.schema import REASONS

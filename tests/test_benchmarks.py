@@ -24,8 +24,8 @@ from benchmarks.timing import Contestant, cpu_seconds, on_cores, time_in_turn, w
 from benchmarks.usual import DecordEpisodes, clips_of_plan
 from pipelines.dali import dali_is_installed
 from pipelines.plan import EpisodeRules
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings
 from preprocess.stage import preprocess as preprocess_videos
 from shards_spec.errors import ConfigError

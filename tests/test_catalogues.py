@@ -10,14 +10,14 @@ from click.testing import CliRunner
 from folders import command_line, stamps
 from videos import moving_frames, write_video
 
-from preprocess.catalogue import CatalogueError
 from preprocess.cli import cli
-from preprocess.coverage import check_coverage, report, share
-from preprocess.epic import epic_catalogue
-from preprocess.hmdb51 import hmdb51_catalogue
-from preprocess.kinetics import kinetics_catalogue
-from preprocess.ssv2 import ssv2_catalogue
-from preprocess.ucf101 import ucf101_catalogue
+from preprocess.datasets.catalogue import CatalogueError
+from preprocess.datasets.coverage import check_coverage, report, share
+from preprocess.datasets.epic import epic_catalogue
+from preprocess.datasets.hmdb51 import hmdb51_catalogue
+from preprocess.datasets.kinetics import kinetics_catalogue
+from preprocess.datasets.ssv2 import ssv2_catalogue
+from preprocess.datasets.ucf101 import ucf101_catalogue
 from shards_spec import Dataset, FsarError, ShardSet
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
 
 
 def touch(folder: Path, names: Iterable[str]) -> Path:

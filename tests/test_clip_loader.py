@@ -20,8 +20,8 @@ from pipelines.crops import crop_views
 from pipelines.dali import dali_is_installed
 from pipelines.flow_views import FlowPairViews
 from pipelines.photometric import Photometric
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from videos import moving_frames
 
 from preprocess.decode import Geometry, Planes, VideoReader
-from preprocess.encode import FRAMES_BEHIND, Alongside, create_encoder, difference, mean_length, quantise
+from preprocess.encode.series import FRAMES_BEHIND, Alongside, create_encoder, difference, mean_length, quantise
 from preprocess.planes import shrink
 
 

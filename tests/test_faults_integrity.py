@@ -23,8 +23,8 @@ from pipelines.dali import dali_is_installed
 from pipelines.executors import create_executor
 from pipelines.plan import EpisodeRules
 from pipelines.reads import Reads
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
 from shards_spec.schema import picture_name

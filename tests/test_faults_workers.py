@@ -20,12 +20,12 @@ from folders import digests
 from injector import in_child, resident
 from videos import moving_frames, write_video
 
-from preprocess import pool
-from preprocess.attempts import Attempts, death_text
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
-from preprocess.job import Job, run
 from preprocess.stage import Settings, preprocess
+from preprocess.workers import pool
+from preprocess.workers.attempts import Attempts, death_text
+from preprocess.workers.job import Job, run
 from shards_spec import FsarError, ShardError, ShardSet
 from shards_spec.verify import verify
 

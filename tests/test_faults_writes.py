@@ -16,10 +16,11 @@ from click.testing import CliRunner
 from folders import digests
 from injector import DEATHS, ERRORS, Injector, in_child, in_shares, injected
 
-from preprocess import job, stage
-from preprocess.catalogue import Catalogue, Video
+from preprocess import stage
+from preprocess.datasets.catalogue import Catalogue, Video
 from preprocess.decode import Geometry, Planes, VideoError
 from preprocess.stage import Settings, preprocess
+from preprocess.workers import job
 from shards_spec import Dataset, ShardError, ShardSet
 from shards_spec.cli.shards import cli
 from shards_spec.errors import FsarError

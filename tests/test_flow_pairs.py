@@ -15,11 +15,11 @@ from videos import moving_frames, texture, write_video
 
 from pipelines.motion_filter import chosen_offsets
 from preprocess.cli import cli
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.encode import create_encoder, quantise
-from preprocess.flow_estimator import DIS, create_estimator
-from preprocess.folder import folder_catalogue
-from preprocess.motion_scores import frame_scores
+from preprocess.encode.flow import DIS, create_estimator
+from preprocess.encode.motion_scores import frame_scores
+from preprocess.encode.series import create_encoder, quantise
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli as shards_cli

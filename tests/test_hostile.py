@@ -23,10 +23,10 @@ from videos import moving_frames, write_video
 from fsar.config import build_config, read_recipe
 from fsar.embedding_store import EmbeddingStore
 from fsar.label_file import read_labels
-from preprocess.catalogue import Video, arrange
 from preprocess.cli import cli
+from preprocess.datasets.catalogue import Video, arrange
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import VideoError
-from preprocess.folder import folder_catalogue
 from shards_spec import Dataset, ShardSet, Split
 from shards_spec.index.build import INDEX, build_index, index_columns
 from shards_spec.index.columns import Columns

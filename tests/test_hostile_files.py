@@ -26,10 +26,10 @@ from fsar.methods import Embedding
 from fsar.report import read_log
 from fsar.run_state import load_seen, load_state
 from fsar.weight_files import read_tensors
-from preprocess.catalogue import Catalogue
 from preprocess.cli import cli
+from preprocess.datasets.catalogue import Catalogue
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, ShardSet
 from shards_spec.summary import from_tar

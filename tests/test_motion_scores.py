@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocess.motion_scores import attention_map, colour_code, frame_scores, motion_boundaries, unit_field
+from preprocess.encode.motion_scores import attention_map, colour_code, frame_scores, motion_boundaries, unit_field
 from shards_spec.colour_wheel import colour_wheel
 from shards_spec.errors import ConfigError
 from tests.mscl_case import motion_fields, outputs

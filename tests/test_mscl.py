@@ -17,7 +17,7 @@ from fsar.pretraining.learner import Learner
 from fsar.retrieval import retrieve
 from fsar.trunks import VideoTrunk
 from fsar.trunks.thin import ThinResNet18
-from preprocess.motion_scores import colour_code
+from preprocess.encode.motion_scores import colour_code
 from shards_spec.errors import ConfigError
 from tests.mscl_case import CASES, golden_model, golden_views, outputs
 

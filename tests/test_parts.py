@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.cli import cli
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
-from preprocess.parts import Part, holding
 from preprocess.stage import Settings, join_parts, preprocess, preprocess_part
+from preprocess.workers.parts import Part, holding
 from shards_spec import FsarError
 from shards_spec.errors import ConfigError
 from shards_spec.files import only_writer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
 
 SETTINGS = Settings(Geometry(32, 32), motion=("diff",), rows_per_shard=4)
 
@@ -109,7 +109,7 @@ def test_parts_write_synthetic_videos_one_after_the_other(tmp_path: Path, monkey
             pass
         raise FsarError("seen")
 
-    monkeypatch.setattr("preprocess.synthetic.write_videos", write)
+    monkeypatch.setattr("preprocess.datasets.synthetic.write_videos", write)
     done = CliRunner().invoke(cli, ["synthetic", "--out", str(tmp_path / "out"), "--part", "1/2"])
     assert str(done.exception) == "seen"
 

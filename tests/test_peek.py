@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from videos import moving_frames, write_video
 
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
 from preprocess.stage import Settings, preprocess
 from shards_spec import FsarError, ShardSet
 from shards_spec.cli.console import run_command

@@ -21,11 +21,12 @@ from click.testing import CliRunner
 from folders import ROOT, command_line, digests, stamps
 from videos import moving_frames, write_video
 
-from preprocess import encode, job
 from preprocess.cli import cli
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, VideoReader
-from preprocess.folder import folder_catalogue
+from preprocess.encode.series import series as encode
 from preprocess.stage import Settings, preprocess, usual_rows
+from preprocess.workers import job
 from shards_spec import ShardError, ShardSet
 from shards_spec.errors import FsarError
 from shards_spec.files import only_writer, sweep
@@ -313,7 +314,7 @@ def test_workers_do_not_import_the_program(videos: Path, tmp_path: Path) -> None
     program.write_text(
         "from pathlib import Path\n"
         "from preprocess.decode import Geometry\n"
-        "from preprocess.folder import folder_catalogue\n"
+        "from preprocess.datasets.folder import folder_catalogue\n"
         "from preprocess.stage import Settings, preprocess\n"
         f"with open({str(tmp_path / 'runs')!r}, 'a') as file: file.write('x')\n"
         f"catalogue = folder_catalogue(Path({str(videos)!r}))\n"
@@ -327,8 +328,8 @@ def test_workers_do_not_import_the_program(videos: Path, tmp_path: Path) -> None
 
 def test_workers_start_without_pytorch() -> None:
     code = (
-        "import sys, preprocess.preload\n"
-        "assert 'preprocess.job' in sys.modules\n"
+        "import sys, preprocess.workers.preload\n"
+        "assert 'preprocess.workers.job' in sys.modules\n"
         "from webdataset import TarWriter\n"
         "assert 'torch' not in sys.modules\n"  # neither loaded nor hidden: an estimator may want it
     )

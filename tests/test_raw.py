@@ -24,8 +24,8 @@ from pipelines.executors import create_executor
 from pipelines.plan import Chosen, EpisodeRules
 from pipelines.raw import RawExecutor
 from pipelines.reads import Reads
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, Planes
-from preprocess.folder import folder_catalogue
 from preprocess.planes import to_rgb
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet

@@ -13,12 +13,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.encode import series_plans
-from preprocess.folder import folder_catalogue
-from preprocess.job import Job
-from preprocess.ray_pool import _messages, make_shard, work_on_ray
+from preprocess.encode.series import series_plans
 from preprocess.stage import Settings, preprocess
+from preprocess.workers.job import Job
+from preprocess.workers.on_ray import _messages, make_shard, work_on_ray
 from shards_spec.errors import ConfigError, FsarError
 from tests.folders import ROOT, digests
 

@@ -27,13 +27,13 @@ from fsar.cli.train import cli as train_cli
 from pipelines.portable import PortableExecutor
 from pipelines.raw import RawExecutor
 from pipelines.reads import Reads
-from preprocess.attempts import Attempts
-from preprocess.catalogue import CatalogueError, Video
+from preprocess.datasets.catalogue import CatalogueError, Video
+from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.folder import folder_catalogue
-from preprocess.job import Job, run
-from preprocess.pool import _Worker
 from preprocess.stage import Settings, preprocess
+from preprocess.workers.attempts import Attempts
+from preprocess.workers.job import Job, run
+from preprocess.workers.pool import _Worker
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli as shards_cli
 from shards_spec.errors import ConfigError

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocess import synthetic
-from preprocess.synthetic import render_video, splits, write_videos
-from preprocess.synthetic_motion import CLASSES
+from preprocess.datasets import synthetic
+from preprocess.datasets.synthetic import render_video, splits, write_videos
+from preprocess.datasets.synthetic_motion import CLASSES
 from shards_spec.errors import ConfigError, FsarError
 
 PROGRESS = np.linspace(0, 1, 24)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import CatalogueError, require_folder
-from preprocess.splits import catalogue_of_lists, numbered_class
+from preprocess.datasets.catalogue import CatalogueError, require_folder
+from preprocess.datasets.matching import catalogue_of_lists, numbered_class
 from shards_spec.splits.shipped import read_lists
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
 
 HELP = """\
 expected tree:

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
-from preprocess.splits import published_catalogue
+from preprocess.datasets.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
+from preprocess.datasets.matching import published_catalogue
 from shards_spec.errors import suggest
 from shards_spec.splits.shipped import class_key, shipped
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-from preprocess.catalogue import Catalogue, CatalogueError, require_folder
-from preprocess.splits import catalogue_of_lists, numbered_class
+from preprocess.datasets.catalogue import Catalogue, CatalogueError, require_folder
+from preprocess.datasets.matching import catalogue_of_lists, numbered_class
 from shards_spec.files import read_json
 from shards_spec.splits.shipped import read_lists
 

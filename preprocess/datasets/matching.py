@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import CatalogueError, Expected, Missing, Video, arrange, shorten, text_of, walk
-from preprocess.coverage import covered
+from preprocess.datasets.catalogue import CatalogueError, Expected, Missing, Video, arrange, shorten, text_of, walk
+from preprocess.datasets.coverage import covered
 from shards_spec import Dataset, Split
 from shards_spec.schema import check_disjoint
 from shards_spec.splits.shipped import class_key, read_lists, shipped
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
     from shards_spec.splits.shipped import Entry
 
     Lists = Mapping[str, Sequence[Entry]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-import preprocess.pool  # noqa: F401
+import preprocess.workers.pool  # noqa: F401
 
 sys.modules["torch"] = None  # type: ignore[assignment]  # as where it is not installed
 try:

@@ -12,8 +12,8 @@ import cv2
 import ffmpeg
 import numpy as np
 
+from preprocess.datasets.synthetic_motion import CLASSES, Poses
 from preprocess.decode import ffmpeg_program
-from preprocess.synthetic_motion import CLASSES, Poses
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import disk_errors, json_bytes, publish, read_json, temporary, write_whole
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
-from preprocess.splits import published_catalogue
+from preprocess.datasets.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
+from preprocess.datasets.matching import published_catalogue
 from shards_spec.splits.shipped import shipped
 
 if TYPE_CHECKING:

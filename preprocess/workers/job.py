@@ -9,9 +9,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry, VideoError, VideoReader
-from preprocess.encode import Alongside, Encoder, create_encoder, steady
-from preprocess.fetch import Downloads
-from preprocess.flow_estimator import DIS
+from preprocess.encode.flow import DIS
+from preprocess.encode.series import Alongside, Encoder, create_encoder, steady
+from preprocess.workers.downloads import Downloads
 from shards_spec.files import json_line
 from shards_spec.index.build import shard_path
 from shards_spec.motion import flow_pairs
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from preprocess.catalogue import Video
+    from preprocess.datasets.catalogue import Video
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,19 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import Catalogue, CatalogueError, Expected, Video, arrange, require_folder, text_of, walk
-from preprocess.coverage import covered
-from preprocess.folder import choose_classes
-from preprocess.splits import listed_catalogue, published_catalogue
+from preprocess.datasets.catalogue import (
+    Catalogue,
+    CatalogueError,
+    Expected,
+    Video,
+    arrange,
+    require_folder,
+    text_of,
+    walk,
+)
+from preprocess.datasets.coverage import covered
+from preprocess.datasets.folder import choose_classes
+from preprocess.datasets.matching import listed_catalogue, published_catalogue
 from shards_spec import Dataset
 from shards_spec.splits.shipped import class_key, shipped
 

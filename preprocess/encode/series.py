@@ -10,8 +10,8 @@ import numpy as np
 import simplejpeg
 
 from preprocess.decode import Geometry, Planes, ffmpeg_version
-from preprocess.flow_estimator import DIS, create_estimator, estimator_plan
-from preprocess.motion_scores import SCORE_VARIANT, WINDOW, ChangeScores
+from preprocess.encode.flow import DIS, create_estimator, estimator_plan
+from preprocess.encode.motion_scores import SCORE_VARIANT, WINDOW, ChangeScores
 from preprocess.planes import to_rgb
 from shards_spec.errors import ConfigError
 from shards_spec.motion import MOTION, flow_pairs, motion_series
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from preprocess.flow_estimator import FlowEstimator
+    from preprocess.encode.flow import FlowEstimator
 
 QUALITY = 90
 FLOW_CODES = 127

@@ -7,15 +7,15 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from preprocess.decode import VideoError, VideoReader
-from preprocess.encode import create_encoder
-from preprocess.fetch import Downloads
+from preprocess.encode.series import create_encoder
 from preprocess.stage import wanted_plan
+from preprocess.workers.downloads import Downloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from preprocess.catalogue import Catalogue
+    from preprocess.datasets.catalogue import Catalogue
     from preprocess.stage import Settings
 
 SAMPLED = 8

@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import Catalogue, CatalogueError, Expected, shorten
+from preprocess.datasets.catalogue import Catalogue, CatalogueError, Expected, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from preprocess.catalogue import Video
+    from preprocess.datasets.catalogue import Video
     from shards_spec import Dataset, Split
 
 MIN_COVERAGE = 0.95

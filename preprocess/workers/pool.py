@@ -15,10 +15,10 @@ from multiprocessing.connection import wait
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from preprocess.attempts import AGAIN, Attempts, death_text
 from preprocess.decode import DecoderKilledError
-from preprocess.encode import steady
-from preprocess.job import Finished, run
+from preprocess.encode.series import steady
+from preprocess.workers.attempts import AGAIN, Attempts, death_text
+from preprocess.workers.job import Finished, run
 from shards_spec import FsarError
 from shards_spec.index.build import shard_path
 from shards_spec.remote.store import RemotePath
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerProcess
 
-    from preprocess.job import Job
+    from preprocess.workers.job import Job
 
 
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
@@ -225,7 +225,7 @@ def _start_server() -> None:
     before = dict(os.environ)
     os.environ.update(STEADY)
     try:
-        forkserver.set_forkserver_preload(["preprocess.preload"])
+        forkserver.set_forkserver_preload(["preprocess.workers.preload"])
         forkserver.ensure_running()
     except OSError as error:  # its socket lies in $TMPDIR, whose name may be too long for one
         raise FsarError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shards_spec import FsarError
 
 if TYPE_CHECKING:
-    from preprocess.job import Job
+    from preprocess.workers.job import Job
 
 MOST_DEATHS = 2  # of workers at one video; the first may have been another program's doing
 AGAIN = "type the same command again: finished shards are kept"

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocess.catalogue import Catalogue, CatalogueError, Expected, Video, arrange, text_of, walk
-from preprocess.coverage import covered
-from preprocess.splits import listed_catalogue
+from preprocess.datasets.catalogue import Catalogue, CatalogueError, Expected, Video, arrange, text_of, walk
+from preprocess.datasets.coverage import covered
+from preprocess.datasets.matching import listed_catalogue
 from shards_spec import Dataset, Split
 from shards_spec.errors import suggest
 from shards_spec.schema import check_disjoint

@@ -1,0 +1,1 @@
+"""Catalogues of data sets: the videos, their classes and splits."""

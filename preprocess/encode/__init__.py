@@ -1,0 +1,1 @@
+"""Decoded frames -> the members of each series."""

@@ -1,0 +1,1 @@
+"""Who makes the shards: processes, array jobs, a Ray cluster."""
