@@ -12,14 +12,14 @@ import numpy as np
 import simplejpeg
 import torch
 
-from pipelines.buffers import ClipBuffers
+from pipelines.decoding.buffers import ClipBuffers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from pipelines.plan import EpisodePlan
+    from pipelines.episodes.stream import EpisodePlan
     from pipelines.reads import Reads
     from shards_spec import ShardSet
 

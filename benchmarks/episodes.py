@@ -23,9 +23,9 @@ from benchmarks.sequential import DOES, NAME, SequentialClips
 from benchmarks.timing import Contestant, Timing, markdown_table, read_whole, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, FirstEpisodes, check_decord, clips_of_plan, episode_loader
 from fsar import EpisodeLoader
-from pipelines.augment import normalise
-from pipelines.dali import dali_is_installed
-from pipelines.plan import EpisodeRules, EpisodeStream
+from pipelines.augment.clips import normalise
+from pipelines.decoding.dali import dali_is_installed
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command

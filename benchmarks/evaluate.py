@@ -36,7 +36,7 @@ from fsar import EpisodeLoader
 from fsar.matched import EpisodeVideos, Matching, table_pays
 from fsar.methods import METHODS, Embedding, create_method
 from fsar.trunks import Features
-from pipelines.plan import EpisodeRules, EpisodeStream
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.index.build import build_index

@@ -32,8 +32,8 @@ from benchmarks.step_counts import Counts, step_gflop
 from benchmarks.step_side import Sizes
 from benchmarks.timing import Contestant, markdown_table, time_in_turn, warm_up
 from fsar import EpisodeLoader
-from pipelines.dali import dali_is_installed
-from pipelines.plan import EpisodeRules
+from pipelines.decoding.dali import dali_is_installed
+from pipelines.episodes.stream import EpisodeRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError

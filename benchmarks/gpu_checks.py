@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fsar.config import RunConfig
     from fsar.episode import Episode
-    from pipelines.plan import EpisodeRules
+    from pipelines.episodes.stream import EpisodeRules
     from shards_spec import ShardSet
 
 UNCOUNTED = 8  # episodes before the clock starts: a graph is captured, decoders start

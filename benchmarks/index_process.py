@@ -19,7 +19,7 @@ import zarr
 
 from benchmarks.timing import read_whole
 from pipelines.draw import PhiloxDraw
-from pipelines.plan import EpisodeRules, EpisodeStream
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.index.build import INDEX, build_index
 

@@ -33,7 +33,7 @@ from fsar.probe_weights import open_probed
 from fsar.probing import Prober, Rules
 from fsar.trunks.video_base import VideoTrunk
 from fsar.video_scores import group_interval
-from pipelines.probe_views import ClipRules
+from pipelines.clips.labelled import ClipRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.splits.divisions import held_out_division

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipelines.augment import colour_jitter
+from pipelines.augment.clips import colour_jitter
 from preprocess.decode import ffmpeg_program
 from shards_spec.errors import ConfigError
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from pipelines.episodes.stream import EpisodePlan
     from pipelines.jitter import Jitter
-    from pipelines.plan import EpisodePlan
     from shards_spec import ShardSet
 
 OUTPUTS = ("uint8", "float32")

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from fsar.probe_loader import ProbeLoader
 from fsar.trunks import VideoTrunk
-from pipelines.augment import normalise
-from pipelines.probe_views import UniformClips
+from pipelines.augment.clips import normalise
+from pipelines.clips.labelled import UniformClips
 from shards_spec.errors import ConfigError
 from shards_spec.peek.sheet import Block, Row, draw_sheet
 from shards_spec.pictures import segment_centres
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fsar.trunks import Trunk
-    from pipelines.probe_views import ClipRules
+    from pipelines.clips.labelled import ClipRules
     from shards_spec import ShardSet
 
     Pixels = NDArray[np.uint8]

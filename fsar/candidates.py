@@ -15,7 +15,7 @@ from fsar.run_state import choose_checkpoint, load_seen, load_state
 from fsar.training import TRUNK_ALONE, build_model, prototypes_of_trunk
 from fsar.trunk_weights import weights_seen
 from fsar.weight_files import read_tensors
-from pipelines.probe_views import CENTRE
+from pipelines.clips.labelled import CENTRE
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:

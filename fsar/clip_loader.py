@@ -9,9 +9,9 @@ import torch
 from einops import rearrange
 
 from fsar.pretraining.flow_colour import unit_flow
-from pipelines.clips import ClipStream
-from pipelines.crops import crop_views
-from pipelines.executors import executor_for
+from pipelines.augment.crops import crop_views
+from pipelines.clips.stream import ClipStream
+from pipelines.decoding.choose import executor_for
 from pipelines.loader import Prefetcher
 from shards_spec.pictures import FLOW_ZERO
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipelines.clips import ClipPlan, ClipRules, Ints
+    from pipelines.clips.stream import ClipPlan, ClipRules, Ints
     from shards_spec import ShardSet
 
 
@@ -30,7 +30,7 @@ class ClipViews:
 
     Attributes:
         clips: [B, V, T, 3, S, S] in [0, 1], cropped and mirrored.
-        coordinates: [B, V, 4] of their crops, see `pipelines.boxes.crop_coordinates`.
+        coordinates: [B, V, 4] of their crops, see `pipelines.clips.boxes.crop_coordinates`.
         flips: Bool [B, V], which are mirrored.
         flow: [B, W, t, 2, S, S] crops of flow, u before v, in units of each whole field's largest radius; mirrored in
             place alone, u keeps its sign; None without flow.

@@ -13,8 +13,8 @@ from fsar.class_text import ClassText, read_class_text
 from fsar.label_file import read_labels
 from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, find_method
-from pipelines.plan import EpisodeRules
-from pipelines.pools import Labels
+from pipelines.episodes.pools import Labels
+from pipelines.episodes.stream import EpisodeRules
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fsar.config import RunConfig
     from fsar.trunks import Trunk
-    from pipelines.plan import Chosen
+    from pipelines.episodes.stream import Chosen
     from shards_spec import ShardSet
 
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from fsar import ranks
 from fsar.memory import keep_freed_memory
 from fsar.precision import autocast
-from pipelines.augment import render
+from pipelines.augment.clips import render
 from pipelines.draw import PhiloxDraw
-from pipelines.plan import View
+from pipelines.episodes.stream import View
+from pipelines.episodes.views import number_views, rows_of
 from pipelines.reads import Reads
-from pipelines.views import number_views, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fsar.methods import Embedding, FewShotMethod
-    from pipelines.executors import Executor
-    from pipelines.plan import EpisodeRules
+    from pipelines.decoding.choose import Executor
+    from pipelines.episodes.stream import EpisodeRules
     from shards_spec import ShardSet
 
     Ints = NDArray[np.int64]

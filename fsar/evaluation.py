@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fsar.episode import Episode
     from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
-    from pipelines.plan import EpisodePlan
+    from pipelines.episodes.stream import EpisodePlan
 
 Z95 = 1.96
 

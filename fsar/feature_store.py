@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from fsar import ranks
-from pipelines.buffers import ClipBuffers
+from pipelines.decoding.buffers import ClipBuffers
 from shards_spec.errors import FsarError
 from shards_spec.files import DiskError, disk_errors, only_writer, publish, temporary
 

@@ -14,8 +14,8 @@ from fsar.embeddings import BATCH
 from fsar.feature_store import make_features
 from fsar.precision import autocast
 from fsar.provenance import key_of, model_sha256
-from pipelines.augment import normalise
-from pipelines.views import draw_views, number_views, places_of
+from pipelines.augment.clips import normalise
+from pipelines.episodes.views import draw_views, number_views, places_of
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, json_bytes, write_whole
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
     from fsar.trunks import Trunk
-    from pipelines.plan import EpisodePlan
+    from pipelines.episodes.stream import EpisodePlan
 
     Ints = NDArray[np.int64]
 

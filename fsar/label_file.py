@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.pools import Labels
+from pipelines.episodes.pools import Labels
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
 from shards_spec.names import quoted

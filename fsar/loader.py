@@ -16,13 +16,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fsar.embeddings import centre_views, embed_views, join, render_views
 from fsar.episode import Episode
 from fsar.provenance import model_sha256, view_facts
-from pipelines.augment import Target, render, render_windows
-from pipelines.buffers import ClipBuffers
-from pipelines.executors import executor_for
+from pipelines.augment.clips import Target, render, render_windows
+from pipelines.decoding.buffers import ClipBuffers
+from pipelines.decoding.choose import executor_for
+from pipelines.decoding.raw import RawExecutor
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.views import draw_views, number_views
 from pipelines.loader import Prefetcher
-from pipelines.plan import EpisodeRules, EpisodeStream
-from pipelines.raw import RawExecutor
-from pipelines.views import draw_views, number_views
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from fsar.embedding_store import EmbeddingStore
     from fsar.matched import EpisodeVideos
     from fsar.methods import Embedding, FewShotMethod
-    from pipelines.plan import Chosen, EpisodePlan, View
-    from pipelines.pools import Labels
+    from pipelines.episodes.pools import Labels
+    from pipelines.episodes.stream import Chosen, EpisodePlan, View
     from pipelines.reads import Reads
 
     Three = tuple[float, float, float]
@@ -67,7 +67,7 @@ class EpisodeLoader:
         memory_format: Order of clips in memory; a trunk's own saves it a copy. With `torch.channels_last` a frame's
             colours lie side by side, as in its pixels, which a CPU writes faster; shapes and values are the same.
         class_text: Texts of the split's classes, carried by its episodes; not beside `labels`.
-        given: Videos of the episodes, such as `pipelines.given.read_episodes` reads, where none are to be drawn.
+        given: Videos of the episodes, such as `pipelines.episodes.file.read_episodes` reads, where none are to be drawn.
         views: In evaluation, random views of each video that are embedded once each, and that every episode chooses
             among; 0: a video is seen anew in each episode, where the rules have anything random.
 

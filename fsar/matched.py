@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fsar import ranks
 from fsar.methods import Embedding
 from fsar.precision import autocast
-from pipelines.views import choose_views
+from pipelines.episodes.views import choose_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fsar.methods import FewShotMethod
-    from pipelines.plan import Chosen
+    from pipelines.episodes.stream import Chosen
 
     Ints = NDArray[np.int64]
 

@@ -27,7 +27,7 @@ from fsar.embeddings import embed_videos, join
 from fsar.precision import autocast
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model
-from pipelines.executors import executor_for
+from pipelines.decoding.choose import executor_for
 from preprocess.datasets.catalogue import EXTENSIONS, Catalogue, Video, walk
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from fsar.class_text import ClassText
     from fsar.methods import Embedding, FewShotMethod
-    from pipelines.executors import Executor
-    from pipelines.plan import EpisodeRules
+    from pipelines.decoding.choose import Executor
+    from pipelines.episodes.stream import EpisodeRules
 
 VIDEOS_AT_ONCE = 256  # whose frames lie in the temporary folder together
 

@@ -16,11 +16,11 @@ from fsar.pretraining.flow_rotation import FlowViews, draw_angles
 from fsar.pretraining.moco import Views
 from fsar.pretraining.motion_views import motion_views
 from fsar.pretraining.mscl import PairedViews
-from pipelines.augment import normalise
-from pipelines.clip_jitter import ClipJitter
-from pipelines.clips import COLOURS
+from pipelines.augment.clip_jitter import ClipJitter
+from pipelines.augment.clips import normalise
+from pipelines.augment.photometric import gaussian_blur
+from pipelines.clips.stream import COLOURS
 from pipelines.draw import PhiloxDraw
-from pipelines.photometric import gaussian_blur
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from fsar.pretraining.flow_rotation import Clip
     from fsar.pretraining.frame_difference import Wrap
     from fsar.pretraining.motion_views import MotionViews
-    from pipelines.augment import Three
-    from pipelines.clips import ClipPlan
-    from pipelines.photometric import Photometric
+    from pipelines.augment.clips import Three
+    from pipelines.augment.photometric import Photometric
+    from pipelines.clips.stream import ClipPlan
 
 
 def step_generator(seed: int, n: int) -> torch.Generator:

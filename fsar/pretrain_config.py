@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from fsar.config import read_table, recipe_files
 from fsar.flat_config import FlatConfig, option_types, typed
 from fsar.pretraining import PRETRAINING, find_pretraining, pretraining_options
-from pipelines.clip_views import PairViews, WindowViews
-from pipelines.flow_views import FlowPairViews
+from pipelines.clips.flow import FlowPairViews
+from pipelines.clips.windows import PairViews, WindowViews
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.motion import flow_pairs
 

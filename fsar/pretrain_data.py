@@ -14,8 +14,8 @@ from fsar.clip_loader import ClipLoader
 from fsar.pretrain_batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
 from fsar.pretrain_config import RULES, rule_defaults
 from fsar.pretraining.flow_rotation import FlowViews
-from pipelines.clip_jitter import ClipJitter
-from pipelines.photometric import Photometric
+from pipelines.augment.clip_jitter import ClipJitter
+from pipelines.augment.photometric import Photometric
 from shards_spec.files import json_line
 from shards_spec.splits.divisions import listed_division
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fsar.clip_loader import ClipViews
     from fsar.pretrain_config import PretrainConfig
     from fsar.trunks import Trunk
-    from pipelines.clips import ClipPlan, ClipRules
+    from pipelines.clips.stream import ClipPlan, ClipRules
     from shards_spec import ShardSet
 
 

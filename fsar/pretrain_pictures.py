@@ -17,7 +17,7 @@ from fsar.pretrain_data import clip_rules
 from fsar.pretrain_loop import build_pretraining
 from fsar.pretraining.flow_colour import FlowColours
 from fsar.pretraining.flow_rotation import draw_angles, rotate_flow
-from pipelines.probe_views import ClipRules
+from pipelines.clips.labelled import ClipRules
 from shards_spec.files import write_whole
 from shards_spec.motion import flow_pairs
 from shards_spec.peek.sheet import Block, Legend, Row, draw_sheet, png_bytes
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fsar.pretrain_config import PretrainConfig
     from fsar.pretraining import PretrainingMethod
     from fsar.trunks import Trunk
-    from pipelines.clips import ClipPlan, CropView
+    from pipelines.clips.stream import ClipPlan, CropView
     from shards_spec import ShardSet
 
     Ints = NDArray[np.int64]

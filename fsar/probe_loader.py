@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from pipelines.augment import normalise, resize_bilinear
+from pipelines.augment.clips import normalise, resize_bilinear
+from pipelines.augment.photometric import Photometric
+from pipelines.clips.labelled import UniformClips
+from pipelines.decoding.choose import executor_for
 from pipelines.draw import PhiloxDraw
-from pipelines.executors import executor_for
 from pipelines.loader import Prefetcher
-from pipelines.photometric import Photometric
-from pipelines.probe_views import UniformClips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fsar.trunks import Trunk
-    from pipelines.probe_views import ClipRules, ProbePlan, RandomClips
+    from pipelines.clips.labelled import ClipRules, ProbePlan, RandomClips
     from shards_spec import ShardSet
 
     Ints = NDArray[np.int64]

@@ -17,7 +17,7 @@ from fsar.probe_head import Classifier, Fit, Training
 from fsar.probe_loader import ProbeLoader
 from fsar.retrieval import AT, retrieve
 from fsar.video_scores import Asked, average_clips
-from pipelines.probe_views import ClipRules, RandomClips
+from pipelines.clips.labelled import ClipRules, RandomClips
 from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from shards_spec.files import json_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pipelines.plan import EpisodeRules
+    from pipelines.episodes.stream import EpisodeRules
     from shards_spec import ShardSet
 
 # What decides the pixels of a view; the other rules say which videos an episode takes.
@@ -25,8 +25,15 @@ OF_VIEWS = (
     "frames", "frame_rule", "clip_frames", "clip_stride", "random_frames", "resize", "resize_width", "crop",
     "random_crop", "query_flip",
 )  # fmt: skip
-_PIXELS = ("augment", "colours", "lookup", "plan", "sampling", "views")
-MAKERS = ("fsar.embeddings", *(f"pipelines.{name}" for name in _PIXELS))
+MAKERS = (
+    "fsar.embeddings",
+    "pipelines.augment.clips",
+    "pipelines.augment.colours",
+    "pipelines.augment.on_cpu",
+    "pipelines.episodes.stream",
+    "pipelines.episodes.views",
+    "pipelines.sampling",
+)
 PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype, torch.memory_format)
 
 

@@ -22,7 +22,7 @@ from fsar.thumbnails import (
     pictures_of,
     seeable,
 )
-from pipelines.views import choose_views, draw_views, number_views
+from pipelines.episodes.views import choose_views, draw_views, number_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fsar.evaluation import Answers
     from fsar.loader import EpisodeLoader
     from fsar.methods import FewShotMethod
-    from pipelines.plan import EpisodePlan
+    from pipelines.episodes.stream import EpisodePlan
     from shards_spec import ShardSet
 
     Ints = NDArray[np.int64]

@@ -20,8 +20,8 @@ from fsar.loader import check_views
 from fsar.methods import find_method
 from fsar.seen import check_overlap, find_overlap
 from fsar.sight import look
-from pipelines.given import read_episodes, write_episodes
-from pipelines.plan import EpisodeStream
+from pipelines.episodes.file import read_episodes, write_episodes
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from fsar.methods import FewShotMethod
     from fsar.seen import Overlap
     from fsar.sight import Sight
-    from pipelines.given import GivenEpisodes
-    from pipelines.plan import Chosen
+    from pipelines.episodes.file import GivenEpisodes
+    from pipelines.episodes.stream import Chosen
     from shards_spec import ShardSet
 
 # What decides which videos an episode is made of: one for all models.

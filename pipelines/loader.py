@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from pipelines.executors import Executor
+    from pipelines.decoding.choose import Executor
     from pipelines.reads import Reads
 
 

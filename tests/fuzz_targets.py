@@ -27,7 +27,7 @@ from fsar.report import read_log
 from fsar.run_state import load_seen, load_state, save_state
 from fsar.seen import Seen
 from fsar.weight_files import read_tensors
-from pipelines.given import read_episodes
+from pipelines.episodes.file import read_episodes
 from preprocess.datasets.folder import read_class_list
 from preprocess.datasets.ssv2 import ssv2_catalogue
 from shards_spec import ShardSet, Split

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import augment
-from pipelines.buffers import ClipBuffers
-from pipelines.colours import jitter_frame
+from pipelines.augment.clips import clips as augment
+from pipelines.augment.colours import jitter_frame
+from pipelines.decoding.buffers import ClipBuffers
+from pipelines.episodes.stream import View
 from pipelines.jitter import Jitter, draw_jitter
-from pipelines.plan import View
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = np.load(FOLDER / "molo" / "transforms.npz")

@@ -22,8 +22,8 @@ from benchmarks import episodes, frozen, methods, preprocess, step, step_counts,
 from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
 from benchmarks.timing import Contestant, cpu_seconds, on_cores, time_in_turn, warm_up
 from benchmarks.usual import DecordEpisodes, clips_of_plan
-from pipelines.dali import dali_is_installed
-from pipelines.plan import EpisodeRules
+from pipelines.decoding.dali import dali_is_installed
+from pipelines.episodes.stream import EpisodeRules
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings

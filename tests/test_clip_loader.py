@@ -11,15 +11,14 @@ from fake_shards import FakeShards
 from fsar.clip_loader import ClipLoader
 from fsar.pretrain_batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
 from fsar.pretraining.flow_rotation import FlowViews
-from pipelines import crops
-from pipelines.augment import crop_resize, normalise
-from pipelines.boxes import Box
-from pipelines.clip_views import PairViews, WindowViews
-from pipelines.clips import CropView
-from pipelines.crops import crop_views
-from pipelines.dali import dali_is_installed
-from pipelines.flow_views import FlowPairViews
-from pipelines.photometric import Photometric
+from pipelines.augment.clips import crop_resize, crops, normalise
+from pipelines.augment.crops import crop_views
+from pipelines.augment.photometric import Photometric
+from pipelines.clips.boxes import Box
+from pipelines.clips.flow import FlowPairViews
+from pipelines.clips.stream import CropView
+from pipelines.clips.windows import PairViews, WindowViews
+from pipelines.decoding.dali import dali_is_installed
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess

@@ -10,11 +10,11 @@ from fake_shards import FakeShards
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import flow_views
-from pipelines.clip_views import PairViews, WindowViews
-from pipelines.clips import ClipStream
+from pipelines.clips.flow import FlowPairViews
+from pipelines.clips.stream import ClipStream
+from pipelines.clips.stream import flow as flow_views
+from pipelines.clips.windows import PairViews, WindowViews
 from pipelines.draw import PhiloxDraw
-from pipelines.flow_views import FlowPairViews
 from shards_spec.errors import ConfigError, ShardError
 
 WINDOWS = WindowViews(frames=4, crop=16)  # windows of 8 frames

@@ -21,8 +21,8 @@ from fsar.config import build_config
 from fsar.data import evaluation_rules
 from fsar.flow_features import _cells, flow_features
 from fsar.label_file import read_labels, write_labels
-from pipelines.plan import EpisodeRules, EpisodeStream
-from pipelines.pools import Labels
+from pipelines.episodes.pools import Labels
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec.errors import ConfigError
 
 RULES = EpisodeRules(way=2, queries=2, frames=4, resize=64, crop=56, random_frames=True, random_crop=True)

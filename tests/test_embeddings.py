@@ -19,7 +19,7 @@ from fsar.embeddings import shuffle_clips
 from fsar.evaluation import Answers, answer, collect
 from fsar.methods import FewShotMethod, method_options
 from fsar.provenance import model_sha256
-from pipelines.views import choose_views, draw_views, number_views
+from pipelines.episodes.views import choose_views, draw_views, number_views
 from shards_spec.errors import ConfigError, FsarError
 
 if TYPE_CHECKING:

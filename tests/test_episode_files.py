@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pipelines.given import read_episodes, write_episodes
-from pipelines.plan import EpisodeRules, EpisodeStream
+from pipelines.episodes.file import read_episodes, write_episodes
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec import ShardError, ShardSet
 from tests.fake_shards import FakeShards
 

@@ -25,7 +25,7 @@ from fsar.run_state import load_seen, load_state, save_state
 from fsar.seen import UNKNOWN, find_overlap, seen_in
 from fsar.training import build_model, prototypes_of_trunk
 from fsar.trial import open_trial
-from pipelines.plan import EpisodeStream
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from tests.fake_shards import FakeShards

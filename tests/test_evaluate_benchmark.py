@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import evaluate
 from benchmarks.synthetic_index import make_set
-from pipelines.plan import EpisodeRules
+from pipelines.episodes.stream import EpisodeRules
 from shards_spec import ShardSet
 from shards_spec.index.build import build_index
 

@@ -21,7 +21,7 @@ from fsar.evaluation import (
     summarise,
     video_interval,
 )
-from pipelines.plan import EpisodeStream
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec.errors import ConfigError
 
 

@@ -10,10 +10,10 @@ import simplejpeg
 import torch
 from fake_shards import FakeShards
 
-from pipelines import executors
-from pipelines.dali import DaliExecutor, dali_is_installed
-from pipelines.executors import create_executor
-from pipelines.portable import PortableExecutor
+from pipelines.decoding import choose as executors
+from pipelines.decoding.choose import create_executor
+from pipelines.decoding.dali import DaliExecutor, dali_is_installed
+from pipelines.decoding.jpeg import PortableExecutor
 from pipelines.reads import Reads
 from shards_spec.errors import ConfigError, ShardError
 

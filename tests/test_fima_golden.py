@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fsar.pretraining.fima import FIMA
 from fsar.pretraining.moco import first_is_right
 from fsar.trunks import create_trunk
-from pipelines.augment import normalise
+from pipelines.augment.clips import normalise
 from tests.fima_case import FimaCase
 from tests.golden_case import fill
 

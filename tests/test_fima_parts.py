@@ -14,8 +14,8 @@ from fsar.optim import epoch_learning_rate
 from fsar.pretraining.fima_losses import cell_distances, correspondence, dense_loss, foreground_mask, log_sum_exp
 from fsar.pretraining.frame_difference import frame_difference, without_extra_frame
 from fsar.pretraining.motion_decoder import MotionDecoder, PositionTable, ProjectionHead, sine_table
-from pipelines.augment import crop_resize
-from pipelines.boxes import Box, crop_coordinates, random_resized_box
+from pipelines.augment.clips import crop_resize
+from pipelines.clips.boxes import Box, crop_coordinates, random_resized_box
 from shards_spec.errors import ConfigError
 from tests.fima_case import FimaCase
 from tests.golden_case import fill

@@ -13,7 +13,7 @@ from test_encode import planes, rms
 from test_peek import shown
 from videos import moving_frames, texture, write_video
 
-from pipelines.motion_filter import chosen_offsets
+from pipelines.clips.motion_filter import chosen_offsets
 from preprocess.cli import cli
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry

@@ -20,7 +20,7 @@ from fsar.cli.train import resolve
 from fsar.frozen import CachedEpisodes, freeze_trunk
 from fsar.methods import FewShotMethod, method_options
 from fsar.training import Trainer
-from pipelines.views import choose_views, draw_views
+from pipelines.episodes.views import choose_views, draw_views
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import DiskError
 

@@ -12,11 +12,11 @@ from fake_shards import FakeShards
 from torch.utils.data import DataLoader
 
 from fsar import EpisodeDataset, EpisodeLoader
-from pipelines.augment import render
-from pipelines.dali import dali_is_installed
+from pipelines.augment.clips import render
+from pipelines.decoding.dali import dali_is_installed
+from pipelines.decoding.jpeg import PortableExecutor
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from pipelines.loader import Prefetcher
-from pipelines.plan import EpisodeRules, EpisodeStream
-from pipelines.portable import PortableExecutor
 from shards_spec.errors import ConfigError, ShardError
 
 if TYPE_CHECKING:

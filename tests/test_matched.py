@@ -11,7 +11,7 @@ from fsar.matched import EpisodeVideos, Matching, episode_logits, table_pays
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
 from fsar.methods.hyrsm import HyRSM
 from fsar.trunks import Features
-from pipelines.plan import Chosen
+from pipelines.episodes.stream import Chosen
 
 CHANNELS, FRAMES, VIDEOS, WAY = 16, 6, 24, 3
 OPTIONS = {"molo": {"heads": 4}, "hyrsm": {"heads": 4}, "hyrsm++": {"heads": 4}, "clip-fsar": {"heads": 4}}

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.draw import PhiloxDraw
-from pipelines.flow_box import flow_box
-from pipelines.motion_filter import (
+from pipelines.clips.flow_box import flow_box
+from pipelines.clips.motion_filter import (
     chosen_offsets,
     clip_positions,
     clip_scores,
@@ -18,6 +17,7 @@ from pipelines.motion_filter import (
     nearest,
     released_second,
 )
+from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError
 from tests.mscl_case import CASES, outputs
 

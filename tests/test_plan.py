@@ -10,7 +10,7 @@ from fake_shards import FakeShards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.plan import EpisodePlan, EpisodeRules, EpisodeStream, View, _crop_corner
+from pipelines.episodes.stream import EpisodePlan, EpisodeRules, EpisodeStream, View, _crop_corner
 from shards_spec.errors import ConfigError, ShardError
 
 TRAIN = EpisodeRules(

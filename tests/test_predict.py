@@ -21,9 +21,9 @@ from fsar.episode import Episode
 from fsar.prediction import find_examples, find_videos, open_run, predict, read_geometry, read_support
 from fsar.run_state import save_state
 from fsar.training import build_model
-from pipelines.augment import render
-from pipelines.executors import create_executor
-from pipelines.plan import EpisodeStream
+from pipelines.augment.clips import render
+from pipelines.decoding.choose import create_executor
+from pipelines.episodes.stream import EpisodeStream
 from preprocess.decode import Geometry
 from shards_spec import FsarError, ShardSet
 from shards_spec.errors import ConfigError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from fsar.methods import FewShotMethod
     from fsar.prediction import Prediction, Viewing
-    from pipelines.plan import EpisodePlan
+    from pipelines.episodes.stream import EpisodePlan
 
 
 def make_run(folder: Path, **options: object) -> Path:

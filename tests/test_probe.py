@@ -24,7 +24,7 @@ from fsar.run_state import save_state
 from fsar.seen import seen_in
 from fsar.trunks import create_trunk
 from fsar.video_scores import average_clips, group_interval, wilson
-from pipelines.probe_views import ClipRules
+from pipelines.clips.labelled import ClipRules
 from shards_spec.errors import ConfigError, FsarError
 
 RULES = ClipRules(frames=2, stride=2, size=32, clips=2)

@@ -8,7 +8,7 @@ from fake_shards import FakeShards
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.probe_views import ClipRules, RandomClips, UniformClips
+from pipelines.clips.labelled import ClipRules, RandomClips, UniformClips
 from shards_spec.errors import ConfigError, ShardError
 from shards_spec.splits.divisions import held_out_division, listed_division
 

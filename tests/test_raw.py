@@ -19,10 +19,10 @@ from videos import moving_frames, write_video
 
 from fsar import EpisodeLoader
 from fsar.thumbnails import middle_frame
-from pipelines.buffers import ClipBuffers
-from pipelines.executors import create_executor
-from pipelines.plan import Chosen, EpisodeRules
-from pipelines.raw import RawExecutor
+from pipelines.decoding.buffers import ClipBuffers
+from pipelines.decoding.choose import create_executor
+from pipelines.decoding.raw import RawExecutor
+from pipelines.episodes.stream import Chosen, EpisodeRules
 from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, Planes
@@ -36,8 +36,8 @@ from shards_spec.verify import verify
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipelines.episodes.stream import View
     from pipelines.loader import Decoded
-    from pipelines.plan import View
 
 SIZES = [(72, 96), (96, 72), (72, 72)]  # of the videos; stored with a short side of 48
 
@@ -155,7 +155,7 @@ def test_shares_of_threads_are_put_together(raw: ShardSet, monkeypatch: pytest.M
     reads = Reads("rgb", rows, rows, rows, rows[::-1], (40, 40))
     one, three = RawExecutor(raw, threads=1), RawExecutor(raw, threads=3)
     expected = one.decode(reads)
-    monkeypatch.setattr("pipelines.raw.LEAST_SHARE", 1)
+    monkeypatch.setattr("pipelines.decoding.raw.LEAST_SHARE", 1)
     assert torch.equal(three.decode(reads), expected)
     with pytest.raises(ShardError, match="frame 90 of video"):
         three.decode(Reads("rgb", rows, np.full(6, 90), rows, rows, (40, 40)))
@@ -168,7 +168,7 @@ def test_shares_of_threads_are_put_together(raw: ShardSet, monkeypatch: pytest.M
 def test_clips_straight_from_the_files_are_the_rendered_frames(
     raw_path: Path, changed: dict[str, bool], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.lookup.LEAST_SHARE", 1)
+    monkeypatch.setattr("pipelines.augment.on_cpu.LEAST_SHARE", 1)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     rules = EpisodeRules(way=2, frames=4, resize=48, crop=40, random_frames=True, random_crop=True, **changed)
     given = [Chosen((0, 1), (2, 5), ((5, 1), (2, 0)))] * 4  # the videos that are stored as squares: nothing is resized

@@ -24,8 +24,8 @@ from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 
 from fsar.cli.train import cli as train_cli
-from pipelines.portable import PortableExecutor
-from pipelines.raw import RawExecutor
+from pipelines.decoding.jpeg import PortableExecutor
+from pipelines.decoding.raw import RawExecutor
 from pipelines.reads import Reads
 from preprocess.datasets.catalogue import CatalogueError, Video
 from preprocess.datasets.folder import folder_catalogue

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from test_plan import TRAIN as PLAIN
 
 from benchmarks import environment, index
-from pipelines.plan import EpisodePlan, EpisodeStream
-from pipelines.pools import ClassPools, Labels
+from pipelines.episodes.pools import ClassPools, Labels
+from pipelines.episodes.stream import EpisodePlan, EpisodeStream
 from pipelines.sampling import ClassPool
 from shards_spec import ShardError, ShardSet
 from shards_spec.index.build import build_index

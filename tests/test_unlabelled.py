@@ -17,7 +17,7 @@ from fsar import EpisodeLoader, create_method
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.evaluation import collect, collect_embedded, shuffle_frames
-from pipelines.plan import EpisodeRules, EpisodeStream
+from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec.errors import ConfigError
 
 TRAIN = EpisodeRules(

@@ -21,9 +21,9 @@ from fsar.config import build_config
 from fsar.embeddings import shuffle_clips
 from fsar.training import build_model
 from fsar.trunks.thin import ThinResNet18
-from pipelines.augment import Target
+from pipelines.augment.clips import Target
 from pipelines.draw import PhiloxDraw
-from pipelines.plan import EpisodeStream
+from pipelines.episodes.stream import EpisodeStream
 from pipelines.sampling import frame_rule, segment_clips
 from shards_spec.errors import ConfigError, ShardError
 

@@ -21,7 +21,7 @@ from fsar.label_file import write_labels
 from fsar.methods import create_method
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training import build_model, frozen_prototypes
-from pipelines.executors import executor_for
+from pipelines.decoding.choose import executor_for
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.shards_option import shards_option

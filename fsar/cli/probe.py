@@ -19,7 +19,7 @@ from fsar.report import html_bytes
 from fsar.results import coverage_text
 from fsar.seen import UNKNOWN, find_overlap
 from fsar.video_scores import AVERAGES
-from pipelines.probe_views import SAMPLING, ClipRules
+from pipelines.clips.labelled import SAMPLING, ClipRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.shards_option import shards_option

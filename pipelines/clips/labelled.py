@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipelines.boxes import Box, random_resized_box
+from pipelines.clips.boxes import Box, random_resized_box
 from pipelines.draw import PhiloxDraw
 from pipelines.reads import Reads
 from pipelines.sampling import segment

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipelines.draw import PhiloxDraw
+from pipelines.episodes.pools import Labels, make_pools, too_few
 from pipelines.jitter import draw_jitter
 from pipelines.needs import check_needs
-from pipelines.pools import Labels, make_pools, too_few
 from pipelines.reads import ReadLists
 from pipelines.sampling import RULES_WITH_FPS, centre_frames, distinct, frame_rule, segment
 from shards_spec.errors import ConfigError, suggest
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.draw import Draw
+    from pipelines.episodes.pools import Pools
     from pipelines.jitter import Jitter
-    from pipelines.pools import Pools
     from pipelines.reads import Reads
     from pipelines.sampling import FrameRule
     from shards_spec import ShardSet

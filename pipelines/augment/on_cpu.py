@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from pipelines.colours import jitter_frame
+from pipelines.augment.colours import jitter_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from pipelines.episodes.stream import View
     from pipelines.jitter import Jitter
-    from pipelines.plan import View
 
     Pixels = npt.NDArray[np.uint8]
     Windows = Sequence[Pixels]  # uint8 [h, w, 3] each

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.draw import Draw
-    from pipelines.plan import EpisodeRules
+    from pipelines.episodes.stream import EpisodeRules
     from shards_spec import ShardSet
 
     Ints = npt.NDArray[np.int64]

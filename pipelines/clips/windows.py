@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipelines.boxes import random_resized_box
-from pipelines.clips import Crop
+from pipelines.clips.boxes import random_resized_box
+from pipelines.clips.stream import Crop
 from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:
-    from pipelines.clips import Flags, Ints
+    from pipelines.clips.stream import Flags, Ints
     from pipelines.draw import Draw
     from shards_spec import ShardSet
 

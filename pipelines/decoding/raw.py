@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from pipelines.buffers import ClipBuffers
-from pipelines.portable import frame_name
+from pipelines.decoding.buffers import ClipBuffers
+from pipelines.decoding.jpeg import frame_name
 from shards_spec.errors import ShardError
 
 if TYPE_CHECKING:

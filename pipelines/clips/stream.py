@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from pipelines.boxes import Box, crop_coordinates
+from pipelines.clips.boxes import Box, crop_coordinates
 from pipelines.draw import PhiloxDraw, permutation
 from pipelines.needs import check_every_frame
 from pipelines.reads import ReadLists

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from pipelines.plan import EpisodePlan, EpisodeStream, View
+    from pipelines.episodes.stream import EpisodePlan, EpisodeStream, View
     from pipelines.reads import Reads
 
     Ints = npt.NDArray[np.int64]

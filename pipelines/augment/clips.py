@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from pipelines.lookup import Look, fill_clips
+from pipelines.augment.on_cpu import Look, fill_clips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipelines.boxes import Box
-    from pipelines.buffers import ClipBuffers
+    from pipelines.augment.on_cpu import Windows
+    from pipelines.clips.boxes import Box
+    from pipelines.decoding.buffers import ClipBuffers
+    from pipelines.episodes.stream import View
     from pipelines.jitter import Jitter
-    from pipelines.lookup import Windows
-    from pipelines.plan import View
 
     Factor = float | torch.Tensor
     Three = tuple[float, float, float]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines.dali import DaliExecutor, dali_is_installed
-from pipelines.portable import PortableExecutor
-from pipelines.raw import RawExecutor
+from pipelines.decoding.dali import DaliExecutor, dali_is_installed
+from pipelines.decoding.jpeg import PortableExecutor
+from pipelines.decoding.raw import RawExecutor
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Photometric augmentation of many clips at once on their device: grey, jitter, blur, normalise.
 
-Every draw is a tensor with a value a clip, so nothing waits for the device; on a CPU `pipelines.frame_colours` does the
+Every draw is a tensor with a value a clip, so nothing waits for the device; on a CPU `pipelines.augment.frame_colours` does the
 same frame by frame. Source: FIMA's code (ZMHH-H/FIMA), whose
 colour jitter is kornia's; its formulas changed between versions, and these are those of torchvision and of
 kornia 0.6.4 and later.
@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from pipelines import augment
-from pipelines.frame_colours import augment_clips, blur_clips
+from pipelines.augment.clips import clips as augment
+from pipelines.augment.frame_colours import augment_clips, blur_clips
 from pipelines.jitter import Jitter
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipelines.augment import Three
-    from pipelines.frame_colours import Values
+    from pipelines.augment.clips import Three
+    from pipelines.augment.frame_colours import Values
 
 BlurSigma = Literal["fixed", "per_sample"]
 _OPERATIONS = (augment.brightness, augment.contrast, augment.saturation, augment.hue)

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pipelines.boxes import Box
-from pipelines.clip_views import AREA, check_positive, draw_crop
-from pipelines.clips import Crop
-from pipelines.flow_box import flow_box
-from pipelines.motion_filter import RULES, chosen_offsets, clip_positions, draw_clips, starts
+from pipelines.clips.boxes import Box
+from pipelines.clips.flow_box import flow_box
+from pipelines.clips.motion_filter import RULES, chosen_offsets, clip_positions, draw_clips, starts
+from pipelines.clips.stream import Crop
+from pipelines.clips.windows import AREA, check_positive, draw_crop
 from shards_spec.errors import ConfigError, ShardError, choice
 from shards_spec.motion import adding_command
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pipelines.clips import Flags, Ints
+    from pipelines.clips.motion_filter import Rule
+    from pipelines.clips.stream import Flags, Ints
     from pipelines.draw import Draw
-    from pipelines.motion_filter import Rule
     from shards_spec import ShardSet
     from shards_spec.series import Series
 
@@ -45,7 +45,7 @@ class FlowPairViews:
         motion_filter: Only clips that score more than the video's median clip.
         filter_stride: Of the clips that are scored, in positions; 0: that of `stride`, as it should be. The published
             samples have 4.
-        motion_rule: "fixed" or "released", see `pipelines.motion_filter`.
+        motion_rule: "fixed" or "released", see `pipelines.clips.motion_filter`.
         short: Of videos shorter than a clip: "loop", go on at their beginning, as in the published code; "skip".
         flow_fields: "all" T of a clip, or the "even" ones alone, which are all that MSCL's flow encoder looks at.
         flow_crops: "own", each clip's flow in its own view's box; "both", the flow of query and key in the query's

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipelines.portable import clips_of, decode_jpeg, frame_name, read_payloads
+from pipelines.decoding.jpeg import clips_of, decode_jpeg, frame_name, read_payloads
 from shards_spec.errors import ConfigError, ShardError
 
 if TYPE_CHECKING:

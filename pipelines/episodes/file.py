@@ -8,14 +8,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.plan import Chosen
+from pipelines.episodes.stream import Chosen
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line, parse_json, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipelines.plan import EpisodeStream
+    from pipelines.episodes.stream import EpisodeStream
     from shards_spec import ShardSet
 
 # What is read of the header, and of which type

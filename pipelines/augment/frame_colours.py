@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipelines.colours import jitter_frame
+from pipelines.augment.colours import jitter_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

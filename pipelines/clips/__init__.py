@@ -1,0 +1,1 @@
+"""Which frames a clip for pre-training or probes is made of."""

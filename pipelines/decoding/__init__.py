@@ -1,0 +1,1 @@
+"""Stored frames -> pixels: DALI, JPEG threads, raw copies."""

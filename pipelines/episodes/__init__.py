@@ -1,0 +1,1 @@
+"""Which videos and frames an episode is made of."""
