@@ -33,7 +33,7 @@ from benchmarks.methods import gflop, matmul_rate
 from benchmarks.synthetic_index import PER_CLASS, make_set
 from benchmarks.timing import Contestant, markdown_table, time_in_turn
 from fsar import EpisodeLoader
-from fsar.matched import EpisodeVideos, Matching, table_pays
+from fsar.evaluation.logits import EpisodeVideos, Matching, table_pays
 from fsar.methods import METHODS, Embedding, create_method
 from fsar.trunks import Features
 from pipelines.episodes.stream import EpisodeRules, EpisodeStream

@@ -24,17 +24,17 @@ from benchmarks.environment import load_average, write_result
 from benchmarks.step_side import Sizes, make_episode
 from benchmarks.timing import Contestant, markdown_table, time_in_turn
 from fsar.episode import Episode
-from fsar.feature_store import make_features
-from fsar.frozen import freeze_trunk
+from fsar.evaluation.feature_store import make_features
 from fsar.methods import METHODS, create_method, method_options
-from fsar.step import EpisodeStep
+from fsar.training.frozen import freeze_trunk
+from fsar.training.step import EpisodeStep
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fsar.feature_store import FeatureStore
+    from fsar.evaluation.feature_store import FeatureStore
     from fsar.methods import FewShotMethod
 
 VIEWS = 96  # in the store, of which each episode draws

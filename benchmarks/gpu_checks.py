@@ -9,17 +9,17 @@ import torch
 
 from benchmarks.bounds import synchronise
 from benchmarks.step_side import Side, Sizes, make_episode, make_model
-from fsar.config import build_config
-from fsar.optim import create_optimizer
-from fsar.step import EpisodeStep
-from fsar.training import Trainer
+from fsar.run.config import build_config
+from fsar.training.optim import create_optimizer
+from fsar.training.step import EpisodeStep
+from fsar.training.trainer import Trainer
 from shards_spec.errors import FsarError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fsar.config import RunConfig
     from fsar.episode import Episode
+    from fsar.run.config import RunConfig
     from pipelines.episodes.stream import EpisodeRules
     from shards_spec import ShardSet
 

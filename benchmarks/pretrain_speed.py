@@ -31,14 +31,14 @@ from benchmarks.clips import make_clips
 from benchmarks.environment import load_average, write_result
 from benchmarks.preprocess import store
 from benchmarks.timing import Contestant, Timing, markdown_table, read_whole, time_in_turn, warm_up
-from fsar.clip_loader import ClipLoader
-from fsar.data import choose_device
-from fsar.optim import create_sgd
-from fsar.pretrain_config import build_pretrain_config, read_pretrain_recipe
-from fsar.pretrain_data import batch_maker, clip_rules, training_videos
-from fsar.pretrain_loop import build_pretraining
 from fsar.pretraining import PRETRAINING
-from fsar.step import PretrainingStep
+from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
+from fsar.pretraining.data import batch_maker, clip_rules, training_videos
+from fsar.pretraining.loader import ClipLoader
+from fsar.pretraining.trainer import build_pretraining
+from fsar.run.build import choose_device
+from fsar.training.optim import create_sgd
+from fsar.training.step import PretrainingStep
 from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
@@ -46,7 +46,7 @@ from shards_spec.cli.console import run_command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fsar.pretrain_config import PretrainConfig
+    from fsar.pretraining.config import PretrainConfig
 
 RECIPES = {"moco": "moco-r18", "fima": "fima-ucf101", "mscl": "mscl-r18"}
 SIDES = {"ours": "ours", "loader": "between", "decode": "bound", "compute": "bound"}

@@ -26,13 +26,13 @@ from benchmarks.environment import load_average, write_result
 from benchmarks.timing import markdown_table
 from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli, resolve
-from fsar.pretrain_config import TYPES, all_option_types, pretrain_config_of
-from fsar.pretrain_data import ViewLoader
 from fsar.pretraining import MotionViews
-from fsar.probe_weights import open_probed
-from fsar.probing import Prober, Rules
+from fsar.pretraining.config import TYPES, all_option_types, pretrain_config_of
+from fsar.pretraining.data import ViewLoader
+from fsar.probing.prober import Prober, Rules
+from fsar.probing.scores import group_interval
+from fsar.probing.weights import open_probed
 from fsar.trunks.video_base import VideoTrunk
-from fsar.video_scores import group_interval
 from pipelines.clips.labelled import ClipRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fsar.pretrain_config import PretrainConfig
-    from fsar.probe_weights import Probed
+    from fsar.pretraining.config import PretrainConfig
+    from fsar.probing.weights import Probed
     from shards_spec.splits.divisions import Division
 
     Floats = NDArray[np.float64]

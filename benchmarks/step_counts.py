@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.methods import gflop
 from benchmarks.step_side import PARTS, Side, Sizes, make_episode, make_model
 from fsar.methods import METHODS
-from fsar.step import EpisodeStep
+from fsar.training.step import EpisodeStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

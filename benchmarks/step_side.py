@@ -22,9 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bounds import synchronise
 from fsar.episode import Episode
-from fsar.memory import keep_freed_memory
 from fsar.methods import FewShotMethod, create_method, method_options
-from fsar.step import EpisodeStep
+from fsar.run.memory import keep_freed_memory
+from fsar.training.step import EpisodeStep
 from fsar.trunks import create_trunk
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}

@@ -9,7 +9,7 @@ import torch
 
 from fsar.methods.base import FewShotMethod
 from fsar.trunks import Trunk
-from fsar.weight_files import trunk_entries
+from fsar.trunks.weight_files import trunk_entries
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:

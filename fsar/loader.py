@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fsar.embeddings import centre_views, embed_views, join, render_views
 from fsar.episode import Episode
-from fsar.provenance import model_sha256, view_facts
+from fsar.evaluation.embeddings import centre_views, embed_views, join, render_views
+from fsar.evaluation.keys import model_sha256, view_facts
 from pipelines.augment.clips import Target, render, render_windows
 from pipelines.decoding.buffers import ClipBuffers
 from pipelines.decoding.choose import executor_for
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fsar.class_text import ClassText
-    from fsar.embedding_store import EmbeddingStore
-    from fsar.matched import EpisodeVideos
+    from fsar.evaluation.logits import EpisodeVideos
+    from fsar.evaluation.store import EmbeddingStore
     from fsar.methods import Embedding, FewShotMethod
+    from fsar.methods.class_text import ClassText
     from pipelines.episodes.pools import Labels
     from pipelines.episodes.stream import Chosen, EpisodePlan, View
     from pipelines.reads import Reads

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fsar.seen import Seen
+from fsar.evaluation.overlap import Seen
 from fsar.trunks import Trunk
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, write_whole

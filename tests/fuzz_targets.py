@@ -17,17 +17,17 @@ from safetensors.torch import save
 from sealed import write_column
 from test_spec_reader import second_reader
 
-from fsar.class_text import ClassText, read_class_text, write_class_text
-from fsar.config import build_config, read_recipe, run_config
-from fsar.feature_store import FeatureStore
-from fsar.label_file import read_labels
-from fsar.prediction import read_geometry
-from fsar.pretrain_config import build_pretrain_config, read_pretrain_recipe
-from fsar.report import read_log
+from fsar.evaluation.feature_store import FeatureStore
+from fsar.evaluation.overlap import Seen
+from fsar.evaluation.prediction import read_geometry
+from fsar.methods.class_text import ClassText, read_class_text, write_class_text
+from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
+from fsar.report.run import read_log
+from fsar.run.config import build_config, read_recipe, run_config
 from fsar.run_state import load_seen, load_state, save_state
-from fsar.seen import Seen
-from fsar.weight_files import read_tensors
+from fsar.trunks.weight_files import read_tensors
 from pipelines.episodes.file import read_episodes
+from pipelines.episodes.labels import read_labels
 from preprocess.datasets.folder import read_class_list
 from preprocess.datasets.ssv2 import ssv2_catalogue
 from shards_spec import ShardSet, Split

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from fsar import log
 from fsar.cli.train import resolve
-from fsar.run_folder import last_checkpoint
-from fsar.training import Trainer
+from fsar.run import log
+from fsar.run.folder import last_checkpoint
+from fsar.training.trainer import Trainer
 from shards_spec import ShardSet
 
 SMALL = {

@@ -12,14 +12,14 @@ from PIL import Image
 from test_pretrain import small_config
 from test_probe import probe
 
-from fsar.activation import activation_maps, overlay, some_of
 from fsar.cli.pretrain import resolve
-from fsar.pretrain_loop import build_pretraining
-from fsar.pretrain_pictures import draw_pictures, flow_sheet
-from fsar.pretrain_report import pretrain_page, write_pretrain_report
-from fsar.run_folder import begin_run, last_checkpoint
+from fsar.evaluation.overlap import seen_in
+from fsar.pretraining.trainer import build_pretraining
+from fsar.probing.activation import activation_maps, overlay, some_of
+from fsar.report.pretraining import pretrain_page, write_pretrain_report
+from fsar.report.pretraining_pictures import draw_pictures, flow_sheet
+from fsar.run.folder import begin_run, last_checkpoint
 from fsar.run_state import save_state
-from fsar.seen import seen_in
 from fsar.trunks import Features, VideoTrunk, create_trunk
 from shards_spec.errors import ConfigError
 
@@ -86,13 +86,13 @@ def test_a_run_has_pictures_and_the_report_shows_them(tiny_shards, tmp_path):
 @pytest.mark.parametrize(("weights", "count"), [("", 2), ("fetch", 2), ("gone.pth", 1)])
 def test_the_trunk_before_training_is_drawn_unless_its_file_is_gone(weights, count, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("fsar.pretrain_loop.start_from", lambda *_: None)
+    monkeypatch.setattr("fsar.pretraining.trainer.start_from", lambda *_: None)
 
     def sheet(_title, _shards, _rows, trunks, _look, **_):
         drawn.extend(trunks)
         return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr("fsar.pretrain_pictures.activation_sheet", sheet)
+    monkeypatch.setattr("fsar.report.pretraining_pictures.activation_sheet", sheet)
     model = build_pretraining(small_config("moco"), samples=1)
     config = small_config("moco", weights=weights)
     draw_pictures(tmp_path, config, FakeShards([3]), np.arange(3), model, device=torch.device("cpu"))

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 import fsar.cli.text
-from fsar.class_text import ClassText, class_words, prompts, read_class_text, write_class_text
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.text import cli as text_cli
 from fsar.cli.train import cli as train_cli
-from fsar.config import build_config
-from fsar.data import open_episodes
-from fsar.evaluation import collect, collect_embedded
-from fsar.prediction import find_examples, open_run, predict, read_support
-from fsar.training import Trainer, build_model
+from fsar.evaluation.accuracy import collect, collect_embedded
+from fsar.evaluation.prediction import find_examples, open_run, predict, read_support
+from fsar.methods.class_text import ClassText, class_words, prompts, read_class_text, write_class_text
+from fsar.run.build import open_episodes
+from fsar.run.config import build_config
+from fsar.training.trainer import Trainer, build_model
 from fsar.trunks.clip_text import ClipText
 from shards_spec.errors import ConfigError
 from tests.test_training import call, words

@@ -8,9 +8,9 @@ import pytest
 import torch
 from fake_shards import FakeShards
 
-from fsar.clip_loader import ClipLoader
-from fsar.pretrain_batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
+from fsar.pretraining.batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
 from fsar.pretraining.flow_rotation import FlowViews
+from fsar.pretraining.loader import ClipLoader
 from pipelines.augment.clips import crop_resize, crops, normalise
 from pipelines.augment.crops import crop_views
 from pipelines.augment.photometric import Photometric

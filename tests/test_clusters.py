@@ -12,15 +12,15 @@ from fake_shards import FakeShards
 from test_training import call, words
 
 from fsar import EpisodeLoader
-from fsar.class_text import ClassText
 from fsar.cli.cluster import _config
 from fsar.cli.cluster import cli as cluster_cli
 from fsar.cli.train import cli as train_cli
-from fsar.clustering import agreement, k_means, keep_large
-from fsar.config import build_config
-from fsar.data import evaluation_rules
-from fsar.flow_features import _cells, flow_features
-from fsar.label_file import read_labels, write_labels
+from fsar.methods.class_text import ClassText
+from fsar.run.build import evaluation_rules
+from fsar.run.config import build_config
+from fsar.training.clusters import agreement, k_means, keep_large
+from fsar.training.flow_features import _cells, flow_features
+from pipelines.episodes.labels import read_labels, write_labels
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec.errors import ConfigError

@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from fsar.comparison import compare, subtract
-from fsar.evaluation import Answers
+from fsar.evaluation.accuracy import Answers
+from fsar.evaluation.comparison import compare, subtract
 from shards_spec.errors import FsarError
 
 CLASSES = [f"class {c}" for c in range(5)]

@@ -8,9 +8,9 @@ import pytest
 
 from fsar.cli.options import EXPLAINED, OWN, overrides
 from fsar.cli.train import resolve
-from fsar.config import TYPES, build_config, read_recipe
-from fsar.data import training_rules
-from fsar.styles import STYLES, WRITTEN_DECAY
+from fsar.run.build import training_rules
+from fsar.run.config import TYPES, build_config, read_recipe
+from fsar.run.styles import STYLES, WRITTEN_DECAY
 from shards_spec.errors import ConfigError
 
 

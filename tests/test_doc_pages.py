@@ -37,10 +37,11 @@ from doc_blocks import (
 )
 from folders import ROOT
 
-from fsar import config, pretrain_config
 from fsar.cli import pretrain, train
 from fsar.cli.options import overrides
 from fsar.methods import METHODS
+from fsar.pretraining import config as pretrain_config
+from fsar.run import config
 from fsar.trunks import create_trunk
 from shards_spec.errors import FsarError
 

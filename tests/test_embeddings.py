@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsar import METHODS, EpisodeLoader, EpisodeRules, create_method
-from fsar.embedding_store import EmbeddingStore
-from fsar.embeddings import shuffle_clips
-from fsar.evaluation import Answers, answer, collect
+from fsar.evaluation.accuracy import Answers, answer, collect
+from fsar.evaluation.embeddings import shuffle_clips
+from fsar.evaluation.keys import model_sha256
+from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import FewShotMethod, method_options
-from fsar.provenance import model_sha256
 from pipelines.episodes.views import choose_views, draw_views, number_views
 from shards_spec.errors import ConfigError, FsarError
 
@@ -131,7 +131,7 @@ def test_processes_make_what_any_of_them_lacks(tiny_shards: ShardSet, tmp_path: 
     with open_loader(tiny_shards) as loader:
         first = loader.embed(model, rows, store=store)
         other = number_views(np.asarray(rows[1:3], dtype=np.int64), 1)  # a process that came too early for a part
-        monkeypatch.setattr("fsar.embedding_store.ranks.gather_values", lambda own: [own, other])
+        monkeypatch.setattr("fsar.evaluation.store.ranks.gather_values", lambda own: [own, other])
         torch.testing.assert_close(loader.embed(model, rows, store=store).tokens, first.tokens)
     assert store.made == 4 + 2
 
@@ -140,7 +140,7 @@ def test_memory_is_kept_once_a_batch_has_had_some(tiny_shards: ShardSet, monkeyp
     model, order = make_model("otam"), []
     embed = model.embed
     model.embed = lambda features: (order.append("batch"), embed(features))[1]
-    monkeypatch.setattr("fsar.embeddings.keep_freed_memory", lambda device: order.append(device.type))
+    monkeypatch.setattr("fsar.evaluation.embeddings.keep_freed_memory", lambda device: order.append(device.type))
     with open_loader(tiny_shards) as loader:
         loader.embed(model, tiny_shards.split_rows("train")[:9])
     assert order == ["batch", "cpu", "batch"]
@@ -158,7 +158,7 @@ def test_a_model_differs_by_weights_tables_and_options() -> None:
 
 def test_what_is_not_whole_is_never_read(tiny_shards: ShardSet, tmp_path: Path, monkeypatch) -> None:
     model, path, rows = make_model("otam"), tmp_path / "e.zarr", tiny_shards.split_rows("train")
-    monkeypatch.setattr("fsar.embedding_store.PART", 1)  # a part for each batch of 8
+    monkeypatch.setattr("fsar.evaluation.store.PART", 1)  # a part for each batch of 8
 
     def dies(numbers, batches):
         yield next(batches)

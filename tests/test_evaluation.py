@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from fsar import EpisodeLoader, EpisodeRules, create_method
-from fsar.comparison import compare
 from fsar.episode import Episode
-from fsar.evaluation import (
+from fsar.evaluation.accuracy import (
     Answers,
     collect,
     collect_embedded,
@@ -21,6 +20,7 @@ from fsar.evaluation import (
     summarise,
     video_interval,
 )
+from fsar.evaluation.comparison import compare
 from pipelines.episodes.stream import EpisodeStream
 from shards_spec.errors import ConfigError
 

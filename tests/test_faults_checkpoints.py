@@ -14,8 +14,8 @@ from folders import digests
 from injector import DEATHS, Injector, in_child, in_shares, injected
 from test_faults_writes import FAULTS, some_of
 
-from fsar.log import RunLog
-from fsar.run_folder import last_checkpoint
+from fsar.run.folder import last_checkpoint
+from fsar.run.log import RunLog
 from fsar.run_state import load_state, save_state
 from shards_spec.errors import FsarError
 
@@ -89,7 +89,7 @@ def befall(case: tuple[int, str], expected: dict[str, str], tmp_path: Path) -> N
 @pytest.fixture(autouse=True)
 def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard's events are for the eye alone."""
-    monkeypatch.setattr("fsar.log._open_board", lambda *_: None)
+    monkeypatch.setattr("fsar.run.log._open_board", lambda *_: None)
 
 
 def test_some_calls_fail(tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file
 from test_training import SMALL, call, words
 
-from fsar import EpisodeLoader, EpisodeRules, create_method, feature_store, ranks
+from fsar import EpisodeLoader, EpisodeRules, create_method
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
-from fsar.frozen import CachedEpisodes, freeze_trunk
+from fsar.evaluation.accuracy import feature_store
 from fsar.methods import FewShotMethod, method_options
-from fsar.training import Trainer
+from fsar.run import ranks
+from fsar.training.frozen import CachedEpisodes, freeze_trunk
+from fsar.training.trainer import Trainer
 from pipelines.episodes.views import choose_views, draw_views
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import DiskError

@@ -20,9 +20,9 @@ from harm import Touch, refusal, write_tar
 from sealed import change_metadata, lie, seal, write_column
 from videos import moving_frames, write_video
 
-from fsar.config import build_config, read_recipe
-from fsar.embedding_store import EmbeddingStore
-from fsar.label_file import read_labels
+from fsar.evaluation.store import EmbeddingStore
+from fsar.run.config import build_config, read_recipe
+from pipelines.episodes.labels import read_labels
 from preprocess.cli import cli
 from preprocess.datasets.catalogue import Video, arrange
 from preprocess.datasets.folder import folder_catalogue
@@ -215,7 +215,7 @@ def test_arrays_with_pickled_content_are_never_read(small: Path, tmp_path: Path,
     shutil.copytree(column, part / "view")
     store = EmbeddingStore(tmp_path / "new")
     store.path = tmp_path / "store"
-    monkeypatch.setattr("fsar.embedding_store.key_of", lambda _: "key")
+    monkeypatch.setattr("fsar.evaluation.store.key_of", lambda _: "key")
     assert "zarr.json is missing" in refusal(store.fetch, {}, np.arange(2), iter, device=torch.device("cpu"))
     assert not (tmp_path / "was-run").exists()
 

@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from sealed import change_metadata, write_column
 from videos import moving_frames, write_video
 
-from fsar.config import read_recipe
-from fsar.embedding_store import EmbeddingStore
-from fsar.feature_store import FeatureStore
+from fsar.evaluation.feature_store import FeatureStore
+from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import Embedding
-from fsar.report import read_log
+from fsar.report.run import read_log
+from fsar.run.config import read_recipe
 from fsar.run_state import load_seen, load_state
-from fsar.weight_files import read_tensors
+from fsar.trunks.weight_files import read_tensors
 from preprocess.cli import cli
 from preprocess.datasets.catalogue import Catalogue
 from preprocess.datasets.folder import folder_catalogue

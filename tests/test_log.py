@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fsar.log import RunLog
-from fsar.report import read_log
+from fsar.report.run import read_log
+from fsar.run.log import RunLog
 
 if TYPE_CHECKING:
     from pathlib import Path

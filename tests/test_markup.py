@@ -13,12 +13,12 @@ from fake_shards import FakeShards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fsar.comparison import Comparison
-from fsar.evaluation import Result
-from fsar.pretrain_report import write_pretrain_report
-from fsar.probe_report import page as probe_page
-from fsar.probe_report import retrieval_picture
-from fsar.report import write_report
+from fsar.evaluation.accuracy import Result
+from fsar.evaluation.comparison import Comparison
+from fsar.report.pretraining import write_pretrain_report
+from fsar.report.probe import page as probe_page
+from fsar.report.probe import retrieval_picture
+from fsar.report.run import write_report
 from shards_spec.schema import Dataset
 from shards_spec.splits.divisions import Division
 

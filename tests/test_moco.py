@@ -21,7 +21,7 @@ from fsar.pretraining.moco import (
     shuffled,
     unshuffle,
 )
-from fsar.ranks import gather
+from fsar.run.ranks import gather
 from fsar.trunks.thin import ThinResNet18
 from shards_spec.errors import ConfigError
 

@@ -14,7 +14,7 @@ from fsar.pretraining import MSCL, PairedViews
 from fsar.pretraining.flow_colour import FlowColours, unit_flow
 from fsar.pretraining.flow_rotation import FlowViews, draw_angles, rotate_flow, rotation_angles
 from fsar.pretraining.learner import Learner
-from fsar.retrieval import retrieve
+from fsar.probing.retrieval import retrieve
 from fsar.trunks import VideoTrunk
 from fsar.trunks.thin import ThinResNet18
 from preprocess.encode.motion_scores import colour_code

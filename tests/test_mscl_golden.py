@@ -13,7 +13,7 @@ from fsar.pretraining.flow_rotation import rotate_flow, rotation_angles
 from fsar.pretraining.learner import rising_momentum
 from fsar.pretraining.lmcl import LocalContrast
 from fsar.pretraining.moco import contrast
-from fsar.retrieval import centred, retrieve
+from fsar.probing.retrieval import centred, retrieve
 from tests.golden_case import fill
 from tests.mscl_case import CASES, golden_model, golden_views, normal, outputs, tensor, unit
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fsar.checkpoints import reference_names
-from fsar.config import read_recipe
 from fsar.methods import create_method
-from fsar.optim import create_optimizer, learning_rate, parameter_groups
+from fsar.run.config import read_recipe
+from fsar.training.optim import create_optimizer, learning_rate, parameter_groups
 from shards_spec.errors import ConfigError
 from tests.golden_case import GOLDEN
 

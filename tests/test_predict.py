@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from videos import moving_frames, write_video
 
 from fsar.cli.predict import cli, main
-from fsar.config import build_config
 from fsar.episode import Episode
-from fsar.prediction import find_examples, find_videos, open_run, predict, read_geometry, read_support
+from fsar.evaluation.prediction import find_examples, find_videos, open_run, predict, read_geometry, read_support
+from fsar.run.config import build_config
 from fsar.run_state import save_state
-from fsar.training import build_model
+from fsar.training.trainer import build_model
 from pipelines.augment.clips import render
 from pipelines.decoding.choose import create_executor
 from pipelines.episodes.stream import EpisodeStream
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+    from fsar.evaluation.prediction import Prediction, Viewing
     from fsar.methods import FewShotMethod
-    from fsar.prediction import Prediction, Viewing
     from pipelines.episodes.stream import EpisodePlan
 
 
@@ -136,8 +136,10 @@ def test_together_as_alone(run: Path, tiny_videos: Path, support: Path, monkeypa
     queries = [dog, other, examples["ant"][0], dog]
     together = list(predict(model, found, queries, viewing))
     assert [answer.path for answer in together] == queries
-    monkeypatch.setattr("fsar.prediction.VIDEOS_AT_ONCE", 2)  # several folders of shards for the examples too
-    monkeypatch.setattr("fsar.embeddings.BATCH", 1)
+    monkeypatch.setattr(
+        "fsar.evaluation.prediction.VIDEOS_AT_ONCE", 2
+    )  # several folders of shards for the examples too
+    monkeypatch.setattr("fsar.evaluation.embeddings.BATCH", 1)
     found = read_support(model, examples, viewing)
     for ours, path in zip(together, queries, strict=True):
         (theirs,) = predict(model, found, [path], viewing)

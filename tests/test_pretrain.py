@@ -12,18 +12,18 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from fsar.candidates import run_candidate
 from fsar.cli.evaluate import cli as eval_cli
 from fsar.cli.pretrain import cli
 from fsar.cli.train import cli as train_cli
-from fsar.optim import create_sgd
-from fsar.pretrain_config import build_pretrain_config, read_pretrain_recipe
-from fsar.pretrain_data import ViewLoader
-from fsar.pretrain_loop import Pretrainer, build_pretraining
+from fsar.cli.weights import run_candidate
+from fsar.evaluation.overlap import Seen, find_overlap
 from fsar.pretraining import MotionViews, Output, PairedViews, PretrainingMethod, Views
+from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
+from fsar.pretraining.data import ViewLoader
+from fsar.pretraining.trainer import Pretrainer, build_pretraining
 from fsar.run_state import load_seen, load_state
-from fsar.seen import Seen, find_overlap
-from fsar.step import PretrainingStep
+from fsar.training.optim import create_sgd
+from fsar.training.step import PretrainingStep
 from fsar.trunks import create_trunk
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command

@@ -6,7 +6,7 @@ import pytest
 from test_pretrain import small_config
 
 from fsar.cli.pretrain import resolve
-from fsar.pretrain_config import build_pretrain_config, frame_stride, pretrain_recipe_names, read_pretrain_recipe
+from fsar.pretraining.config import build_pretrain_config, frame_stride, pretrain_recipe_names, read_pretrain_recipe
 from shards_spec.errors import ConfigError
 
 # Method, trunk, frames, stride, crop, batch, epochs, learning rate, queue: the published runs.

@@ -10,16 +10,16 @@ import pytest
 import torch
 from test_pretrain import NOTHING, call, small_config, words
 
-from fsar.candidates import run_candidate
 from fsar.cli.pretrain import cli
-from fsar.config import build_config
-from fsar.pretrain_config import build_pretrain_config
-from fsar.pretrain_loop import build_pretraining
-from fsar.probe_weights import open_probed
-from fsar.run_folder import begin_run, last_checkpoint
+from fsar.cli.weights import run_candidate
+from fsar.evaluation.overlap import find_overlap, seen_in
+from fsar.pretraining.config import build_pretrain_config
+from fsar.pretraining.trainer import build_pretraining
+from fsar.probing.weights import open_probed
+from fsar.run.config import build_config
+from fsar.run.folder import begin_run, last_checkpoint
 from fsar.run_state import load_seen, save_state
-from fsar.seen import find_overlap, seen_in
-from fsar.training import Trainer, build_model
+from fsar.training.trainer import Trainer, build_model
 from fsar.trunks import create_trunk
 from fsar.trunks.slowonly import SlowOnly50
 from shards_spec import ShardSet

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks.pretraining import VARIANTS, Answers, asked_of, config_of, main, table, train
 from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli
-from fsar.pretrain_config import TYPES, all_option_types, build_pretrain_config, read_pretrain_recipe
+from fsar.pretraining.config import TYPES, all_option_types, build_pretrain_config, read_pretrain_recipe
 
 ALONE = np.full(4, -1, np.int64)
 

@@ -14,16 +14,16 @@ from test_training import call
 from torch import nn
 
 from fsar.cli.probe import cli
-from fsar.knn import vote
-from fsar.probe_features import video_features
-from fsar.probe_head import Classifier, Fit, Training
-from fsar.probe_loader import ProbeLoader
-from fsar.probe_weights import open_probed
-from fsar.probing import chance_recall
+from fsar.evaluation.overlap import seen_in
+from fsar.probing.classifier import Classifier, Fit, Training
+from fsar.probing.features import video_features
+from fsar.probing.loader import ProbeLoader
+from fsar.probing.neighbours import vote
+from fsar.probing.prober import chance_recall
+from fsar.probing.scores import average_clips, group_interval, wilson
+from fsar.probing.weights import open_probed
 from fsar.run_state import save_state
-from fsar.seen import seen_in
 from fsar.trunks import create_trunk
-from fsar.video_scores import average_clips, group_interval, wilson
 from pipelines.clips.labelled import ClipRules
 from shards_spec.errors import ConfigError, FsarError
 
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_is_refused():
 def test_features_are_computed_once(tiny_shards, tmp_path, monkeypatch):
     probed = open_probed(None, "tiny")
     with ProbeLoader(tiny_shards, RULES, probed.trunk, device=torch.device("cpu"), executor="portable") as loader:
-        monkeypatch.setattr("fsar.probe_features.PART", 3)
+        monkeypatch.setattr("fsar.probing.features.PART", 3)
         fresh = list(video_features(probed, loader, range(8)))
         stored = list(video_features(probed, loader, range(8), cache=tmp_path))
         assert [len(part) for part in stored] == [3, 3, 2]

@@ -18,7 +18,7 @@ from test_spec_reader import second_reader
 from videos import moving_frames, write_video
 
 from fsar import EpisodeLoader
-from fsar.thumbnails import middle_frame
+from fsar.report.pictures import middle_frame
 from pipelines.decoding.buffers import ClipBuffers
 from pipelines.decoding.choose import create_executor
 from pipelines.decoding.raw import RawExecutor

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from fsar.cli.train import cli
-from fsar.config import TYPES, build_config, choose_recipe, read_recipe, recipe_names
 from fsar.methods import METHODS
-from fsar.optim import learning_rate
-from fsar.styles import STYLES, restyle
+from fsar.run.config import TYPES, build_config, choose_recipe, read_recipe, recipe_names
+from fsar.run.styles import STYLES, restyle
+from fsar.training.optim import learning_rate
 from shards_spec.errors import ConfigError
 
 SETS = ("kinetics100", "ssv2-full", "ssv2-small", "hmdb51", "ucf101", "epic")

@@ -16,18 +16,18 @@ from click.testing import CliRunner
 from fsar.alignment import Pair
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import resolve
-from fsar.comparison import compare
-from fsar.comparison_page import comparison_page
-from fsar.data import open_episodes
-from fsar.evaluation import Answers, answer, summarise
-from fsar.matched import EpisodeVideos, episode_logits
-from fsar.report import html_bytes, page
+from fsar.evaluation.accuracy import Answers, answer, summarise
+from fsar.evaluation.comparison import compare
+from fsar.evaluation.logits import EpisodeVideos, episode_logits
+from fsar.evaluation.overlap import seen_in
+from fsar.report.comparison import comparison_page
+from fsar.report.matches import Clip, Confused, Member, Shown, Sight, choose_queries, look
+from fsar.report.matches_page import confused_section, episodes_section
+from fsar.report.pictures import data_uri, motion_pictures, seeable
+from fsar.report.run import html_bytes, page
+from fsar.run.build import open_episodes
 from fsar.run_state import save_state
-from fsar.seen import seen_in
-from fsar.sight import Clip, Confused, Member, Shown, Sight, choose_queries, look
-from fsar.sight_page import confused_section, episodes_section
-from fsar.thumbnails import data_uri, motion_pictures, seeable
-from fsar.training import build_model
+from fsar.training.trainer import build_model
 from shards_spec import ShardSet
 from shards_spec.cli.peek import peek
 from shards_spec.peek.sheet import Block, Row

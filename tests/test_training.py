@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
-from fsar.training import Trainer, build_model
+from fsar.training.trainer import Trainer, build_model
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from fsar.trunk_weights import PACKAGED, load_trunk_weights
+from fsar.run.weights import PACKAGED, load_trunk_weights
 from fsar.trunks import create_trunk
 from fsar.trunks.efficientnet import SameConv2d
 from shards_spec.errors import ConfigError

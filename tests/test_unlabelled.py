@@ -16,7 +16,7 @@ from test_training import call, words
 from fsar import EpisodeLoader, create_method
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
-from fsar.evaluation import collect, collect_embedded, shuffle_frames
+from fsar.evaluation.accuracy import collect, collect_embedded, shuffle_frames
 from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec.errors import ConfigError
 

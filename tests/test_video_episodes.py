@@ -17,9 +17,9 @@ from fsar import EpisodeLoader, EpisodeRules, create_method
 from fsar.cli.cluster import cli as cluster_cli
 from fsar.cli.compare import frames_text
 from fsar.cli.train import cli as train_cli
-from fsar.config import build_config
-from fsar.embeddings import shuffle_clips
-from fsar.training import build_model
+from fsar.evaluation.embeddings import shuffle_clips
+from fsar.run.config import build_config
+from fsar.training.trainer import build_model
 from fsar.trunks.thin import ThinResNet18
 from pipelines.augment.clips import Target
 from pipelines.draw import PhiloxDraw

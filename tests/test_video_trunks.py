@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsar.checkpoints import load_reference_state_dict
 from fsar.pretraining.tpn import TemporalPyramid
-from fsar.trunk_weights import load_trunk_weights
+from fsar.run.weights import load_trunk_weights
 from fsar.trunks import ALL_PARTS, TRUNKS, create_trunk
 from fsar.trunks.i3d import Mixed, Unit
 from fsar.trunks.thin import ThinResNet18

@@ -12,16 +12,16 @@ import numpy as np
 from torch.nn import functional as F
 
 from fsar.cli.options import check_option
-from fsar.clustering import agreement, k_means, keep_large
-from fsar.config import build_config, run_config
-from fsar.data import choose_device, evaluation_rules
-from fsar.embeddings import embed_videos
-from fsar.flow_features import flow_features
-from fsar.label_file import write_labels
+from fsar.evaluation.embeddings import embed_videos
 from fsar.methods import create_method
+from fsar.run.build import choose_device, evaluation_rules
+from fsar.run.config import build_config, run_config
 from fsar.run_state import choose_checkpoint, load_state
-from fsar.training import build_model, frozen_prototypes
+from fsar.training.clusters import agreement, k_means, keep_large
+from fsar.training.flow_features import flow_features
+from fsar.training.trainer import build_model, frozen_prototypes
 from pipelines.decoding.choose import executor_for
+from pipelines.episodes.labels import write_labels
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.shards_option import shards_option
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fsar.config import RunConfig
     from fsar.methods import FewShotMethod
+    from fsar.run.config import RunConfig
     from shards_spec.remote.shards import RemoteShards
 
 

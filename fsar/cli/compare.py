@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from fsar import ranks
-from fsar.candidates import prototype_candidate
-from fsar.comparison import compare
-from fsar.comparison_page import comparison_page
-from fsar.data import class_text_sha256
-from fsar.report import html_bytes
-from fsar.results import coverage, inference
+from fsar.cli.weights import prototype_candidate
+from fsar.evaluation.comparison import compare
+from fsar.evaluation.shared_episodes import UNLABELLED, unlabelled_text
+from fsar.report.comparison import comparison_page
+from fsar.report.result import coverage, inference
+from fsar.report.run import html_bytes
+from fsar.run import ranks
+from fsar.run.build import class_text_sha256
 from fsar.run_state import weights_sha256
-from fsar.trial import UNLABELLED, unlabelled_text
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import json_bytes, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fsar.candidates import Candidate
-    from fsar.comparison import Comparison
-    from fsar.config import RunConfig
-    from fsar.evaluation import Answers
-    from fsar.seen import Overlap
-    from fsar.trial import Trial
+    from fsar.cli.weights import Candidate
+    from fsar.evaluation.accuracy import Answers
+    from fsar.evaluation.comparison import Comparison
+    from fsar.evaluation.overlap import Overlap
+    from fsar.evaluation.shared_episodes import Trial
+    from fsar.run.config import RunConfig
 
 
 @dataclass(frozen=True)

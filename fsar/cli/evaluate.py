@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fsar import ranks
-from fsar.candidates import (
+from fsar.cli.compare import CompareOptions, check_runs, compare_runs
+from fsar.cli.launch import launch
+from fsar.cli.options import check_option, parse_pairs
+from fsar.cli.weights import (
     file_candidate,
     file_config,
     is_pretraining,
@@ -18,29 +20,27 @@ from fsar.candidates import (
     run_candidate,
     trunk_candidate,
 )
-from fsar.cli.compare import CompareOptions, check_runs, compare_runs
-from fsar.cli.launch import launch
-from fsar.cli.options import check_option, parse_pairs
-from fsar.comparison import check_same
-from fsar.config import build_config
-from fsar.data import class_text_sha256
-from fsar.embedding_store import EmbeddingStore
-from fsar.evaluation import summarise
+from fsar.evaluation.accuracy import summarise
+from fsar.evaluation.comparison import check_same
+from fsar.evaluation.shared_episodes import UNLABELLED, open_trial
+from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import METHODS, find_method, method_options
-from fsar.report import html_bytes, page
-from fsar.results import coverage_text, describe
-from fsar.training import TRUNK_ALONE
-from fsar.trial import UNLABELLED, open_trial
+from fsar.report.result import coverage_text, describe
+from fsar.report.run import html_bytes, page
+from fsar.run import ranks
+from fsar.run.build import class_text_sha256
+from fsar.run.config import build_config
+from fsar.training.trainer import TRUNK_ALONE
 from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 
 if TYPE_CHECKING:
-    from fsar.candidates import Candidate
-    from fsar.config import RunConfig
-    from fsar.evaluation import Result
-    from fsar.trial import Trial
+    from fsar.cli.weights import Candidate
+    from fsar.evaluation.accuracy import Result
+    from fsar.evaluation.shared_episodes import Trial
+    from fsar.run.config import RunConfig
     from shards_spec.remote.shards import RemoteShards
 
     T = TypeVar("T")

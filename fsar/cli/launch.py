@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fsar import ranks
+from fsar.run import ranks
 from shards_spec.cli.console import BAD_INPUT, INTERRUPTED, run_command
 from shards_spec.errors import FsarError
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fsar.config import CHOICES, TYPES, method_option_types
-from fsar.flat_config import KINDS
 from fsar.methods import METHODS, method_options
+from fsar.run.config import CHOICES, TYPES, method_option_types
+from fsar.run.flat_config import KINDS
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fsar.prediction import find_examples, find_videos, open_run, predict, read_support
+from fsar.evaluation.prediction import find_examples, find_videos, open_run, predict, read_support
 from shards_spec.cli.console import WITH_FAILURES, run_command
 from shards_spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fsar.prediction import Prediction
+    from fsar.evaluation.prediction import Prediction
 
 FILE = click.Path(path_type=Path)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fsar import ranks
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, key_options, overrides
-from fsar.data import choose_device
-from fsar.pretrain_config import (
+from fsar.evaluation.overlap import seen_in, together
+from fsar.pretraining import PRETRAINING
+from fsar.pretraining.config import (
     CHOICES,
     TYPES,
     all_option_types,
@@ -22,16 +22,16 @@ from fsar.pretrain_config import (
     pretrain_recipe_names,
     read_pretrain_recipe,
 )
-from fsar.pretrain_data import ViewLoader
-from fsar.pretrain_loop import Pretrainer, build_pretraining, check_queue
-from fsar.pretrain_pictures import draw_pictures
-from fsar.pretrain_report import write_pretrain_report
-from fsar.pretraining import PRETRAINING
-from fsar.results import coverage_text, describe_data, provenance
-from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data, last_checkpoint
+from fsar.pretraining.data import ViewLoader
+from fsar.pretraining.trainer import Pretrainer, build_pretraining, check_queue
+from fsar.report.pretraining import write_pretrain_report
+from fsar.report.pretraining_pictures import draw_pictures
+from fsar.report.result import coverage_text, describe_data, provenance
+from fsar.run import ranks
+from fsar.run.build import choose_device
+from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data, last_checkpoint
+from fsar.run.weights import weights_seen
 from fsar.run_state import load_seen, weights_sha256
-from fsar.seen import seen_in, together
-from fsar.trunk_weights import weights_seen
 from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
@@ -40,7 +40,7 @@ from shards_spec.files import json_bytes, write_whole
 if TYPE_CHECKING:
     import torch
 
-    from fsar.pretrain_config import PretrainConfig
+    from fsar.pretraining.config import PretrainConfig
     from shards_spec.remote.shards import RemoteShards
 
 # What the help says of a key besides its choices.

@@ -10,15 +10,15 @@ import click
 
 from fsar.cli.options import check_option
 from fsar.cli.probe_run import ACTIVATION, FIT, MODES, ProbeRun
-from fsar.config import read_table, recipe_files
-from fsar.data import choose_device
-from fsar.probe_report import figures, page
-from fsar.probe_weights import open_probed
-from fsar.probing import VIEWS, Rules
-from fsar.report import html_bytes
-from fsar.results import coverage_text
-from fsar.seen import UNKNOWN, find_overlap
-from fsar.video_scores import AVERAGES
+from fsar.evaluation.overlap import UNKNOWN, find_overlap
+from fsar.probing.prober import VIEWS, Rules
+from fsar.probing.scores import AVERAGES
+from fsar.probing.weights import open_probed
+from fsar.report.probe import figures, page
+from fsar.report.result import coverage_text
+from fsar.report.run import html_bytes
+from fsar.run.build import choose_device
+from fsar.run.config import read_table, recipe_files
 from pipelines.clips.labelled import SAMPLING, ClipRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
@@ -30,8 +30,8 @@ from shards_spec.splits.divisions import held_out_division, listed_division
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fsar.probe_weights import Probed
-    from fsar.seen import Overlap
+    from fsar.evaluation.overlap import Overlap
+    from fsar.probing.weights import Probed
     from shards_spec.remote.shards import RemoteShards
     from shards_spec.splits.divisions import Division
 

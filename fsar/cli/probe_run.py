@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from fsar.activation import activation_sheet, some_of
-from fsar.pretrain_report import png_part
-from fsar.probe_head import FINETUNE, LINEAR
-from fsar.probe_report import retrieval_picture
-from fsar.probe_weights import RANDOM
-from fsar.probing import Prober, ask
+from fsar.probing.activation import activation_sheet, some_of
+from fsar.probing.classifier import FINETUNE, LINEAR
+from fsar.probing.prober import Prober, ask
+from fsar.probing.weights import RANDOM
+from fsar.report.pretraining import png_part
+from fsar.report.probe import retrieval_picture
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
 from shards_spec.peek.sheet import png_bytes
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from fsar.probe_head import Fit
-    from fsar.probe_weights import Probed
-    from fsar.probing import Rules
-    from fsar.seen import Overlap
+    from fsar.evaluation.overlap import Overlap
+    from fsar.probing.classifier import Fit
+    from fsar.probing.prober import Rules
+    from fsar.probing.weights import Probed
     from shards_spec import ShardSet
     from shards_spec.splits.divisions import Division
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from fsar.class_text import ClassText, class_words, prompts, write_class_text
-from fsar.tokens import ClipTokenizer
+from fsar.methods.class_text import ClassText, class_words, prompts, write_class_text
 from fsar.trunks.clip_text import ClipText
-from fsar.weight_files import read_tensors
+from fsar.trunks.tokens import ClipTokenizer
+from fsar.trunks.weight_files import read_tensors
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.shards_option import shards_option

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fsar import ranks
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, config_options, overrides
-from fsar.config import build_config, choose_recipe, list_recipes, read_recipe
-from fsar.data import choose_device, class_text_sha256, training_labels
-from fsar.evaluation import answer, evaluate, summarise
-from fsar.label_file import labels_sha256
+from fsar.evaluation.accuracy import answer, evaluate, summarise
+from fsar.evaluation.overlap import find_overlap
 from fsar.methods import METHODS, find_method, method_options
-from fsar.report import write_report
-from fsar.results import coverage_text, describe, describe_data
-from fsar.run_folder import begin_run, check_is_run, check_resumable, check_same_data
-from fsar.seen import find_overlap
-from fsar.sight import look
-from fsar.styles import STYLES, restyle
-from fsar.training import Trainer, frozen_prototypes
+from fsar.report.matches import look
+from fsar.report.result import coverage_text, describe, describe_data
+from fsar.report.run import write_report
+from fsar.run import ranks
+from fsar.run.build import choose_device, class_text_sha256, training_labels
+from fsar.run.config import build_config, choose_recipe, list_recipes, read_recipe
+from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data
+from fsar.run.styles import STYLES, restyle
+from fsar.training.trainer import Trainer, frozen_prototypes
+from pipelines.episodes.labels import labels_sha256
 from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
@@ -32,8 +32,8 @@ from shards_spec.files import json_bytes, write_whole
 if TYPE_CHECKING:
     import torch
 
-    from fsar.config import RunConfig
-    from fsar.sight import Sight
+    from fsar.report.matches import Sight
+    from fsar.run.config import RunConfig
     from shards_spec.remote.shards import RemoteShards
 
 

@@ -12,9 +12,9 @@ from einops import rearrange, repeat
 from torch import nn
 
 from fsar.alignment import Alignment, matched
-from fsar.layers import TemporalContext
 from fsar.matching import check_smoothing, class_means, cosine, full_precision, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
+from fsar.methods.layers import TemporalContext
 from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsar.alignment import Alignment, matched
-from fsar.layers import PositionCode, SetRelation, TemporalTransformer
 from fsar.matching import Reduction, class_means, cosine_distance, full_precision, set_distance
 from fsar.methods.base import (
     Embedding,
@@ -24,6 +23,7 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
+from fsar.methods.layers import PositionCode, SetRelation, TemporalTransformer
 from shards_spec.errors import choice
 
 if TYPE_CHECKING:

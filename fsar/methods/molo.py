@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsar.alignment import Alignment, matched
-from fsar.layers import PositionCode, TemporalTransformer
 from fsar.matching import (
     Metric,
     Reduction,
@@ -33,7 +32,8 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
-from fsar.motion import MOTION_NAMES, MotionDecoder, MotionEncoder
+from fsar.methods.layers import PositionCode, TemporalTransformer
+from fsar.methods.motion import MOTION_NAMES, MotionDecoder, MotionEncoder
 from shards_spec.errors import ConfigError, choice
 
 if TYPE_CHECKING:

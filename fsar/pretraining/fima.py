@@ -27,7 +27,7 @@ from fsar.pretraining.moco import (
 )
 from fsar.pretraining.motion_decoder import MotionDecoder, PositionTable, ProjectionHead
 from fsar.pretraining.motion_views import motion_views
-from fsar.ranks import gather
+from fsar.run.ranks import gather
 from fsar.trunks import create_trunk
 from fsar.trunks.video_base import VideoTrunk, volume_mean
 from shards_spec.errors import ConfigError

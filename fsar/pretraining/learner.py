@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fsar import ranks
 from fsar.matching import full_precision
 from fsar.pretraining.moco import (
     enqueue,
@@ -20,6 +19,7 @@ from fsar.pretraining.moco import (
     shuffled,
     unshuffle,
 )
+from fsar.run import ranks
 from fsar.trunks.video_base import volume_mean
 
 if TYPE_CHECKING:

@@ -1,0 +1,82 @@
+"""What computed values depend on, as hashes: two keys are equal only where the numbers are."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shards_spec.files import json_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pipelines.episodes.stream import EpisodeRules
+    from shards_spec import ShardSet
+
+# What decides the pixels of a view; the other rules say which videos an episode takes.
+OF_VIEWS = (
+    "frames", "frame_rule", "clip_frames", "clip_stride", "random_frames", "resize", "resize_width", "crop",
+    "random_crop", "query_flip",
+)  # fmt: skip
+MAKERS = (
+    "fsar.evaluation.embeddings",
+    "pipelines.augment.clips",
+    "pipelines.augment.colours",
+    "pipelines.augment.on_cpu",
+    "pipelines.episodes.stream",
+    "pipelines.episodes.views",
+    "pipelines.sampling",
+)
+PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype, torch.memory_format)
+
+
+def model_sha256(model: nn.Module) -> str:
+    """Hash of all that a model computes with: weights, tables, plain attributes and source code of its modules."""
+    digest = hashlib.sha256()
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, module in model.named_modules():
+        plain = {k: str(v) for k, v in vars(module).items() if isinstance(v, PLAIN) and k != "training"}
+        digest.update(json_line([name, type(module).__qualname__, plain]))
+    digest.update(source_sha256({kind.__module__ for m in model.modules() for kind in type(m).__mro__}).encode())
+    return digest.hexdigest()
+
+
+def source_sha256(modules: Iterable[str]) -> str:
+    """Hash of the source files of modules; those of torch and of Python itself are named by their versions instead."""
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path and name.partition(".")[0] != "torch":
+            digest.update(name.encode())
+            digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
+def view_facts(
+    shards: ShardSet, rules: EpisodeRules, *, executor: object, device: torch.device, precision: str
+) -> dict[str, Any]:
+    """What the pixels of a view of a video depend on, and how a network computes with them."""
+    values = asdict(rules)
+    return {name: values[name] for name in OF_VIEWS} | {
+        "shards": shards.sha256,
+        "code": source_sha256(MAKERS),
+        "executor": type(executor).__name__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": precision,
+        "fsar": version("fsar"),
+        "torch": torch.__version__,
+    }
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of facts."""
+    return hashlib.sha256(json_line(facts)).hexdigest()

@@ -1,0 +1,255 @@
+"""Episodes of embedded videos -> logits: from a table of all pairs of videos, or many episodes at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fsar.methods import Embedding
+from fsar.run import ranks
+from fsar.run.precision import autocast
+from pipelines.episodes.views import choose_views
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fsar.methods import FewShotMethod
+    from pipelines.episodes.stream import Chosen
+
+    Ints = NDArray[np.int64]
+
+# Bytes of embeddings that are gathered at a time: what a CPU's cache holds, what keeps a GPU busy.
+BATCH_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
+BLOCK = (128, 16)  # queries and support videos of a block of the table: few, since a pair may need many numbers
+TABLE_VIDEOS = 8192  # its most rows and columns
+LOOKED_UP = 256  # episodes that are looked up in it at a time
+
+
+@dataclass(frozen=True)
+class EpisodeVideos:
+    """The videos of N episodes of one shape, as numbers: rows of the catalogue, or places in an embedding.
+
+    Attributes:
+        classes: [N, way] places in the data set's class table.
+        support: [N, way, shot].
+        query: [N, Q].
+        labels: [N, Q] episode labels of the queries.
+        unlabelled: [N, U].
+    """
+
+    classes: Ints
+    support: Ints
+    query: Ints
+    labels: Ints
+    unlabelled: Ints
+
+    @classmethod
+    def of(cls, chosen: Sequence[Chosen], *, unlabelled: bool = False) -> EpisodeVideos:
+        """Columns of episodes of one shape; their unlabelled videos are left out unless asked for."""
+        count, way = len(chosen), len(chosen[0].classes)
+        query = np.array([one.query for one in chosen], np.int64)  # [N, Q, 2]
+        return cls(
+            classes=np.array([one.classes for one in chosen], np.int64),
+            support=np.array([one.support for one in chosen], np.int64).reshape(count, way, -1),
+            query=query[..., 0],
+            labels=query[..., 1],
+            unlabelled=np.array([one.unlabelled if unlabelled else () for one in chosen], np.int64).reshape(count, -1),
+        )
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def videos(self) -> Ints:
+        """[V] all of them, ascending."""
+        return np.unique(np.concatenate([part.ravel() for part in (self.support, self.query, self.unlabelled)]))
+
+    def within(self, videos: Ints) -> EpisodeVideos:
+        """The same with places in `videos` [V], ascending, for rows."""
+        places = (np.searchsorted(videos, part) for part in (self.support, self.query, self.unlabelled))
+        support, query, unlabelled = places
+        return EpisodeVideos(self.classes, support, query, self.labels, unlabelled)
+
+    def in_views(self, views: int, *, seed: int, flips: bool) -> EpisodeVideos:
+        """Of episodes 0, 1, ...: places among the views of all videos, those of a video side by side."""
+        of_videos = (self.support.reshape(len(self), -1), self.query, self.unlabelled)
+        counts = tuple(part.shape[1] for part in of_videos)
+        chosen = [choose_views(n, counts, views, seed=seed, flips=flips) for n in range(len(self))]
+        support, query, unlabelled = (
+            part * views + np.stack(own) for part, own in zip(of_videos, zip(*chosen, strict=True), strict=True)
+        )
+        return replace(self, support=support.reshape(self.support.shape), query=query, unlabelled=unlabelled)
+
+    def part(self, start: int, stop: int) -> EpisodeVideos:
+        """Episodes start to stop."""
+        return EpisodeVideos(*(getattr(self, column.name)[start:stop] for column in fields(self)))
+
+
+def episode_logits(
+    model: FewShotMethod,
+    embedding: Embedding,
+    episodes: EpisodeVideos,
+    *,
+    own: range | None = None,
+    texts: Callable[[Tensor], Tensor | None] | None = None,
+    precision: str = "fp32",
+) -> Iterator[Tensor]:
+    """Logits [B, Q, way] of episodes, batch after batch: those of `match`, up to rounding, of a model in eval mode.
+
+    Args:
+        model: Its class says with `by_pairs` whether a table of all pairs of videos will do.
+        embedding: [V, ...] of all videos.
+        episodes: Places in it.
+        own: Numbers of the episodes, one after the other, whose logits are wanted: this process's part; all if None.
+        texts: Class numbers [n] -> their text vectors [n, C]; read where the method reads class texts.
+        precision: fp32 or bf16 (autocast).
+    """
+    match = Matching(model, embedding, texts if model.reads_class_text else None, precision)
+    own = range(len(episodes)) if own is None else own
+    if table_pays(model, episodes):
+        return match.from_table(episodes, own)
+    return match.in_batches(episodes.part(own.start, own.stop)) if own else iter(())
+
+
+def table_pays(model: FewShotMethod, episodes: EpisodeVideos) -> bool:
+    """Whether all pairs of videos are fewer than those that the episodes compare, and say all that they need."""
+    queries, support = (len(np.unique(part)) for part in (episodes.query, episodes.support))
+    compared = episodes.query.size * episodes.support[0].size
+    fits = max(queries, support) <= TABLE_VIDEOS and queries * support <= compared
+    return fits and not episodes.unlabelled.size and model.by_pairs(episodes.support.shape[2])
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A model and the embedding [V, ...] of all videos; `texts` gives the vectors of classes, where they are read."""
+
+    model: FewShotMethod
+    embedding: Embedding
+    texts: Callable[[Tensor], Tensor | None] | None
+    precision: str
+    _room: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        return self.embedding.tokens.device
+
+    def in_batches(self, episodes: EpisodeVideos) -> Iterator[Tensor]:
+        """Logits [B, Q, way], as many episodes together as `BATCH_BYTES` allows; one by one where a method must."""
+        step = self._step(episodes)
+        start, logits = 0, None
+        if step > 1:
+            logits = self._tried(episodes.part(0, step))
+        if logits is None:
+            step = 1
+        else:
+            start = step
+            yield logits
+        for first in range(start, len(episodes), step):
+            yield self.together(episodes.part(first, first + step))
+
+    def _step(self, episodes: EpisodeVideos) -> int:
+        """Episodes of a batch."""
+        if self.device.type == "cpu" and not self.model.batches_on_cpu:
+            return 1
+        of_video = sum(tensor[0].nbytes for tensor in parts_of(self.embedding).values())
+        videos: int = sum(part[0].size for part in (episodes.support, episodes.query, episodes.unlabelled))
+        most = BATCH_BYTES.get(self.device.type, BATCH_BYTES["cpu"])
+        return max(1, min(len(episodes), most // (of_video * videos)))
+
+    def _tried(self, episodes: EpisodeVideos) -> Tensor | None:
+        """The same; None for a `match` that `vmap` cannot batch, such as one whose shapes depend on values."""
+        try:
+            return self.together(episodes)
+        except RuntimeError:
+            return None
+
+    @torch.no_grad()
+    def together(self, episodes: EpisodeVideos) -> Tensor:
+        """Logits [B, Q, way] of B episodes at a time."""
+        parts = {
+            "support": self._pick(episodes.support, "support"),
+            "query": self._pick(episodes.query, "query"),
+            "unlabelled": self._pick(episodes.unlabelled, "unlabelled") if episodes.unlabelled.size else {},
+        }
+        text = self._texts(episodes.classes)
+        if text is not None:
+            parts["class_text"] = {"text": text}
+        # The fused kernels of attention have no batching rule.
+        with autocast(self.device, self.precision):
+            if len(episodes) == 1:
+                return self._match({name: {k: x[0] for k, x in part.items()} for name, part in parts.items()})[None]
+            with sdpa_kernel(SDPBackend.MATH):
+                logits: Tensor = torch.func.vmap(self._match)(parts)
+                return logits
+
+    def _match(self, parts: dict[str, dict[str, Tensor]]) -> Tensor:
+        """Logits [Q, way] of one episode."""
+        return self.model.match(
+            Embedding(**parts["support"]),
+            Embedding(**parts["query"]),
+            class_text=parts["class_text"]["text"] if "class_text" in parts else None,
+            unlabelled=Embedding(**parts["unlabelled"]) if parts["unlabelled"] else None,
+        )
+
+    def from_table(self, episodes: EpisodeVideos, wanted: range | None = None) -> Iterator[Tensor]:
+        """Logits [B, Q, way], of the `wanted` episodes alone: means over shots of what a query shares with a video."""
+        rows, query = np.unique(episodes.query, return_inverse=True)
+        columns, first, support = np.unique(episodes.support, return_index=True, return_inverse=True)
+        shot = episodes.support.shape[2]
+        table = self.table(rows, columns, episodes.classes.ravel()[first // shot])
+        query, support = query.reshape(episodes.query.shape), support.reshape(episodes.support.shape)
+        wanted = range(len(episodes)) if wanted is None else wanted
+        for start in wanted[::LOOKED_UP]:
+            stop = min(start + LOOKED_UP, wanted.stop)
+            own, other = (torch.from_numpy(part[start:stop]).to(self.device) for part in (query, support))
+            yield table[own[:, :, None, None], other[:, None]].mean(dim=-1)
+
+    @torch.no_grad()
+    def table(self, rows: Ints, columns: Ints, classes: Ints) -> Tensor:
+        """[rows, columns]: logits of queries, were each support video of its class a class alone.
+
+        Of several processes each makes every k-th block of rows.
+        """
+        table = torch.zeros(len(rows), len(columns), device=self.device)
+        for column in range(0, len(columns), BLOCK[1]):
+            part = slice(column, column + BLOCK[1])
+            support = Embedding(**{name: x[:, None] for name, x in self._pick(columns[part], "support").items()})
+            text = self._texts(classes[part])
+            with autocast(self.device, self.precision):
+                for row in range(BLOCK[0] * ranks.rank(), len(rows), BLOCK[0] * ranks.count()):
+                    queries = Embedding(**self._pick(rows[row : row + BLOCK[0]], "query"))
+                    table[row : row + BLOCK[0], part] = self.model.match(support, queries, class_text=text)
+        ranks.add_up([table])
+        return table
+
+    def _pick(self, places: Ints, role: str) -> dict[str, Tensor]:
+        """The embedding's tensors of the videos at places [...], valid until the next of that role are picked.
+
+        They are written where the last ones were: memory that is fresh costs more than the matching.
+        """
+        index = torch.from_numpy(places.ravel()).to(self.device)
+        picked = {}
+        for name, tensor in parts_of(self.embedding).items():
+            room = self._room.get((role, name))
+            if room is None or len(room) < len(index):
+                room = self._room[role, name] = tensor.new_empty(len(index), *tensor.shape[1:])
+            picked[name] = torch.index_select(tensor, 0, index, out=room[: len(index)])
+            picked[name] = picked[name].view(*places.shape, *tensor.shape[1:])
+        return picked
+
+    def _texts(self, classes: Ints) -> Tensor | None:
+        """[..., C] text vectors of classes [...]."""
+        return None if self.texts is None else self.texts(torch.from_numpy(classes))
+
+
+def parts_of(embedding: Embedding) -> dict[str, Tensor]:
+    """The tensors that an embedding has, by name."""
+    values = {part.name: getattr(embedding, part.name) for part in fields(embedding)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,333 @@
+"""A trained model and a few example videos a class -> the classes of plain video files.
+
+    model, viewing = open_run(Path("run"))
+    support = read_support(model, find_examples(Path("examples")), viewing)
+    for answer in predict(model, support, [Path("new.mp4")], viewing):
+        print(answer.path, answer.scores)
+
+In a script this belongs under `if __name__ == "__main__":`, since videos are decoded by processes of their own,
+which import the script.  Videos go through the preprocessing of training into shards in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fsar.evaluation.embeddings import embed_videos, join
+from fsar.run.build import choose_device, class_text_of, evaluation_rules
+from fsar.run.config import build_config, run_config
+from fsar.run.precision import autocast
+from fsar.run_state import choose_checkpoint, load_state
+from fsar.training.trainer import build_model
+from pipelines.decoding.choose import executor_for
+from preprocess.datasets.catalogue import EXTENSIONS, Catalogue, Video, walk
+from preprocess.datasets.folder import folder_catalogue
+from preprocess.decode import Geometry
+from preprocess.stage import Settings, preprocess
+from shards_spec import Dataset, ShardError, ShardSet
+from shards_spec.errors import ConfigError, FsarError
+from shards_spec.files import read_json
+from shards_spec.schema import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from fsar.methods import Embedding, FewShotMethod
+    from fsar.methods.class_text import ClassText
+    from pipelines.decoding.choose import Executor
+    from pipelines.episodes.stream import EpisodeRules
+
+VIDEOS_AT_ONCE = 256  # whose frames lie in the temporary folder together
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """How a video file becomes the clip that a model was trained on.
+
+    Attributes:
+        geometry: Size of the stored frames.
+        rules: Frames, frame rule, resize and crop of a clip, always the centre; what else it says is not read.
+        precision: fp32 or bf16.
+        executor: On a GPU, "auto" and "dali" decode frames there where DALI is installed.
+        workers: Processes that decode videos.
+        time_limit: Seconds that one video may take.
+        class_text: The texts of classes; None where the model reads none.
+    """
+
+    geometry: Geometry
+    rules: EpisodeRules
+    precision: str = "fp32"
+    executor: str = "auto"
+    workers: int = 1
+    time_limit: float = 300.0
+    class_text: ClassText | None = None
+
+
+@dataclass(frozen=True)
+class Support:
+    """The examples of each class as the model sees them.
+
+    Attributes:
+        classes: Their names.
+        embedding: [way, shot, ...], zeros where a class has fewer examples than another.
+        mask: [way, shot] bool on the host, False at those zeros; None where all classes have equally many.
+        errors: The examples that could not be read, and why.
+        class_text: [way, w] text vectors of the classes; None where the model reads none.
+    """
+
+    classes: tuple[str, ...]
+    embedding: Embedding
+    mask: Tensor | None
+    errors: dict[Path, str]
+    class_text: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says to one video.
+
+    Attributes:
+        path: The video, as it was given.
+        frames: Number of its decoded frames; 0 where it could not be read.
+        scores: Class -> softmax of its logit, best first; it ranks, but is no calibrated probability.
+        error: Why the video could not be read; None where it was.
+    """
+
+    path: Path
+    frames: int
+    scores: dict[str, float]
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; of a video that could not be read, path and error."""
+        if self.error is not None:
+            return {"path": str(self.path), "error": self.error}
+        classes = [{"class": name, "score": score} for name, score in self.scores.items()]
+        return {"path": str(self.path), "frames": self.frames, "classes": classes}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Videos that were decoded and embedded: where each stands in the embedding, and why others do not."""
+
+    embedding: Embedding | None  # [V, ...]; None where no video could be read
+    places: dict[Path, int]
+    frames: dict[Path, int]
+    errors: dict[Path, str]
+
+
+def open_run(
+    run: Path, *, checkpoint: str | None = None, workers: int = 1, time_limit: float = 300.0, **changes: str
+) -> tuple[FewShotMethod, Viewing]:
+    """The trained model of a run folder, and how it views videos.
+
+    Args:
+        run: A folder of `fsar-train`.
+        checkpoint: best or last; by default the best where there is one.
+        workers: Processes that decode videos.
+        time_limit: Seconds that one video may take.
+        changes: `device`, `precision` or `class_text`, where they shall not be those of the run.
+
+    Raises:
+        ConfigError: no run folder, no such checkpoint or device, or a checkpoint that does not fit.
+    """
+    config = build_config(run_config(run).flat() | changes)
+    device = choose_device(config.device)
+    model = build_model(config, weights=False).to(device)
+    load_state(choose_checkpoint(run, checkpoint), model)
+    rules = replace(evaluation_rules(config), random_frames=False)
+    how = (config.precision, config.executor, workers, time_limit, class_text_of(config))
+    return model.eval(), Viewing(read_geometry(run), rules, *how)
+
+
+def read_geometry(run: Path) -> Geometry:
+    """Size of the stored frames that a run was trained on; what it resizes to where it does not say.
+
+    Raises:
+        ConfigError: no run folder, or its data.json is damaged.
+    """
+    path = run / "data.json"
+    data = read_json(path) if path.is_file() else {}
+    if not isinstance(data, dict) or "geometry" not in data:
+        height, width = evaluation_rules(run_config(run)).resized
+        return Geometry(height=height, width=width)
+    sizes = data["geometry"]
+    known = isinstance(sizes, dict) and set(sizes) in ({"height", "width"}, {"short"})
+    if not known or any(type(size) is not int or size < 1 for size in sizes.values()):
+        raise ConfigError(
+            f'{path} is damaged: its geometry is {str(sizes)[:80]!r}, not {{"height": H, "width": W}} or {{"short": S}}'
+        )
+    return Geometry(**sizes)
+
+
+def find_examples(folder: Path, *, most: int | None = None) -> dict[str, list[Path]]:
+    """The videos of a CLASS/video tree by class, in order of their names; at most the first `most` of each.
+
+    Raises:
+        FsarError: no such folder, videos outside class folders, or a class folder without a video.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; give one that holds a folder of example videos for each class")
+    examples: dict[str, list[Path]] = {}
+    filled: set[str] = set()
+    for video in folder_catalogue(folder, links=True).videos:
+        examples.setdefault(video.label, []).append(video.path)
+        filled.add(video.path.relative_to(folder).parts[0])
+    for place in sorted(folder.iterdir()):
+        if place.is_dir() and place.name not in filled and place.name[0] != ".":
+            raise ConfigError(f"{place} holds no video; put an example there, or remove the folder")
+    return {label: paths[:most] for label, paths in examples.items()}
+
+
+def find_videos(paths: Iterable[Path]) -> list[Path]:
+    """The files themselves, and for each folder all videos below it, in order of their names.
+
+    Raises:
+        ConfigError: a folder without a video.
+    """
+    found: list[Path] = []
+    for path in paths:
+        # A folder that is named like a video is no place to look for videos, as in preprocessing.
+        if not os.path.isdir(path) or path.suffix.lower() in EXTENSIONS:  # noqa: PTH112 -- raises for no name at all
+            found.append(path)
+            continue
+        below = sorted(walk(path, links=True))
+        if not below:
+            raise ConfigError(f"{path} holds no video ({', '.join(sorted(EXTENSIONS))}); name a video or its folder")
+        found += below
+    return found
+
+
+def read_support(model: FewShotMethod, examples: Mapping[str, Sequence[Path]], viewing: Viewing) -> Support:
+    """Embed the examples of each class; those that cannot be read are left out and named in `errors`.
+
+    Raises:
+        ConfigError: fewer than two classes, or one without an example that can be read.
+    """
+    if len(examples) < 2:
+        raise ConfigError(
+            f"the examples are of {len(examples)} class ({', '.join(examples)}); give at least 2, a folder each"
+        )
+    seen = _see(model, [path for paths in examples.values() for path in paths], viewing)
+    read = {name: [seen.places[path] for path in paths if path in seen.places] for name, paths in examples.items()}
+    for name in (name for name, places in read.items() if not places):
+        first = next(iter(examples[name]), None)
+        why = f" ({first}: {seen.errors[first]})" if first else ""
+        raise ConfigError(f'class "{name}" has no example that can be read{why}; repair one, or leave the class out')
+    assert seen.embedding is not None
+    shot = max(map(len, read.values()))
+    mask = torch.tensor([[i < len(places) for i in range(shot)] for places in read.values()])  # [way, shot]
+    index = torch.tensor([places + [0] * (shot - len(places)) for places in read.values()])  # [way, shot]
+
+    def grouped(videos: Tensor) -> Tensor:
+        """[V, ...] -> [way, shot, ...]."""
+        padding = mask.logical_not().reshape(*mask.shape, *(1,) * (videos.ndim - 1))
+        return videos[index.to(videos.device)].masked_fill(padding.to(videos.device), 0)
+
+    texts = None if viewing.class_text is None else viewing.class_text.rows(list(read)).to(_device(model))
+    return Support(tuple(read), seen.embedding.map(grouped), None if bool(mask.all()) else mask, seen.errors, texts)
+
+
+def predict(model: FewShotMethod, support: Support, queries: Iterable[Path], viewing: Viewing) -> Iterator[Prediction]:
+    """Classify videos: one answer each, in their order; the answer depends on no other query.
+
+    Raises:
+        FsarError: the method needs more than example videos, the disk is full, or the weights are of no use.
+    """
+    waiting = iter(queries)
+    while paths := list(islice(waiting, VIDEOS_AT_ONCE)):
+        seen = _see(model, paths, viewing)
+        scores = _scores(model, support, seen, viewing.precision)
+        for path in paths:
+            if path in seen.errors:
+                yield Prediction(path, 0, {}, seen.errors[path])
+            else:
+                yield Prediction(path, seen.frames[path], scores[seen.places[path]])
+
+
+@torch.no_grad()
+def _scores(model: FewShotMethod, support: Support, seen: _Seen, precision: str) -> list[dict[str, float]]:
+    """Class -> score, best first, for each embedded video."""
+    if seen.embedding is None:
+        return []
+    with autocast(_device(model), precision):
+        logits = model.match(  # [Q, way]
+            support.embedding, seen.embedding, mask=support.mask, class_text=support.class_text
+        )
+    if not bool(logits.isfinite().all()):
+        raise FsarError("the model's logits are not finite; choose another --checkpoint, or --precision fp32")
+    shares = logits.double().softmax(dim=1).cpu()
+    orders = shares.argsort(dim=1, descending=True, stable=True)
+    return [
+        {support.classes[i]: float(share[i]) for i in order.tolist()}
+        for share, order in zip(shares, orders, strict=True)
+    ]
+
+
+def _see(model: FewShotMethod, paths: Sequence[Path], viewing: Viewing) -> _Seen:
+    """Decode and embed each video once, a temporary folder of shards after the other."""
+    waiting = iter(dict.fromkeys(paths))
+    embeddings: list[Embedding] = []
+    places: dict[Path, int] = {}
+    frames: dict[Path, int] = {}
+    errors: dict[Path, str] = {}
+    while batch := list(islice(waiting, VIDEOS_AT_ONCE)):
+        with tempfile.TemporaryDirectory(prefix="fsar-predict-") as name:
+            failed = _store(batch, Path(name), viewing)
+            errors |= {batch[row]: reason for row, reason in failed.items()}
+            rows = [row for row in range(len(batch)) if row not in failed]
+            if not rows:
+                continue
+            with ShardSet.open(name) as shards:
+                embeddings.append(_embed(model, shards, rows, viewing))
+                frames |= {batch[row]: int(shards.frames[row]) for row in rows}
+        places |= {batch[row]: len(places) + i for i, row in enumerate(rows)}
+    return _Seen(join(embeddings) if embeddings else None, places, frames, errors)
+
+
+def _store(paths: Sequence[Path], folder: Path, viewing: Viewing) -> dict[int, str]:
+    """Preprocess videos into shards, frames alone; returns the row of each that failed, and why."""
+    videos = [Video(f"video/{row}", "video", None, path) for row, path in enumerate(paths)]
+    settings = Settings(
+        viewing.geometry,
+        motion=(),
+        rows_per_shard=-(-len(paths) // (2 * viewing.workers)),  # a worker's share is whole shards
+        time_limit=viewing.time_limit,
+        workers=viewing.workers,
+    )
+    try:
+        preprocess(Catalogue(Dataset("videos", ("video",), {}), videos), folder, settings)
+    except ShardError:
+        if len(_failures(folder)) < len(paths):  # where all failed, that is the answer
+            raise
+    return {row: f"{failure.reason}: {failure.detail}" for row, failure in _failures(folder).items()}
+
+
+def _failures(folder: Path) -> dict[int, Failure]:
+    return Failure.load_all(folder / "failures.jsonl")
+
+
+def _embed(model: FewShotMethod, shards: ShardSet, rows: Sequence[int], viewing: Viewing) -> Embedding:
+    """Embedding [V, ...] of stored videos."""
+    with closing(_executor(shards, viewing, _device(model))) as executor:
+        return embed_videos(model, shards, rows, viewing.rules, executor=executor, precision=viewing.precision)
+
+
+def _executor(shards: ShardSet, viewing: Viewing, device: torch.device) -> Executor:
+    """On a GPU what training takes; on a CPU the executor that starts at once, whose pixels are DALI's."""
+    name = viewing.executor if device.type == "cuda" else "portable"
+    return executor_for(shards, device, name=name, threads=viewing.workers)
+
+
+def _device(model: FewShotMethod) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,152 @@
+"""From cropped clips to what each pre-training method reads: colours, blur, differences, coloured and turned flow.
+
+What is random is drawn for the whole step's batch from (seed, step) on the CPU, and each process takes its part: the
+same clips look alike for any number of processes, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+
+from fsar.pretraining.flow_rotation import FlowViews, draw_angles
+from fsar.pretraining.moco import Views
+from fsar.pretraining.motion_views import motion_views
+from fsar.pretraining.mscl import PairedViews
+from pipelines.augment.clip_jitter import ClipJitter
+from pipelines.augment.clips import normalise
+from pipelines.augment.photometric import gaussian_blur
+from pipelines.clips.stream import COLOURS
+from pipelines.draw import PhiloxDraw
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsar.pretraining.flow_rotation import Clip
+    from fsar.pretraining.frame_difference import Wrap
+    from fsar.pretraining.loader import ClipViews
+    from fsar.pretraining.motion_views import MotionViews
+    from pipelines.augment.clips import Three
+    from pipelines.augment.photometric import Photometric
+    from pipelines.clips.stream import ClipPlan
+
+
+def step_generator(seed: int, n: int) -> torch.Generator:
+    """What is drawn on the host for step n besides its clips: a pure function of (seed, n)."""
+    return torch.Generator().manual_seed(PhiloxDraw(seed, COLOURS | n).randint(0, (1 << 63) - 1))
+
+
+@dataclass(frozen=True)
+class ColourRules:
+    """Jitter and grey, then blur, then normalisation, as MSCL's code has them (megvii-research/MSCL).
+
+    Attributes:
+        mean: Constants of the normalisation: the trunk's.
+        std: The same.
+        jitter: Rules of jitter and grey.
+        blur: Probability for a clip.
+        sigma: Range of the blur's standard deviation in pixels, one value a step.
+    """
+
+    mean: Three
+    std: Three
+    jitter: ClipJitter = field(default_factory=ClipJitter)
+    blur: float = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __call__(self, clips: Tensor, plan: ClipPlan, generator: torch.Generator) -> Tensor:
+        """Clips [B, V, T, 3, S, S] in [0, 1] -> [B, V, 3, T, S, S], each clip with draws of its own."""
+        videos, views, frames = clips.shape[:3]
+        first, count = plan.place * views, videos * views  # of the step's clips
+        draws = self.jitter.draw(plan.batch * views, frames, generator=generator).part(first, count)
+        low, high = self.sigma
+        sigma = (low + (high - low) * torch.rand(1, generator=generator)).expand(count)
+        blurs = (torch.rand(plan.batch * views, generator=generator) < self.blur)[first : first + count]
+        flat = self.jitter.apply(rearrange(clips, "b v t c h w -> (b v) t c h w"), draws)
+        flat = gaussian_blur(flat, sigma, where=blurs)
+        return rearrange(normalise(flat, self.mean, self.std), "(b v) t c h w -> b v c t h w", v=views)
+
+
+@dataclass(frozen=True)
+class MoCoBatches:
+    """Batches of `MoCo`, from clips of `PairViews`."""
+
+    colours: ColourRules
+    seed: int = 0
+
+    def __call__(self, plan: ClipPlan, views: ClipViews) -> Views:
+        """The two augmented views of each video."""
+        query, key = self.colours(views.clips, plan, step_generator(self.seed, plan.n)).unbind(1)
+        return Views(query, key)
+
+
+@dataclass(frozen=True)
+class FIMABatches:
+    """Batches of `FIMA`, from clips of `WindowViews`.
+
+    Attributes:
+        photometric: Rules of the augmentation, with the trunk's mean and std.
+        wrap: The method's `diff_wrap`; "extra_frame" goes with `WindowViews.extra_frame`.
+        seed: Of the draws.
+    """
+
+    photometric: Photometric
+    wrap: Wrap = "cyclic"
+    seed: int = 0
+
+    def __call__(self, plan: ClipPlan, views: ClipViews) -> MotionViews:
+        """RGB and differences, each clip augmented by draws of its own."""
+        generator = step_generator(self.seed, plan.n)
+
+        def augment(clips: Tensor) -> Tensor:
+            draws = self.photometric.draw(plan.batch, generator).part(plan.place, len(clips))
+            return self.photometric.apply(clips, draws)
+
+        whole = views.clips.shape[1] // 2  # the place of n's whole span, after m and its parts
+        return motion_views(views.clips, views.coordinates[:, ::whole], augment=augment, wrap=self.wrap)
+
+
+@dataclass(frozen=True)
+class MSCLBatches:
+    """Batches of `MSCL`, from clips of `FlowPairViews`.
+
+    Attributes:
+        colours: Rules for pictures.
+        flow: What the flow of a view is made of; the released layout goes with `FlowPairViews.flow_crops` "both".
+        negate_u: Whether u changes its sign in mirrored views, which it does not in the published code.
+        seed: Of the draws.
+    """
+
+    colours: ColourRules
+    flow: FlowViews = field(default_factory=FlowViews)
+    negate_u: bool = False
+    seed: int = 0
+
+    def __call__(self, plan: ClipPlan, views: ClipViews) -> PairedViews:
+        """The two augmented views of each video, and their flow in colours."""
+        if views.flow is None:
+            raise ConfigError("MSCL reads optical flow, and there is none in these clips; draw them with FlowPairViews")
+        generator = step_generator(self.seed, plan.n)
+        query, key = self.colours(views.clips, plan, generator).unbind(1)
+        angles = draw_angles(plan.batch, generator=generator)[plan.place : plan.place + len(plan.rows)]
+        angles = angles.to(views.flow.device, non_blocking=True)
+        flow = rearrange(views.flow, "b w t c h w2 -> b w c t h w2")
+        of_query, of_key = (self._flow(view, flow, angles, views.flips) for view in (0, 1))
+        return PairedViews(query, key, of_query, of_key)
+
+    def _flow(self, number: int, flow: Tensor, angles: Tensor, flips: Tensor) -> Tensor:
+        """Crops of flow [B, W, 2, t, S, S] -> the coloured flow [B, 3, n t, S, S] of view 0, the query, or 1."""
+        clips: tuple[Clip, ...] = ("q", "k")
+        view, crops = clips[number], flow.chunk(2, dim=1)[number]
+        held = dict(zip(clips if crops.shape[1] == 2 else (view,), crops.unbind(1), strict=True))
+        if missing := set(self.flow.clips(view)) - held.keys():
+            raise ConfigError(
+                f'this order of flow needs clip "{min(missing)}" in view "{view}"; set flow_crops = "both"'
+            )
+        mirrored = flips[:, number] if self.negate_u else None
+        coloured: Tensor = self.flow.to(flow.device)(view, held, angles, mirrored=mirrored)
+        return coloured

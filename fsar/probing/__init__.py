@@ -1,0 +1,1 @@
+"""Probes of a trunk: retrieval, neighbours, linear classifiers."""

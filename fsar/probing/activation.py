@@ -1,0 +1,136 @@
+"""Where a trunk responds: class-agnostic activation maps of clips, and their pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+from fsar.probing.loader import ProbeLoader
+from fsar.trunks import VideoTrunk
+from pipelines.augment.clips import normalise
+from pipelines.clips.labelled import UniformClips
+from shards_spec.errors import ConfigError
+from shards_spec.peek.sheet import Block, Row, draw_sheet
+from shards_spec.pictures import segment_centres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from fsar.trunks import Trunk
+    from pipelines.clips.labelled import ClipRules
+    from shards_spec import ShardSet
+
+    Pixels = NDArray[np.uint8]
+
+MIDDLE, CLIPS = 1, 3  # the middle one of three uniform clips is shown
+SHOWN = 8  # frames of it
+STRENGTH = 0.5  # of the colours over the frame
+
+
+@torch.no_grad()
+def activation_maps(trunk: Trunk, clips: Tensor) -> Tensor:
+    """Clips [N, T, 3, H, W] -> how strongly a trunk responds at each place [N, T, H, W], from 0 to 1 in each clip.
+
+    The mean over channels of the last maps, brought to the size of the clip: no class has a part in it.  Source: Baek
+    et al., PsyNet, AAAI 2020 (class-agnostic activation map); FIMA (ACM Multimedia 2023) shows its trunks so.
+
+    Raises:
+        ConfigError: the trunk has no maps.
+    """
+    was_training = trunk.training
+    trunk.eval()
+    if isinstance(trunk, VideoTrunk):
+        strength = trunk.clip_maps(rearrange(clips, "n t c h w -> n c t h w")).float().mean(dim=1)  # [N, t, h, w]
+    else:
+        maps = trunk(clips).maps  # [N, T, C, h, w]
+        if maps is None:
+            raise ConfigError(f"{type(trunk).__name__} has no maps to show: choose another trunk")
+        strength = maps.float().mean(dim=2)
+    trunk.train(was_training)
+    size = clips.shape[1], *clips.shape[-2:]
+    strength = F.interpolate(strength[:, None], size, mode="trilinear", align_corners=False)[:, 0]
+    low, high = (each[:, None, None, None] for each in strength.flatten(1).aminmax(dim=1))
+    return (strength - low) / (high - low).clamp(min=torch.finfo(strength.dtype).tiny)
+
+
+def overlay(frame: Pixels, strength: NDArray[np.float32]) -> Pixels:
+    """A frame [h, w, 3] under the colours of a map [h, w] in [0, 1]: blue is the weakest, red the strongest."""
+    levels = np.rint(255 * strength).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    mixed: Pixels = np.asarray(cv2.addWeighted(colours, STRENGTH, frame, 1 - STRENGTH, 0), dtype=np.uint8)
+    return mixed
+
+
+def activation_sheet(
+    title: str,
+    shards: ShardSet,
+    rows: Sequence[int],
+    trunks: Mapping[str, Trunk],
+    rules: ClipRules,
+    *,
+    device: torch.device,
+) -> Image:
+    """The middle clip of each video, and under it the map of each trunk, by the names that stand beside them.
+
+    Args:
+        title: Of the sheet.
+        shards: The opened shard set.
+        rows: Catalogue rows of the videos.
+        trunks: On the device, each with its constants of colour.
+        rules: How clips are cut.
+        device: Where the trunks are.
+
+    Raises:
+        ConfigError: a trunk has no maps; ShardError: a frame cannot be read.
+    """
+    rules = replace(rules, clips=CLIPS)
+    stream = UniformClips(shards, rows, rules)
+    first = next(iter(trunks.values()))
+    blocks = []
+    with ProbeLoader(shards, rules, first, device=device, executor="portable") as loader:
+        for place, clips in enumerate(loader.uniform(rows)):
+            mean, std = (torch.tensor(three, device=device)[:, None, None] for three in (first.mean, first.std))
+            clip = (clips[MIDDLE : MIDDLE + 1] * std + mean).clamp(0, 1)  # [1, T, 3, S, S]
+            plan = stream.plan(place)
+            numbers = plan.reads[0].frames[plan.places[0][MIDDLE]].tolist()
+            blocks.append(_block(shards, rows[place], clip, numbers, trunks))
+    lines = ("mean over channels of the last maps, from the weakest (blue) to the strongest (red) of each clip",)
+    return draw_sheet(title, lines, blocks)
+
+
+def _block(shards: ShardSet, row: int, clip: Tensor, numbers: Sequence[int], trunks: Mapping[str, Trunk]) -> Block:
+    shown = segment_centres(clip.shape[1], SHOWN).tolist()
+    frames = rearrange(255 * clip[0, shown], "t c h w -> t h w c").round().byte().cpu().numpy()
+    under = [str(numbers[place]) for place in shown]
+    sheet_rows = [Row(("frames",), list(frames), under)]
+    for name, trunk in trunks.items():
+        maps = activation_maps(trunk, normalise(clip, trunk.mean, trunk.std))[0, shown].cpu().numpy()
+        sheet_rows.append(Row(tuple(name.split()), list(_overlaid(frames, maps)), under))
+    label = shards.dataset.classes[int(shards.labels[row])]
+    return Block(shards.name(row), f"class {label}", (1, 1), sheet_rows)
+
+
+def _overlaid(frames: Pixels, maps: NDArray[np.float32]) -> Iterator[Pixels]:
+    return (overlay(frame, strength) for frame, strength in zip(frames, maps, strict=True))
+
+
+def some_of(shards: ShardSet, rows: NDArray[np.int64], count: int, *, seed: int) -> list[int]:
+    """So many of some videos by chance, one of each class before a second of any."""
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    turns: dict[int, int] = {}
+    order = []
+    for label in shards.labels[shuffled].tolist():
+        turns[label] = turns.get(label, -1) + 1
+        order.append(turns[label])
+    chosen: list[int] = shuffled[np.argsort(order, kind="stable")][:count].tolist()
+    return chosen

@@ -1,0 +1,1 @@
+"""Results and the pages that show them."""

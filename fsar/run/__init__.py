@@ -1,0 +1,1 @@
+"""What a run is made of: configuration, recipes, device, processes, folder."""

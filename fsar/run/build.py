@@ -1,0 +1,203 @@
+"""The configuration of a run -> its device and the episodes of its splits."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fsar.loader import EpisodeLoader
+from fsar.methods import METHODS, find_method
+from fsar.methods.class_text import ClassText, read_class_text
+from fsar.run import ranks
+from pipelines.episodes.labels import read_labels
+from pipelines.episodes.pools import Labels
+from pipelines.episodes.stream import EpisodeRules
+from shards_spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fsar.run.config import RunConfig
+    from fsar.trunks import Trunk
+    from pipelines.episodes.stream import Chosen
+    from shards_spec import ShardSet
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one.
+
+    Of several processes on a machine each has a GPU of its own, which becomes its current one.
+
+    Raises:
+        ConfigError: there is no such device, or there are fewer GPUs than processes.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count() > 1 and name.startswith("cuda"):
+        return _own_gpu(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'device "{name}" is not to be had here: {str(error).splitlines()[0]}') from error
+    return device
+
+
+def _own_gpu(name: str) -> torch.device:
+    own, there = ranks.local_rank(), torch.cuda.device_count()
+    if name != "cuda" or there <= own:
+        raise ConfigError(
+            f'device "{name}" and {there} GPUs on this machine do not fit its processes, of which each needs one: '
+            "start as many as there are GPUs with --device cuda, or choose --device cpu"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
+
+
+def _frame_rule(config: RunConfig) -> str:
+    whole = config.frame_rule == "kinetics" and config.kinetics_window == "whole"
+    return "kinetics-whole" if whole else config.frame_rule
+
+
+def _clips(config: RunConfig) -> dict[str, Any]:
+    """What training and evaluation say alike of the frames of a video."""
+    return {
+        "frames": config.frames,
+        "frame_rule": _frame_rule(config),
+        "clip_frames": config.clip_frames,
+        "clip_stride": config.clip_stride,
+    }
+
+
+def _unlabelled(config: RunConfig) -> dict[str, Any]:
+    """What training and evaluation say alike of unlabelled videos."""
+    names = ("unlabelled_per_class", "distractor_classes", "distractors_per_class", "labelled_fraction")
+    return {name: getattr(config, name) for name in names}
+
+
+def takes_unlabelled(config: RunConfig) -> bool:
+    """Whether episodes of a configuration have unlabelled videos."""
+    return bool(config.unlabelled_per_class or config.distractor_classes)
+
+
+def check_unlabelled(config: RunConfig) -> None:
+    """Refuse unlabelled videos for a method that does not read them: ConfigError."""
+    if takes_unlabelled(config) and not find_method(config.method).reads_unlabelled:
+        readers = ", ".join(name for name, method in METHODS.items() if method.reads_unlabelled)
+        raise ConfigError(
+            f"{config.method} reads no unlabelled videos: set unlabelled_per_class and distractor_classes to 0, "
+            f"or choose a method that does ({readers})"
+        )
+
+
+def training_labels(shards: ShardSet, config: RunConfig) -> Labels | None:
+    """What the classes of training episodes are, where they are not those of the split.
+
+    Raises:
+        ConfigError: the label file is missing, damaged, or names a video outside the split.
+    """
+    if config.tasks == "augment":
+        return Labels.of_single_videos(shards, "train")
+    return read_labels(Path(config.labels), shards, "train") if config.labels else None
+
+
+def training_rules(config: RunConfig) -> EpisodeRules:
+    """How training episodes are drawn."""
+    return EpisodeRules(
+        way=config.way,
+        shot=config.shot,
+        queries=config.queries,
+        random_frames=True,
+        resize=config.resize,
+        resize_width=config.resize_width,
+        crop=config.crop,
+        random_crop=config.random_crop,
+        query_flip=config.query_flip,
+        query_jitter=config.query_jitter,
+        groups=config.groups,
+        small_classes=config.small_classes,
+        **_clips(config),
+        **_unlabelled(config),
+    )
+
+
+def evaluation_rules(config: RunConfig) -> EpisodeRules:
+    """How validation and test episodes are drawn: centre crop, no augmentation."""
+    return EpisodeRules(
+        way=config.test_way,
+        shot=config.test_shot,
+        queries=config.test_queries,
+        random_frames=config.test_frames == "random",
+        resize=config.resize,
+        resize_width=config.resize_width,
+        crop=config.crop,
+        groups=config.groups,
+        small_classes=config.small_classes,
+        **_clips(config),
+        **_unlabelled(config),
+    )
+
+
+def class_text_of(config: RunConfig) -> ClassText | None:
+    """The texts of classes that a run reads; None where it reads none.
+
+    Raises:
+        ConfigError: the file is missing or of another form, or the method and the file do not go together.
+    """
+    if not config.class_text:
+        if config.options.get("inference", "visual") != "visual":
+            raise ConfigError(f'inference = "{config.options["inference"]}" needs texts: give --class-text FILE')
+        return None
+    if not find_method(config.method).reads_class_text:
+        raise ConfigError(f"{config.method} reads no texts of classes: leave class_text out")
+    return read_class_text(Path(config.class_text))
+
+
+def class_text_sha256(config: RunConfig) -> str | None:
+    """Hash of the file of texts of classes that a run reads; ConfigError when it is missing."""
+    if not config.class_text:
+        return None
+    try:
+        return hashlib.sha256(Path(config.class_text).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read class_text {config.class_text} ({error.strerror}); fsar-text makes it"
+        ) from error
+
+
+def open_episodes(
+    shards: ShardSet,
+    split: str,
+    config: RunConfig,
+    *,
+    trunk: Trunk,
+    device: torch.device,
+    training: bool,
+    given: Sequence[Chosen] | None = None,
+) -> EpisodeLoader:
+    """The episodes of a split as a run wants them, of `given` videos or drawn; close the loader when done.
+
+    Raises:
+        ConfigError: a class has too few videos, the rules do not fit the shards, or the label file is of no use.
+        ShardError: there is no such split.
+    """
+    return EpisodeLoader(
+        shards,
+        split,
+        training_rules(config) if training else evaluation_rules(config),
+        seed=config.seed if training else config.eval_seed,
+        device=device,
+        executor=config.executor,
+        threads=ranks.threads(config.threads),
+        prefetch=config.prefetch,
+        class_text=class_text_of(config),
+        labels=training_labels(shards, config) if training else None,
+        mean=trunk.mean,
+        std=trunk.std,
+        memory_format=trunk.memory_format,
+        given=given,
+        views=0 if training else config.views,
+    )

@@ -1,0 +1,132 @@
+"""Training behind a frozen trunk: a few random views of each video go through it once, and episodes take theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fsar.evaluation.embeddings import BATCH
+from fsar.evaluation.feature_store import make_features
+from fsar.evaluation.keys import key_of, model_sha256
+from fsar.run import ranks
+from fsar.run.precision import autocast
+from pipelines.augment.clips import normalise
+from pipelines.episodes.views import draw_views, number_views, places_of
+from shards_spec.errors import ConfigError
+from shards_spec.files import disk_errors, json_bytes, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fsar.episode import Episode
+    from fsar.loader import EpisodeLoader
+    from fsar.methods import FewShotMethod
+    from fsar.trunks import Trunk
+    from pipelines.episodes.stream import EpisodePlan
+
+    Ints = NDArray[np.int64]
+
+
+def freeze_trunk(model: FewShotMethod, method: str) -> None:
+    """Leave a model's trunk as it is.
+
+    Raises:
+        ConfigError: nothing else of it decides an answer.
+    """
+    assert model.trunk is not None
+    learned = [name for name, value in model.named_parameters() if value.requires_grad and value.numel() > 1]
+    if all(name.startswith(("trunk.", "classifier.")) for name in learned):
+        raise ConfigError(f"{method} has nothing to train after its trunk: leave --freeze-trunk out")
+    model.trunk.requires_grad_(requires_grad=False)
+    model.trunk.recomputes = 0  # there is no backward pass to compute it for
+
+
+class CachedEpisodes:
+    """Training episodes whose features come from a store: as of an EpisodeLoader, but for frames, crops and colours.
+
+    Every video has `views` views, at random frames and crops as the rules say; colours are not jittered.  Episode n
+    takes one for each of its videos, a function of (seed, n); odd views are mirrored where queries are, and taken for
+    queries alone.  Features that are not there yet are made now.
+
+    Args:
+        loader: The episodes as they are drawn.
+        model: On the loader's device, its trunk frozen.
+        views: Views of each video.
+        cache: Folder of features, one folder below it for each key.
+        precision: In which the trunk computes.
+
+    Raises:
+        FsarError: features cannot be made, or a file of them is damaged; DiskError: there is no room.
+    """
+
+    def __init__(
+        self, loader: EpisodeLoader, model: FewShotMethod, views: int, *, cache: Path, precision: str = "fp32"
+    ) -> None:
+        assert model.trunk is not None
+        self.loader, self.views = loader, views
+        self._mean, self._std = model.trunk.mean, model.trunk.std
+        self._videos = loader.stream.drawn_videos()
+        kinds = ["maps" if model.reads_maps else "pooled", *(["images"] if model.reads_images else [])]
+        numbers = number_views(self._videos, views)
+        facts = loader.view_facts(precision) | {
+            "trunk": model_sha256(model.trunk),
+            "numbers": hashlib.sha256(numbers.tobytes()).hexdigest(),
+        }
+        folder = cache / key_of(facts)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if ranks.is_first():
+            write_whole(folder / "facts.json", json_bytes(facts))
+        make = partial(features_of, kinds=kinds, loader=loader, trunk=model.trunk, precision=precision)
+        self.store = make_features(folder, kinds, numbers, make, batch=BATCH)
+
+    def planned(
+        self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
+    ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
+        """Plans, episodes and seconds waited for each, as `EpisodeLoader.planned` has them."""
+        for plan, read, wait in self.loader.prefetcher.prepared(self._read, start, stop, step=step, block=block):
+            yield plan, self._episode(plan, read), wait
+
+    def _read(self, plan: EpisodePlan) -> dict[str, Tensor]:
+        """In the background: features of the episode's views, support first."""
+        seed, flips = self.loader.stream.seed, self.loader.rules.query_flip
+        places = places_of(plan, self._videos, self.views, seed=seed, flips=flips)
+        return self.store.read(np.concatenate(places))
+
+    def _episode(self, plan: EpisodePlan, read: dict[str, Tensor]) -> Episode:
+        on_device = {kind: values.to(self.loader.device).float() for kind, values in read.items()}
+        images = on_device.get("images")
+        clips = None if images is None else normalise(images, self._mean, self._std, white=255.0)
+        return self.loader.assemble(plan, clips, features=on_device.get("maps", on_device.get("pooled")))
+
+
+@torch.no_grad()
+def features_of(
+    numbers: Ints, *, kinds: Sequence[str], loader: EpisodeLoader, trunk: Trunk, precision: str
+) -> dict[str, Tensor]:
+    """What a trunk in eval mode makes of views: pooled [v, T, C], maps [v, T, C, h, w]; images in grey levels.
+
+    Raises:
+        ConfigError: maps are asked for, and the trunk has none.
+    """
+    was_training = trunk.training
+    trunk.eval()
+    clips = loader.clips_of(draw_views(loader.stream, numbers))  # [v, T, 3, H, W]
+    with autocast(loader.device, precision):
+        features = trunk(clips)
+    trunk.train(was_training)
+    made = {"pooled": features.pooled, "maps": features.maps}
+    if "images" in kinds:
+        mean, std = (torch.tensor(three, device=clips.device)[:, None, None] for three in (trunk.mean, trunk.std))
+        made["images"] = (255 * (clips * std + mean)).round().clamp(0, 255)
+    if any(made[kind] is None for kind in kinds):
+        raise ConfigError(f"the method reads maps, which {type(trunk).__name__} has not: choose another trunk")
+    return {kind: made[kind] for kind in kinds}
