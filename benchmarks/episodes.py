@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.bounds import CopyBound, DaliBound, PortableBound, WriteBound, frames_of, synchronise
-from benchmarks.clips import make_clips
-from benchmarks.environment import load_average, write_result
+from benchmarks.measure.bounds import CopyBound, DaliBound, PortableBound, WriteBound, frames_of, synchronise
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import Contestant, Timing, markdown_table, read_whole, time_in_turn, warm_up
 from benchmarks.preprocess import store
-from benchmarks.sequential import DOES, NAME, SequentialClips
-from benchmarks.timing import Contestant, Timing, markdown_table, read_whole, time_in_turn, warm_up
-from benchmarks.usual import DecordEpisodes, FirstEpisodes, check_decord, clips_of_plan, episode_loader
+from benchmarks.sides.clips import make_clips
+from benchmarks.sides.sequential import DOES, NAME, SequentialClips
+from benchmarks.sides.usual import DecordEpisodes, FirstEpisodes, check_decord, clips_of_plan, episode_loader
 from fsar import EpisodeLoader
 from pipelines.augment.clips import normalise
 from pipelines.decoding.dali import dali_is_installed

@@ -25,13 +25,13 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.bounds import synchronise
-from benchmarks.clips import make_clips
-from benchmarks.environment import load_average, write_result
 from benchmarks.episodes import make_shards
+from benchmarks.measure.bounds import synchronise
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn
 from benchmarks.methods import gflop, matmul_rate
-from benchmarks.synthetic_index import PER_CLASS, make_set
-from benchmarks.timing import Contestant, markdown_table, time_in_turn
+from benchmarks.sides.clips import make_clips
+from benchmarks.sides.synthetic_index import PER_CLASS, make_set
 from fsar import EpisodeLoader
 from fsar.evaluation.logits import EpisodeVideos, Matching, table_pays
 from fsar.methods import METHODS, Embedding, create_method

@@ -19,10 +19,10 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.bounds import synchronise
-from benchmarks.environment import load_average, write_result
-from benchmarks.step_side import Sizes, make_episode
-from benchmarks.timing import Contestant, markdown_table, time_in_turn
+from benchmarks.measure.bounds import synchronise
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn
+from benchmarks.sides.step_side import Sizes, make_episode
 from fsar.episode import Episode
 from fsar.evaluation.feature_store import make_features
 from fsar.methods import METHODS, create_method, method_options

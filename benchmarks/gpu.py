@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks import environment, step
+from benchmarks import step
 from benchmarks.__main__ import run
-from benchmarks.bounds import synchronise
-from benchmarks.clips import make_clips
-from benchmarks.environment import load_average, write_result
 from benchmarks.episodes import make_shards
-from benchmarks.gpu_checks import busy_share, check_step
-from benchmarks.step_counts import Counts, step_gflop
-from benchmarks.step_side import Sizes
-from benchmarks.timing import Contestant, markdown_table, time_in_turn, warm_up
+from benchmarks.measure import environment
+from benchmarks.measure.bounds import synchronise
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn, warm_up
+from benchmarks.sides.clips import make_clips
+from benchmarks.sides.gpu_checks import busy_share, check_step
+from benchmarks.sides.step_counts import Counts, step_gflop
+from benchmarks.sides.step_side import Sizes
 from fsar import EpisodeLoader
 from pipelines.decoding.dali import dali_is_installed
 from pipelines.episodes.stream import EpisodeRules

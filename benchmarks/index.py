@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.environment import write_result
-from benchmarks.synthetic_index import FRAMES, PER_CLASS, ROWS_PER_SHARD, make_set
-from benchmarks.timing import markdown_table
+from benchmarks.measure.environment import write_result
+from benchmarks.measure.timing import markdown_table
+from benchmarks.sides.synthetic_index import FRAMES, PER_CLASS, ROWS_PER_SHARD, make_set
 from shards_spec.cli.console import run_command
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def measure(videos: int) -> dict[str, Any]:
 
 
 def _process(what: str, folder: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.index_process", what, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.sides.index_process", what, str(folder)]
     done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
     if done.returncode:
         raise click.ClickException(f"{what}: {done.stderr.strip().splitlines()[-1]}")

@@ -21,10 +21,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import reference_order
-from benchmarks.bounds import synchronise
-from benchmarks.environment import load_average, write_result
-from benchmarks.timing import Contestant, markdown_table, time_in_turn, warm_up
+from benchmarks.measure.bounds import synchronise
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn, warm_up
+from benchmarks.sides import reference_order
 from fsar.methods import Embedding, create_method
 from fsar.trunks import Features
 

@@ -20,10 +20,10 @@ import click
 import cv2
 import numpy as np
 
-from benchmarks.clips import make_clips
-from benchmarks.environment import load_average, write_result
-from benchmarks.timing import Contestant, markdown_table, on_cores, read_whole, time_in_turn
-from benchmarks.usual import extract_flow, extract_frames, flow_pool, in_processes
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import Contestant, markdown_table, on_cores, read_whole, time_in_turn
+from benchmarks.sides.clips import make_clips
+from benchmarks.sides.usual import extract_flow, extract_frames, flow_pool, in_processes
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, VideoReader, ffmpeg_program
 from preprocess.encode.flow import FLOW_SHORT_SIDE
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import ProcessPoolExecutor
 
-    from benchmarks.timing import Timing
+    from benchmarks.measure.timing import Timing
     from preprocess.datasets.catalogue import Catalogue
 
 CORES = len(os.sched_getaffinity(0))

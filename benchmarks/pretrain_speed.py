@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.bounds import synchronise
-from benchmarks.clips import make_clips
-from benchmarks.environment import load_average, write_result
+from benchmarks.measure.bounds import synchronise
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import Contestant, Timing, markdown_table, read_whole, time_in_turn, warm_up
 from benchmarks.preprocess import store
-from benchmarks.timing import Contestant, Timing, markdown_table, read_whole, time_in_turn, warm_up
+from benchmarks.sides.clips import make_clips
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
 from fsar.pretraining.data import batch_maker, clip_rules, training_videos

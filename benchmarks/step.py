@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.environment import load_average, write_result
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import markdown_table
 from benchmarks.methods import matmul_rate
-from benchmarks.step_counts import FIVE_SHOT, Counts, count
-from benchmarks.step_side import PARTS, Job, Side, Sizes, measure_apart
-from benchmarks.timing import markdown_table
+from benchmarks.sides.step_counts import FIVE_SHOT, Counts, count
+from benchmarks.sides.step_side import PARTS, Job, Side, Sizes, measure_apart
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, suggest
 

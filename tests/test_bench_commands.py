@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as every
-from benchmarks import chart, environment, gpu, gpu_checks, pretrain_speed, step
+from benchmarks import chart, gpu, pretrain_speed, step
+from benchmarks.measure import environment
+from benchmarks.sides import gpu_checks
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
 

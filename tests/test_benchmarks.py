@@ -18,10 +18,11 @@ import simplejpeg
 import torch
 from conftest import SPLITS
 
-from benchmarks import episodes, frozen, methods, preprocess, step, step_counts, step_side
-from benchmarks.bounds import CopyBound, DaliBound, PortableBound, payloads_of
-from benchmarks.timing import Contestant, cpu_seconds, on_cores, time_in_turn, warm_up
-from benchmarks.usual import DecordEpisodes, clips_of_plan
+from benchmarks import episodes, frozen, methods, preprocess, step
+from benchmarks.measure.bounds import CopyBound, DaliBound, PortableBound, payloads_of
+from benchmarks.measure.timing import Contestant, cpu_seconds, on_cores, time_in_turn, warm_up
+from benchmarks.sides import step_counts, step_side
+from benchmarks.sides.usual import DecordEpisodes, clips_of_plan
 from pipelines.decoding.dali import dali_is_installed
 from pipelines.episodes.stream import EpisodeRules
 from preprocess.datasets.folder import folder_catalogue
@@ -123,7 +124,9 @@ def test_episodes_benchmark_runs(setting: episodes.Setting, monkeypatch: pytest.
 def test_bounds_decode_every_payload(setting: episodes.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = [setting.stream().plan(n) for n in range(2)]
     seen: list[bytes] = []
-    monkeypatch.setattr("benchmarks.bounds.simplejpeg.decode_jpeg", lambda payload, *_, **__: seen.append(payload))
+    monkeypatch.setattr(
+        "benchmarks.measure.bounds.simplejpeg.decode_jpeg", lambda payload, *_, **__: seen.append(payload)
+    )
     with PortableBound(plans, setting.shards, threads=2) as bound:
         bound.run(3)
     expected = [payload for plan in (*plans, plans[0]) for payload in payloads_of(plan, setting.shards)]

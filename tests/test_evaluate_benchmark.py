@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import evaluate
-from benchmarks.synthetic_index import make_set
+from benchmarks.sides.synthetic_index import make_set
 from pipelines.episodes.stream import EpisodeRules
 from shards_spec import ShardSet
 from shards_spec.index.build import build_index

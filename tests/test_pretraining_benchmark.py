@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.pretraining import VARIANTS, Answers, asked_of, config_of, main, table, train
+from benchmarks.models.pretraining import VARIANTS, Answers, asked_of, config_of, main, table, train
 from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli
 from fsar.pretraining.config import TYPES, all_option_types, build_pretrain_config, read_pretrain_recipe

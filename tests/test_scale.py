@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import TRAIN as PLAIN
 
-from benchmarks import environment, index
+from benchmarks import index
+from benchmarks.measure import environment
 from pipelines.episodes.pools import ClassPools, Labels
 from pipelines.episodes.stream import EpisodePlan, EpisodeStream
 from pipelines.sampling import ClassPool

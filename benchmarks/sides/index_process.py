@@ -1,7 +1,7 @@
 """One measurement of `benchmarks.index` in a process of its own: prints a line of JSON.
 
-python -m benchmarks.index_process build FOLDER
-python -m benchmarks.index_process plan FOLDER
+python -m benchmarks.sides.index_process build FOLDER
+python -m benchmarks.sides.index_process plan FOLDER
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from benchmarks.timing import read_whole
+from benchmarks.measure.timing import read_whole
 from pipelines.draw import PhiloxDraw
 from pipelines.episodes.stream import EpisodeRules, EpisodeStream
 from shards_spec import ShardSet

@@ -1,7 +1,7 @@
 """What pre-training without labels gives: each method, and each of its terms left out once, probed on held-out videos.
 
-    python -m benchmarks.pretraining --shards synthetic --out runs/pretraining --epochs 4
-    python -m benchmarks.pretraining --shards clips --out runs/clips --name pretraining-egogestar -- --queue 64
+    python -m benchmarks.models.pretraining --shards synthetic --out runs/pretraining --epochs 4
+    python -m benchmarks.models.pretraining --shards clips --out runs/clips --name pretraining-egogestar -- --queue 64
 
 Every row is a run of `fsar-pretrain` with the method's tiny recipe, of as many steps as the others, and with `--seed`
 given more than once as many runs. A run that has ended is kept, one that was interrupted goes on. Then every trunk is
@@ -22,8 +22,8 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.environment import load_average, write_result
-from benchmarks.timing import markdown_table
+from benchmarks.measure.environment import load_average, write_result
+from benchmarks.measure.timing import markdown_table
 from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli, resolve
 from fsar.pretraining import MotionViews

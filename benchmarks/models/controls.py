@@ -1,6 +1,6 @@
 """Does the model use motion? MoLo beside three controls on the demo's shards, on the same test episodes.
 
-    python -m benchmarks.controls --shards demo/shards
+    python -m benchmarks.models.controls --shards demo/shards
 
 * shuffled: the trained MoLo, the frames of each test clip in random order.
 * one frame: MoLo trained and tested on one frame a clip, repeated.
@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from benchmarks.environment import write_result
+from benchmarks.measure.environment import write_result
 
 RUNS: dict[str, list[str]] = {
     "MoLo": ["--shuffle-control"],

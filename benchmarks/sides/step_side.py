@@ -1,6 +1,6 @@
 """One way of computing a training step of MoLo with ResNet-50, measured in a process of its own.
 
-python -m benchmarks.step_side JOB, which `benchmarks.step` calls: settings of the process, and the most memory that
+python -m benchmarks.sides.step_side JOB, which `benchmarks.step` calls: settings of the process, and the most memory that
 it had, are then of this side alone.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bounds import synchronise
+from benchmarks.measure.bounds import synchronise
 from fsar.episode import Episode
 from fsar.methods import FewShotMethod, create_method, method_options
 from fsar.run.memory import keep_freed_memory
@@ -189,7 +189,7 @@ def measure_apart(job: Job) -> dict[str, Any]:
     Raises:
         click.ClickException: it failed; with its last line.
     """
-    command = [sys.executable, "-m", "benchmarks.step_side", job.to_json()]
+    command = [sys.executable, "-m", "benchmarks.sides.step_side", job.to_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.bounds import synchronise
-from benchmarks.step_side import Side, Sizes, make_episode, make_model
+from benchmarks.measure.bounds import synchronise
+from benchmarks.sides.step_side import Side, Sizes, make_episode, make_model
 from fsar.run.config import build_config
 from fsar.training.optim import create_optimizer
 from fsar.training.step import EpisodeStep

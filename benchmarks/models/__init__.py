@@ -1,0 +1,1 @@
+"""What models reach, not what they cost."""

@@ -1,0 +1,1 @@
+"""The sides that benchmarks set next to each other."""
