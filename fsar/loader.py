@@ -67,7 +67,7 @@ class EpisodeLoader:
         memory_format: Order of clips in memory; a trunk's own saves it a copy. With `torch.channels_last` a frame's
             colours lie side by side, as in its pixels, which a CPU writes faster; shapes and values are the same.
         class_text: Texts of the split's classes, carried by its episodes; not beside `labels`.
-        given: Videos of the episodes, such as `pipelines.episodes.file.read_episodes` reads, where none are to be drawn.
+        given: Videos of the episodes, as `pipelines.episodes.file.read_episodes` reads them, where none are drawn.
         views: In evaluation, random views of each video that are embedded once each, and that every episode chooses
             among; 0: a video is seen anew in each episode, where the rules have anything random.
 

@@ -1,7 +1,8 @@
 """One table of all methods: each trained from the same trunk, tested on the same episodes, in pairs.
 
     python -m benchmarks.models.accuracy --shards demo/shards --runs runs/demo
-    python -m benchmarks.models.accuracy --shards arid --runs runs/arid -- --recipe "{method}-lite0" --trunk-weights fetch
+    python -m benchmarks.models.accuracy --shards arid --runs runs/arid -- \\
+        --recipe "{method}-lite0" --trunk-weights fetch
 
 Every method takes its own recipe of the data set, or that of `--recipe`; the words after `--` go to every training,
 with the method's name for {method}. What was trained already is kept, and what was interrupted goes on.

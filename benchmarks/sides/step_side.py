@@ -1,7 +1,7 @@
 """One way of computing a training step of MoLo with ResNet-50, measured in a process of its own.
 
-python -m benchmarks.sides.step_side JOB, which `benchmarks.step` calls: settings of the process, and the most memory that
-it had, are then of this side alone.
+`benchmarks.step` calls python -m benchmarks.sides.step_side JOB. The settings of the process and its peak of memory
+are then those of one side.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Photometric augmentation of many clips at once on their device: grey, jitter, blur, normalise.
 
-Every draw is a tensor with a value a clip, so nothing waits for the device; on a CPU `pipelines.augment.frame_colours` does the
-same frame by frame. Source: FIMA's code (ZMHH-H/FIMA), whose
+Every draw is a tensor with a value a clip, so nothing waits for the device. On a CPU
+`pipelines.augment.frame_colours` does the same frame by frame. Source: FIMA's code (ZMHH-H/FIMA), whose
 colour jitter is kornia's; its formulas changed between versions, and these are those of torchvision and of
 kornia 0.6.4 and later.
 """
