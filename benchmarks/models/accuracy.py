@@ -1,7 +1,7 @@
-"""One table of all methods: each trained from the same trunk, tested on the same episodes, in pairs.
+r"""One table of all methods: each trained from the same trunk, tested on the same episodes, in pairs.
 
     python -m benchmarks.models.accuracy --shards demo/shards --runs runs/demo
-    python -m benchmarks.models.accuracy --shards arid --runs runs/arid -- \\
+    python -m benchmarks.models.accuracy --shards arid --runs runs/arid -- \
         --recipe "{method}-lite0" --trunk-weights fetch
 
 Every method takes its own recipe of the data set, or that of `--recipe`; the words after `--` go to every training,

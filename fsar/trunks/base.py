@@ -68,8 +68,9 @@ class Trunk(nn.Module):
     has_maps: ClassVar[bool] = True  # whether its features come with the maps of each frame
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
-    # Order in memory of maps, where no run decides it. Channels last is faster on a CPU, but its BatchNorm sums are less exact in training (about 1e-4 at 224 x 224): trunks that are compared with
-    # published results value by value are better off without.
+    # Order in memory of maps, where no run decides it. Channels last is faster on a CPU, but its
+    # BatchNorm sums are less exact in training (about 1e-4 at 224 x 224): trunks that are compared with published
+    # results value by value are better off without.
     memory_format: torch.memory_format = torch.contiguous_format
     # So many of its first parts, which hold the most, compute their inner values again for the backward pass, instead
     # of keeping them.
