@@ -9,19 +9,17 @@ import importlib
 import importlib.util
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, suggest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    Row = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = {"usual": "#8c8c8c", "ours": "#1f6fb4", "bound": "#e0b354", "part": "#efdcae", "between": "#9cc3e2"}

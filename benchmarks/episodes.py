@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import torch
@@ -25,14 +26,12 @@ from benchmarks.sides.usual import DecordEpisodes, FirstEpisodes, check_decord, 
 from fsar import EpisodeLoader
 from pipelines.augment.clips import normalise
 from pipelines.decoding.dali import dali_is_installed
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodeStream
 from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 CORES = len(os.sched_getaffinity(0))
 HELD = 8  # episodes whose payloads the bounds keep in memory

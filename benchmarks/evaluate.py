@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.episodes import make_shards
 from benchmarks.measure.bounds import synchronise
@@ -34,19 +36,13 @@ from benchmarks.sides.clips import make_clips
 from benchmarks.sides.synthetic_index import PER_CLASS, make_set
 from fsar import EpisodeLoader
 from fsar.evaluation.logits import EpisodeVideos, Matching, table_pays
-from fsar.methods import METHODS, Embedding, create_method
+from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
 from fsar.trunks import Features
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.index.build import build_index
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor
-
-    from fsar.methods import FewShotMethod
 
 ROUNDS = 2
 SHOTS = (1, 5)

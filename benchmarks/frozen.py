@@ -13,29 +13,24 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.measure.bounds import synchronise
 from benchmarks.measure.environment import load_average, write_result
 from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn
 from benchmarks.sides.step_side import Sizes, make_episode
 from fsar.episode import Episode
-from fsar.evaluation.feature_store import make_features
-from fsar.methods import METHODS, create_method, method_options
+from fsar.evaluation.feature_store import FeatureStore, make_features
+from fsar.methods import METHODS, FewShotMethod, create_method, method_options
 from fsar.training.frozen import freeze_trunk
 from fsar.training.step import EpisodeStep
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fsar.evaluation.feature_store import FeatureStore
-    from fsar.methods import FewShotMethod
 
 VIEWS = 96  # in the store, of which each episode draws
 CACHED = 4  # episodes behind the frozen trunk for each one through it

@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import torch
@@ -34,13 +35,10 @@ from benchmarks.sides.step_counts import Counts, step_gflop
 from benchmarks.sides.step_side import Sizes
 from fsar import EpisodeLoader
 from pipelines.decoding.dali import dali_is_installed
-from pipelines.episodes.stream import EpisodeRules
+from pipelines.episodes.rules import EpisodeRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CORES = len(os.sched_getaffinity(0))
 STEP_CLIPS = (10, 35)  # 80 and 280 frames

@@ -15,8 +15,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,9 +25,6 @@ from benchmarks.measure.environment import write_result
 from benchmarks.measure.timing import markdown_table
 from benchmarks.sides.synthetic_index import FRAMES, PER_CLASS, ROWS_PER_SHARD, make_set
 from shards_spec.cli.console import run_command
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 ROUNDS = 3

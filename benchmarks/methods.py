@@ -11,13 +11,14 @@ Each run first checks that both sides give the same logits and gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,17 +26,10 @@ from benchmarks.measure.bounds import synchronise
 from benchmarks.measure.environment import load_average, write_result
 from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn, warm_up
 from benchmarks.sides import reference_order
-from fsar.methods import Embedding, create_method
+from fsar.methods import Embedding, FewShotMethod, create_method
+from fsar.methods.hyrsm import HyRSM
+from fsar.methods.molo import MoLo
 from fsar.trunks import Features
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from fsar.methods import FewShotMethod
-    from fsar.methods.hyrsm import HyRSM
-    from fsar.methods.molo import MoLo
 
 SIDES = ("ours", "reference")
 

@@ -9,21 +9,24 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from subprocess import DEVNULL, run
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import cv2
 import numpy as np
 
 from benchmarks.measure.environment import load_average, write_result
-from benchmarks.measure.timing import Contestant, markdown_table, on_cores, read_whole, time_in_turn
+from benchmarks.measure.timing import Contestant, Timing, markdown_table, on_cores, read_whole, time_in_turn
 from benchmarks.sides.clips import make_clips
 from benchmarks.sides.usual import extract_flow, extract_frames, flow_pool, in_processes
+from preprocess.datasets.catalogue import Catalogue
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, VideoReader, ffmpeg_program
 from preprocess.encode.flow import FLOW_SHORT_SIDE
@@ -32,13 +35,6 @@ from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from concurrent.futures import ProcessPoolExecutor
-
-    from benchmarks.measure.timing import Timing
-    from preprocess.datasets.catalogue import Catalogue
 
 CORES = len(os.sched_getaffinity(0))
 SIZE = 256

@@ -18,10 +18,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import torch
@@ -32,7 +33,7 @@ from benchmarks.measure.timing import Contestant, Timing, markdown_table, read_w
 from benchmarks.preprocess import store
 from benchmarks.sides.clips import make_clips
 from fsar.pretraining import PRETRAINING
-from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
+from fsar.pretraining.config import PretrainConfig, build_pretrain_config, read_pretrain_recipe
 from fsar.pretraining.data import batch_maker, clip_rules, training_videos
 from fsar.pretraining.loader import ClipLoader
 from fsar.pretraining.trainer import build_pretraining
@@ -42,11 +43,6 @@ from fsar.training.step import PretrainingStep
 from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fsar.pretraining.config import PretrainConfig
 
 RECIPES = {"moco": "moco-r18", "fima": "fima-ucf101", "mscl": "mscl-r18"}
 SIDES = {"ours": "ours", "loader": "between", "decode": "bound", "compute": "bound"}

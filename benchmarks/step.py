@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import torch
@@ -27,9 +28,6 @@ from benchmarks.sides.step_counts import FIVE_SHOT, Counts, count
 from benchmarks.sides.step_side import PARTS, Job, Side, Sizes, measure_apart
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAST = "channels-last"

@@ -6,15 +6,11 @@ fsar-train --shards ../demo/shards --method nearest_frames:NearestFrames --recip
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
 from fsar.matching import cosine
 from fsar.methods import Embedding, FewShotMethod
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.trunks import Features, Trunk
+from fsar.trunks import Features, Trunk
 
 
 class NearestFrames(FewShotMethod):

@@ -5,7 +5,7 @@ from fsar.episode import Episode
 from fsar.evaluation.accuracy import evaluate
 from fsar.loader import EpisodeDataset, EpisodeLoader
 from fsar.methods import METHODS, create_method
-from pipelines.episodes.stream import EpisodeRules
+from pipelines.episodes.rules import EpisodeRules
 from shards_spec import ShardSet
 
 __all__ = [

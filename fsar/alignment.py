@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fsar.matching import Metric, full_precision, otam
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LEAST = 0.1  # of a pair's weight beside the largest: less is no line in a picture
 MOST = 2  # lines of a step of the query to where it finds its match

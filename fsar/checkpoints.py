@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor, nn
 
 from fsar.methods.base import FewShotMethod
 from fsar.trunks import Trunk
 from fsar.trunks.weight_files import trunk_entries
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from torch import Tensor, nn
 
 CLASSIFIER = "classification_layer."
 # Tables, computed and not learned: positions, and the frame tuples of TRX; ours are made at the size asked for.

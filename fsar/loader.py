@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import starmap
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fsar.episode import Episode
 from fsar.evaluation.embeddings import centre_views, embed_views, join, render_views
 from fsar.evaluation.keys import model_sha256, view_facts
+from fsar.evaluation.logits import EpisodeVideos
+from fsar.evaluation.store import EmbeddingStore
+from fsar.methods import Embedding, FewShotMethod
+from fsar.methods.class_text import ClassText
 from pipelines.augment.clips import Target, render, render_windows
 from pipelines.decoding.buffers import ClipBuffers
 from pipelines.decoding.choose import executor_for
 from pipelines.decoding.raw import RawExecutor
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.pools import Labels
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import Chosen, EpisodePlan, EpisodeStream, View
 from pipelines.episodes.views import draw_views, number_views
 from pipelines.loader import Prefetcher
+from pipelines.reads import Reads
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from fsar.evaluation.logits import EpisodeVideos
-    from fsar.evaluation.store import EmbeddingStore
-    from fsar.methods import Embedding, FewShotMethod
-    from fsar.methods.class_text import ClassText
-    from pipelines.episodes.pools import Labels
-    from pipelines.episodes.stream import Chosen, EpisodePlan, View
-    from pipelines.reads import Reads
-
-    Three = tuple[float, float, float]
-    Ints = NDArray[np.int64]
+Three = tuple[float, float, float]
+Ints = NDArray[np.int64]
 
 
 class EpisodeLoader:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
+from torch import Tensor
 from torch.nn import functional as F
 
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Metric = Literal["hausdorff", "otam"]
 Reduction = Literal["sum", "mean"]

@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from fsar.evaluation.overlap import Seen
 from fsar.trunks import Trunk
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, write_whole
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor, nn
 
 MODEL, OPTIMIZER = "model.", "optimizer."
 SEEN_CLASSES, SEEN_VIDEOS = "seen.classes", "seen.videos"

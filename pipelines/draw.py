@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import MutableSequence
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from numpy.random.bit_generator import ISeedSequence
 
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import MutableSequence
-
-    import numpy.typing as npt
 
 _BLOCK = 128  # words fetched at once: one call for a test episode, a few for a training episode
 _WORD = 1 << 64

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipelines.draw import Draw
+from pipelines.draw import Draw
 
 # Of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn), share of grey clips
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY = 0.5, 0.5, 0.5, 0.25, 0.3

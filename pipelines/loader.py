@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice, starmap
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
+from pipelines.decoding.choose import Executor
+from pipelines.reads import Reads
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import TracebackType
-
-    from pipelines.decoding.choose import Executor
-    from pipelines.reads import Reads
 
 
 class Plan(Protocol):

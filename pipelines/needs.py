@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
+import numpy.typing as npt
 
 from pipelines.sampling import RULES_OF_CLIPS, RULES_WITH_FPS
+from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from shards_spec import ShardSet
-
-    Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
 
 LOOKED_AT = 100  # videos; what leaves frames out leaves them out of all
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
+from pipelines.draw import Draw
 from shards_spec.errors import ConfigError, suggest
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
-
-    import numpy.typing as npt
-
-    from pipelines.draw import Draw
-
-    Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
 
 _SHORTEST_WINDOW = 64  # source frames; the reference's Kinetics window can run backwards below it
 _KINETICS_RATE = 35.0  # DATA.SAMPLING_RATE of the reference's Kinetics recipe, in source frames

@@ -6,10 +6,11 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from preprocess.datasets import hmdb51 as hmdb51_tree
 from preprocess.datasets import kinetics as kinetics_tree
 from preprocess.datasets import ssv2 as ssv2_tree
 from preprocess.datasets import ucf101 as ucf101_tree
-from preprocess.datasets.catalogue import CatalogueError
+from preprocess.datasets.catalogue import Catalogue, CatalogueError
 from preprocess.datasets.coverage import MIN_COVERAGE, check_coverage, lacking, report, write_missing
 from preprocess.datasets.folder import folder_catalogue, read_class_list
 from preprocess.decode import MOST_FRAMES, MOST_SIDE, USUAL_FRAMES, USUAL_PIXELS, Geometry
@@ -37,11 +38,6 @@ from shards_spec.motion import MOTION, flow_pairs, is_motion, motion_series
 from shards_spec.names import quoted, text_fault
 from shards_spec.schema import CODECS
 from shards_spec.splits.shipped import NAMES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from preprocess.datasets.catalogue import Catalogue
 
 SMALLEST, LARGEST = 32, 4096  # pixels: optical flow needs some, and a JPEG holds so many
 SYNTHETIC_SIZE, EPIC_SIZE = "64", "256x320"

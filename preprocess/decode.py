@@ -9,27 +9,22 @@ import stat
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, Self
+from pathlib import Path
+from typing import IO, NamedTuple, Self
 
 import ffmpeg
 import imageio_ffmpeg
 import numpy as np
+from numpy.typing import NDArray
 
 from preprocess.container import missing_bytes
 from shards_spec import FsarError
 from shards_spec.names import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import IO
-
-    from numpy.typing import NDArray
-
-    from shards_spec.schema import Reason
+from shards_spec.schema import Reason
 
 # Containers only: playlists and concat scripts, which open other files, are refused whatever their name.
 CONTAINERS = "mov,avi,matroska,webm,mpegts,mpeg,asf,flv"

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
+from preprocess.datasets.catalogue import Catalogue
 from preprocess.decode import VideoError, VideoReader
 from preprocess.encode.series import create_encoder
-from preprocess.stage import wanted_plan
+from preprocess.stage import Settings, wanted_plan
 from preprocess.workers.downloads import Downloads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from preprocess.datasets.catalogue import Catalogue
-    from preprocess.stage import Settings
 
 SAMPLED = 8
 

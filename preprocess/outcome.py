@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
+from preprocess.datasets.catalogue import Catalogue
 from preprocess.datasets.coverage import empty_classes
+from preprocess.workers.parts import Part
+from shards_spec import Dataset
 from shards_spec.cli.console import WITH_FAILURES
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from preprocess.datasets.catalogue import Catalogue
-    from preprocess.workers.parts import Part
-    from shards_spec import Dataset
-    from shards_spec.schema import Failure
+from shards_spec.schema import Failure
 
 WITH_RECIPES = {"ucf101", "hmdb51", "kinetics100", "ssv2-full", "ssv2-small"}
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from preprocess.decode import Planes
+from preprocess.decode import Planes
 
 
 def to_rgb(planes: Planes) -> NDArray[np.uint8]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS
+from preprocess.datasets.catalogue import Catalogue
+from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry
 from preprocess.encode.flow import DIS, create_estimator
 from preprocess.encode.series import series_plans
 from preprocess.workers.job import Finished, Job
@@ -21,13 +23,6 @@ from shards_spec.index.build import INDEX, build_index, drop_index, shard_path
 from shards_spec.motion import is_motion, motion_series
 from shards_spec.schema import Failure, Plan
 from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from preprocess.datasets.catalogue import Catalogue
-    from preprocess.decode import Geometry
 
 LEAST_ROWS, MOST_ROWS, SHARDS = 8, 64, 32  # of `usual_rows`
 SETTLING = "parts.tmp"  # held by a part while it compares plans and writes what all parts share

@@ -6,12 +6,9 @@ Source: Baker et al., "A Database and Evaluation Methodology for Optical Flow", 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 # Place on the wheel of 55 hues, and its colour: to the right red, downwards yellow, to the left cyan, upwards violet.
 HUES = (0, 15, 21, 25, 36, 49, 55)

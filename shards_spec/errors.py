@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
+from collections.abc import Iterable, Sequence
 
 MOST_LISTED = 20  # names that a sentence lists beside the nearest one
 
@@ -18,6 +14,14 @@ class FsarError(Exception):
 
 class ShardError(FsarError):
     """A shard set that is missing, unfinished, damaged or not what was asked for."""
+
+
+class RemoteError(FsarError):
+    """A place at a URL that is missing, refuses us or does not answer."""
+
+
+class GoneError(RemoteError):
+    """A file at a URL that does not exist."""
 
 
 class ConfigError(FsarError):

@@ -8,14 +8,12 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 # What a run leaves unfinished in a shard set: nothing else is ever swept away.
 OURS = re.compile(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
 
 from shards_spec.pictures import series_kind
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 MOTION = {"diff": "diff1", "flow": "flow1"}  # short name in the command's --motion -> name of the series
 _GRID = re.compile(r"flow([1-9]\d{0,2})g([1-9]\d{0,2})")

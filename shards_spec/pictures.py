@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MOST_PIXELS = 1 << 26  # of a stored picture: 16384x4096
 FLOW_ZERO, FLOW_CODES = 128, 127  # the code of no motion, and how far from it a component of `scale` pixels is

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError, suggest
 from shards_spec.index.build import INDEX
@@ -17,11 +19,6 @@ from shards_spec.remote.shards import RemoteSet, RemoteShards
 from shards_spec.remote.store import is_url
 from shards_spec.schema import Dataset
 from shards_spec.series import Series
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import NDArray
 
 
 class ShardSet:
@@ -128,7 +125,7 @@ class ShardSet:
         return self._columns(f"series/{name}")
 
     def _columns(self, group: str) -> Columns:
-        return Columns(self.path / INDEX, group, self._hashes, self._remote)
+        return Columns(self.path / INDEX, group, self._hashes, self._remote.column if self._remote else None)
 
     def damaged_columns(self) -> Iterator[str]:
         """One line for each damaged column of the index."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from shards_spec.names import path_fault, quoted, text_fault
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MOST_FRAMES, MOST_SIDE = 99_999, 65_535  # five digits, and two bytes of a JPEG
 NEEDED = frozenset({"name", "label", "group", "frames", "fps", "source_size", "size"})

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line, parse_json, read_json
 from shards_spec.names import path_fault, quoted, text_fault
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
 FORMAT = 1
 KEY_DIGITS = 8

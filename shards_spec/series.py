@@ -6,30 +6,50 @@ import hashlib
 import mmap
 import os
 import threading
+import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
 from shards_spec.index.build import shard_path
+from shards_spec.index.columns import Columns, sum_starts
 from shards_spec.index.shard_check import check_shards
 from shards_spec.motion import adding_command
-from shards_spec.sums import PictureSums
+from shards_spec.remote.shards import RemoteSet
+from shards_spec.schema import picture_name, sample_key
 from shards_spec.tar import BLOCK, padded
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-    from typing import BinaryIO
 
-    from numpy.typing import NDArray
+class PictureSums:
+    """The sums of the pictures of a series, from its index columns."""
 
-    from shards_spec.index.columns import Columns
-    from shards_spec.remote.shards import RemoteSet
+    def __init__(self, columns: Columns) -> None:
+        self._start = sum_starts(columns)  # [V]
+        self._sums, self._frame, self._first = columns["crc32"], columns["frame"], columns["first"]
+        self._codec = columns.codec
 
-    Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
+    def check(self, row: int, position: int, data: bytes | memoryview, *, where: str) -> None:
+        """Refuse a picture that is not what was written; `where` is its shard.
+
+        Raises:
+            ShardError: naming shard and member.
+        """
+        if zlib.crc32(data) != self._sums[self._start[row] + position]:
+            name = picture_name(int(self._frame[self._first[row] + position]), self._codec)
+            raise ShardError(
+                f"{where}: {sample_key(row)}.{name}: content damaged; fsar-shards verify finds all damage: "
+                "copy the shard again"
+            )
+
+
+Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
+
 
 OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
 

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import disk_errors, json_line, parse_json, read_json, sync_folder, write_whole
 from shards_spec.sample_info import check_info
 from shards_spec.schema import CODECS, picture_name, row_of_key
 from shards_spec.tar import BLOCK, Member, file_sha256, padded, scan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TAIL = ("cls", "json")  # the members of a sample that are no frames, in their stored order

@@ -6,18 +6,15 @@ import hashlib
 import os
 import tarfile
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import BinaryIO, Self
 
 from shards_spec.errors import ShardError
 from shards_spec.files import TEMPORARY, disk_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-    from typing import BinaryIO
 
 BLOCK = 512
 OWNER = "fsar"

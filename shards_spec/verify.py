@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from shards_spec.errors import ShardError
 from shards_spec.index.build import shard_path
+from shards_spec.index.columns import Columns, sum_starts
 from shards_spec.reader import ShardSet
 from shards_spec.schema import picture_name, sample_key
 from shards_spec.summary import dali_index, from_tar, sidecars
-from shards_spec.sums import sum_starts
 from shards_spec.tar import BLOCK, archive_size, file_sha256, header, padded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from shards_spec.index.columns import Columns
 
 
 def verify(folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from videos import moving_frames, write_video
@@ -13,9 +13,6 @@ from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 SPLITS = {"train": ["ant", "bee", "cat"], "val": ["dog", "eel"], "test": ["fox", "gnu"]}
 REAL = Path(__file__).parents[2] / "shared" / "data"

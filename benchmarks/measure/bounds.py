@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 import torch
 
 from pipelines.decoding.buffers import ClipBuffers
+from pipelines.episodes.stream import EpisodePlan
+from pipelines.reads import Reads
+from shards_spec import ShardSet
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
-
-    from pipelines.episodes.stream import EpisodePlan
-    from pipelines.reads import Reads
-    from shards_spec import ShardSet
-
-    Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 TOGETHER = 8  # windows copied by one call
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from benchmarks import chart
 from preprocess.decode import ffmpeg_version
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 RESULTS = chart.RESULTS
 PACKAGES = (

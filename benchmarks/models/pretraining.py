@@ -14,40 +14,33 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.measure.environment import load_average, write_result
 from benchmarks.measure.timing import markdown_table
 from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli, resolve
 from fsar.pretraining import MotionViews
-from fsar.pretraining.config import TYPES, all_option_types, pretrain_config_of
+from fsar.pretraining.config import TYPES, PretrainConfig, all_option_types, pretrain_config_of
 from fsar.pretraining.data import ViewLoader
 from fsar.probing.prober import Prober, Rules
 from fsar.probing.scores import group_interval
-from fsar.probing.weights import open_probed
+from fsar.probing.weights import Probed, open_probed
 from fsar.trunks.video_base import VideoTrunk
 from pipelines.clips.labelled import ClipRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
-from shards_spec.splits.divisions import held_out_division
+from shards_spec.splits.divisions import Division, held_out_division
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from fsar.pretraining.config import PretrainConfig
-    from fsar.probing.weights import Probed
-    from shards_spec.splits.divisions import Division
-
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 WARM = 20  # batches whose statistics an untrained trunk's BatchNorm takes on
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from preprocess.decode import ffmpeg_program
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # UCF101: 320x240, 25 frames/s, XviD at 500 to 600 kb/s, 186 frames on average. Noise makes the generated pictures as
 # dear to decode as filmed ones: without it nearly every block would be skipped.

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.measure.bounds import synchronise
 from benchmarks.sides.step_side import Side, Sizes, make_episode, make_model
-from fsar.run.config import build_config
+from fsar.episode import Episode
+from fsar.run.config import RunConfig, build_config
 from fsar.training.optim import create_optimizer
 from fsar.training.step import EpisodeStep
 from fsar.training.trainer import Trainer
+from pipelines.episodes.rules import EpisodeRules
+from shards_spec import ShardSet
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fsar.episode import Episode
-    from fsar.run.config import RunConfig
-    from pipelines.episodes.stream import EpisodeRules
-    from shards_spec import ShardSet
 
 UNCOUNTED = 8  # episodes before the clock starts: a graph is captured, decoders start
 NEVER = 1_000_000  # episodes

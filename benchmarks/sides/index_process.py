@@ -11,20 +11,19 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
 
 from benchmarks.measure.timing import read_whole
 from pipelines.draw import PhiloxDraw
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.index.build import INDEX, build_index
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 EPISODES = 2_000
 NEEDED = {"videos": ("label", "group", "frames", "fps"), "series/rgb": ("shard", "offset", "first", "size")}

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.methods.ctx import CTX
-    from fsar.methods.hyrsm import HyRSM
-    from fsar.methods.molo import MoLo
-    from fsar.methods.otam import OTAM
-    from fsar.methods.prototype import Prototype
-    from fsar.methods.trx import TRX, TupleAttention
+from fsar.methods.ctx import CTX
+from fsar.methods.hyrsm import HyRSM
+from fsar.methods.molo import MoLo
+from fsar.methods.otam import OTAM
+from fsar.methods.prototype import Prototype
+from fsar.methods.trx import TRX, TupleAttention
 
 LENGTH_GUARD = 0.01  # added to the product of the lengths of two vectors
 

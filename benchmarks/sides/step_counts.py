@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,10 +19,6 @@ from benchmarks.methods import gflop
 from benchmarks.sides.step_side import PARTS, Side, Sizes, make_episode, make_model
 from fsar.methods import METHODS
 from fsar.training.step import EpisodeStep
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
 
 FIVE_SHOT = Sizes(shot=5, queries=25)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +12,6 @@ from shards_spec.index.build import shard_path
 from shards_spec.schema import Dataset, Split, sample_key
 from shards_spec.summary import Sample, Summary, sidecars
 from shards_spec.tar import archive_size, header
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FRAMES = 32  # kept frames of a video
 PER_CLASS = 100

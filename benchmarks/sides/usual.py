@@ -11,31 +11,27 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines.augment.clips import colour_jitter
+from pipelines.episodes.stream import EpisodePlan
+from pipelines.jitter import Jitter
 from preprocess.decode import ffmpeg_program
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from pipelines.episodes.stream import EpisodePlan
-    from pipelines.jitter import Jitter
-    from shards_spec import ShardSet
 
 OUTPUTS = ("uint8", "float32")
 _FLOW_BOUND = 20.0  # pixels; what TSN's files clamp flow to

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
+from torch import Tensor
 from torch.nn import functional as F
 
 from fsar.cli.options import check_option
 from fsar.evaluation.embeddings import embed_videos
-from fsar.methods import create_method
+from fsar.methods import FewShotMethod, create_method
 from fsar.run.build import choose_device, evaluation_rules
-from fsar.run.config import build_config, run_config
+from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training.clusters import agreement, k_means, keep_large
 from fsar.training.flow_features import flow_features
@@ -26,15 +28,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from fsar.methods import FewShotMethod
-    from fsar.run.config import RunConfig
-    from shards_spec.remote.shards import RemoteShards
+from shards_spec.remote.shards import RemoteShards
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

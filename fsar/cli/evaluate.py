@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -13,6 +13,7 @@ from fsar.cli.compare import CompareOptions, check_runs, compare_runs
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, parse_pairs
 from fsar.cli.weights import (
+    Candidate,
     file_candidate,
     file_config,
     is_pretraining,
@@ -20,30 +21,24 @@ from fsar.cli.weights import (
     run_candidate,
     trunk_candidate,
 )
-from fsar.evaluation.accuracy import summarise
+from fsar.evaluation.accuracy import Result, summarise
 from fsar.evaluation.comparison import check_same
-from fsar.evaluation.shared_episodes import UNLABELLED, open_trial
+from fsar.evaluation.shared_episodes import UNLABELLED, Trial, open_trial
 from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report.result import coverage_text, describe
 from fsar.report.run import html_bytes, page
 from fsar.run import ranks
 from fsar.run.build import class_text_sha256
-from fsar.run.config import build_config
+from fsar.run.config import RunConfig, build_config
 from fsar.training.trainer import TRUNK_ALONE
 from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
+from shards_spec.remote.shards import RemoteShards
 
-if TYPE_CHECKING:
-    from fsar.cli.weights import Candidate
-    from fsar.evaluation.accuracy import Result
-    from fsar.evaluation.shared_episodes import Trial
-    from fsar.run.config import RunConfig
-    from shards_spec.remote.shards import RemoteShards
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 FILE = click.Path(path_type=Path)
 # Options of this command -> keys of the configuration that they replace.

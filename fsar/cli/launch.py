@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 import click
+from torch.distributed.distributed_c10d import Store
 
 from fsar.run import ranks
 from shards_spec.cli.console import BAD_INPUT, INTERRUPTED, run_command
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import NoReturn
-
-    from torch.distributed.distributed_c10d import Store
 
 
 def launch(command: click.Command, *, again: str) -> NoReturn:

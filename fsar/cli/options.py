@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import click
 
@@ -10,9 +11,6 @@ from fsar.methods import METHODS, method_options
 from fsar.run.config import CHOICES, TYPES, method_option_types
 from fsar.run.flat_config import KINDS
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
 
 # What the help says of a key besides its choices.
 EXPLAINED = {

@@ -6,16 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from fsar.evaluation.prediction import find_examples, find_videos, open_run, predict, read_support
+from fsar.evaluation.prediction import Prediction, find_examples, find_videos, open_run, predict, read_support
 from shards_spec.cli.console import WITH_FAILURES, run_command
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fsar.evaluation.prediction import Prediction
 
 FILE = click.Path(path_type=Path)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
 
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, key_options, overrides
@@ -14,6 +15,7 @@ from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import (
     CHOICES,
     TYPES,
+    PretrainConfig,
     all_option_types,
     build_pretrain_config,
     choose_pretrain_recipe,
@@ -36,12 +38,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
-
-if TYPE_CHECKING:
-    import torch
-
-    from fsar.pretraining.config import PretrainConfig
-    from shards_spec.remote.shards import RemoteShards
+from shards_spec.remote.shards import RemoteShards
 
 # What the help says of a key besides its choices.
 EXPLAINED = {

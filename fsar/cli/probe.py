@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fsar.cli.options import check_option
 from fsar.cli.probe_run import ACTIVATION, FIT, MODES, ProbeRun
-from fsar.evaluation.overlap import UNKNOWN, find_overlap
+from fsar.evaluation.overlap import UNKNOWN, Overlap, find_overlap
 from fsar.probing.prober import VIEWS, Rules
 from fsar.probing.scores import AVERAGES
-from fsar.probing.weights import open_probed
+from fsar.probing.weights import Probed, open_probed
 from fsar.report.probe import figures, page
 from fsar.report.result import coverage_text
 from fsar.report.run import html_bytes
@@ -25,15 +26,8 @@ from shards_spec.cli.console import run_command
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import disk_errors, json_bytes, write_whole
-from shards_spec.splits.divisions import held_out_division, listed_division
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from fsar.evaluation.overlap import Overlap
-    from fsar.probing.weights import Probed
-    from shards_spec.remote.shards import RemoteShards
-    from shards_spec.splits.divisions import Division
+from shards_spec.remote.shards import RemoteShards
+from shards_spec.splits.divisions import Division, held_out_division, listed_division
 
 FILE = click.Path(path_type=Path)
 SHARE = click.FloatRange(0, 1, min_open=True)

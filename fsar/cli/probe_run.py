@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
+from fsar.evaluation.overlap import Overlap
 from fsar.probing.activation import activation_sheet, some_of
-from fsar.probing.classifier import FINETUNE, LINEAR
-from fsar.probing.prober import Prober, ask
-from fsar.probing.weights import RANDOM
+from fsar.probing.classifier import FINETUNE, LINEAR, Fit
+from fsar.probing.prober import Prober, Rules, ask
+from fsar.probing.weights import RANDOM, Probed
 from fsar.report.pretraining import png_part
 from fsar.report.probe import retrieval_picture
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
 from shards_spec.peek.sheet import png_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from fsar.evaluation.overlap import Overlap
-    from fsar.probing.classifier import Fit
-    from fsar.probing.prober import Rules
-    from fsar.probing.weights import Probed
-    from shards_spec import ShardSet
-    from shards_spec.splits.divisions import Division
+from shards_spec.splits.divisions import Division
 
 MODES = ("retrieval", "knn", "linear", "finetune")
 ACTIVATION = "activation"  # a picture

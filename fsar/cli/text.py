@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import torch
+from torch import Tensor
 
 from fsar.methods.class_text import ClassText, class_words, prompts, write_class_text
 from fsar.trunks.clip_text import ClipText
@@ -17,11 +17,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from shards_spec.remote.shards import RemoteShards
+from shards_spec.remote.shards import RemoteShards
 
 FILE = click.Path(path_type=Path)
 TOGETHER = 64  # texts that go through the tower at once

@@ -5,21 +5,22 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
 
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, config_options, overrides
 from fsar.evaluation.accuracy import answer, evaluate, summarise
 from fsar.evaluation.overlap import find_overlap
 from fsar.methods import METHODS, find_method, method_options
-from fsar.report.matches import look
+from fsar.report.matches import Sight, look
 from fsar.report.result import coverage_text, describe, describe_data
 from fsar.report.run import write_report
 from fsar.run import ranks
 from fsar.run.build import choose_device, class_text_sha256, training_labels
-from fsar.run.config import build_config, choose_recipe, list_recipes, read_recipe
+from fsar.run.config import RunConfig, build_config, choose_recipe, list_recipes, read_recipe
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data
 from fsar.run.styles import STYLES, restyle
 from fsar.training.trainer import Trainer, frozen_prototypes
@@ -28,13 +29,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
-
-if TYPE_CHECKING:
-    import torch
-
-    from fsar.report.matches import Sight
-    from fsar.run.config import RunConfig
-    from shards_spec.remote.shards import RemoteShards
+from shards_spec.remote.shards import RemoteShards
 
 
 def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:

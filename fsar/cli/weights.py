@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from fsar.checkpoints import load_reference_state_dict
+from fsar.evaluation.overlap import Seen
+from fsar.methods import FewShotMethod
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import frame_stride, pretrain_config_of
-from fsar.run.config import build_config, read_recipe, run_config
+from fsar.run.config import RunConfig, build_config, read_recipe, run_config
 from fsar.run.weights import weights_seen
 from fsar.run_state import choose_checkpoint, load_seen, load_state
 from fsar.training.trainer import TRUNK_ALONE, build_model, prototypes_of_trunk
 from fsar.trunks.weight_files import read_tensors
 from pipelines.clips.labelled import CENTRE
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from fsar.evaluation.overlap import Seen
-    from fsar.methods import FewShotMethod
-    from fsar.run.config import RunConfig
 
 CLIPS = 4  # of a video, that a pre-trained trunk looks at
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fsar.episode import Episode
 from fsar.evaluation.embeddings import shuffle_clips
 from fsar.evaluation.logits import EpisodeVideos, episode_logits
+from fsar.evaluation.store import EmbeddingStore
+from fsar.loader import EpisodeLoader
+from fsar.methods import FewShotMethod
 from fsar.run import ranks
 from fsar.run.memory import keep_freed_memory
 from fsar.run.precision import autocast
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from fsar.episode import Episode
-    from fsar.evaluation.store import EmbeddingStore
-    from fsar.loader import EpisodeLoader
-    from fsar.methods import FewShotMethod
-    from pipelines.episodes.stream import EpisodePlan
+from pipelines.episodes.stream import EpisodePlan
 
 Z95 = 1.96
 

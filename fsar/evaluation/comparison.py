@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fsar.evaluation.accuracy import episode_interval, spare_videos, summarise, video_interval
+from fsar.evaluation.accuracy import Answers, Result, episode_interval, spare_videos, summarise, video_interval
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from fsar.evaluation.accuracy import Answers, Result
 
 CSV_FIGURES = (
     "accuracy",

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
 from fsar.run.memory import keep_freed_memory
 from fsar.run.precision import autocast
 from pipelines.augment.clips import render
+from pipelines.decoding.choose import Executor
 from pipelines.draw import PhiloxDraw
+from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import View
 from pipelines.episodes.views import number_views, rows_of
 from pipelines.reads import Reads
+from shards_spec import ShardSet
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fsar.methods import Embedding, FewShotMethod
-    from pipelines.decoding.choose import Executor
-    from pipelines.episodes.stream import EpisodeRules
-    from shards_spec import ShardSet
-
-    Ints = NDArray[np.int64]
-    Three = tuple[float, float, float]
-    ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> what makes them
+Ints = NDArray[np.int64]
+Three = tuple[float, float, float]
+ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> what makes them
 
 BATCH = 8  # videos that go through the model together
 

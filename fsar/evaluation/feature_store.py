@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from fsar.run import ranks
@@ -27,15 +31,8 @@ from pipelines.decoding.buffers import ClipBuffers
 from shards_spec.errors import FsarError
 from shards_spec.files import DiskError, disk_errors, only_writer, publish, temporary
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    Ints = NDArray[np.int64]
-    Make = Callable[[Ints], dict[str, Tensor]]
+Ints = NDArray[np.int64]
+Make = Callable[[Ints], dict[str, Tensor]]
 
 TYPES = {"pooled": np.float32, "maps": np.float16, "images": np.uint8}
 IN_A_FILE = {"pooled": 512, "maps": 32}  # views: some tens of MB

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from pipelines.episodes.rules import EpisodeRules
+from shards_spec import ShardSet
 from shards_spec.files import json_line
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from pipelines.episodes.stream import EpisodeRules
-    from shards_spec import ShardSet
 
 # What decides the pixels of a view; the other rules say which videos an episode takes.
 OF_VIEWS = (

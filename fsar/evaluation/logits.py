@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fsar.methods import Embedding
+from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
 from fsar.run.precision import autocast
+from pipelines.episodes.stream import Chosen
 from pipelines.episodes.views import choose_views
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fsar.methods import FewShotMethod
-    from pipelines.episodes.stream import Chosen
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 # Bytes of embeddings that are gathered at a time: what a CPU's cache holds, what keeps a GPU busy.
 BATCH_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.splits.shipped import class_key
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from shards_spec import ShardSet
-
-    Hashes = NDArray[np.int64]
+Hashes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

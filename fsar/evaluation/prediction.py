@@ -13,21 +13,26 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fsar.evaluation.embeddings import embed_videos, join
+from fsar.methods import Embedding, FewShotMethod
+from fsar.methods.class_text import ClassText
 from fsar.run.build import choose_device, class_text_of, evaluation_rules
 from fsar.run.config import build_config, run_config
 from fsar.run.precision import autocast
 from fsar.run_state import choose_checkpoint, load_state
 from fsar.training.trainer import build_model
-from pipelines.decoding.choose import executor_for
+from pipelines.decoding.choose import Executor, executor_for
+from pipelines.episodes.rules import EpisodeRules
 from preprocess.datasets.catalogue import EXTENSIONS, Catalogue, Video, walk
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
@@ -36,16 +41,6 @@ from shards_spec import Dataset, ShardError, ShardSet
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import read_json
 from shards_spec.schema import Failure
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from torch import Tensor
-
-    from fsar.methods import Embedding, FewShotMethod
-    from fsar.methods.class_text import ClassText
-    from pipelines.decoding.choose import Executor
-    from pipelines.episodes.stream import EpisodeRules
 
 VIDEOS_AT_ONCE = 256  # whose frames lie in the temporary folder together
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from fsar.evaluation.accuracy import answer
-from fsar.evaluation.overlap import check_overlap, find_overlap
-from fsar.loader import check_views
-from fsar.methods import find_method
-from fsar.report.matches import look
+import torch
+
+from fsar.cli.weights import Candidate
+from fsar.evaluation.accuracy import Answers, answer
+from fsar.evaluation.overlap import Overlap, check_overlap, find_overlap
+from fsar.evaluation.store import EmbeddingStore
+from fsar.loader import EpisodeLoader, check_views
+from fsar.methods import FewShotMethod, find_method
+from fsar.report.matches import Sight, look
 from fsar.run import ranks
 from fsar.run.build import (
     check_unlabelled,
@@ -20,27 +26,11 @@ from fsar.run.build import (
     open_episodes,
     takes_unlabelled,
 )
-from pipelines.episodes.file import read_episodes, write_episodes
-from pipelines.episodes.stream import EpisodeStream
+from fsar.run.config import RunConfig
+from pipelines.episodes.file import GivenEpisodes, read_episodes, write_episodes
+from pipelines.episodes.stream import Chosen, EpisodeStream
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    import torch
-
-    from fsar.cli.weights import Candidate
-    from fsar.evaluation.accuracy import Answers
-    from fsar.evaluation.overlap import Overlap
-    from fsar.evaluation.store import EmbeddingStore
-    from fsar.loader import EpisodeLoader
-    from fsar.methods import FewShotMethod
-    from fsar.report.matches import Sight
-    from fsar.run.config import RunConfig
-    from pipelines.episodes.file import GivenEpisodes
-    from pipelines.episodes.stream import Chosen
-    from shards_spec import ShardSet
 
 # What decides which videos an episode is made of: one for all models.
 SHARED = (

@@ -9,13 +9,17 @@ or sampling rule made has another key.  A part has its final name only when it i
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import zarr
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from fsar.evaluation.keys import key_of
@@ -26,14 +30,7 @@ from shards_spec.files import TEMPORARY, disk_errors, only_writer, read_json, sy
 from shards_spec.index.build import column_sha256
 from shards_spec.index.files import read_column
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 FORMAT = "fsar-embeddings 1"  # of the root group
 PART, CHUNK = 128 << 20, 4 << 20  # bytes of a part, what a killed run may lose, and of a chunk in it

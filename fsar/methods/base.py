@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsar.alignment import Alignment
+from fsar.episode import Episode
 from fsar.matching import full_precision
 from fsar.trunks import Features, Trunk, create_trunk
 from fsar.trunks.base import mean_pool
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor
-
-    from fsar.alignment import Alignment
-    from fsar.episode import Episode
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,19 @@ Where the paper and the published code (alibaba-mmai-research/MoLo) differ, this
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
-from torch import nn
+from torch import Tensor, nn
 
 from fsar.alignment import Alignment, matched
+from fsar.episode import Episode
 from fsar.matching import check_smoothing, class_means, cosine, full_precision, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
 from fsar.methods.layers import TemporalContext
+from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.episode import Episode
-    from fsar.trunks import Features, Trunk
 
 SupportMerge = Literal["prototype", "video"]
 Inference = Literal["visual", "text", "combined"]

@@ -6,22 +6,18 @@ the frames of all support videos of a class, and compares by the cosine in place
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.alignment import Alignment
 from fsar.matching import attention, full_precision, squared_lengths, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
+from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.trunks import Features, Trunk
 
 FIRST_SCALE = 10.0
 SMALLEST = 1e-24  # a squared length that is divided by

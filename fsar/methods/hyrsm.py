@@ -6,14 +6,16 @@ says so.  It computes the same in a cheaper order: what does not depend on the q
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.alignment import Alignment, matched
+from fsar.episode import Episode
 from fsar.matching import Reduction, class_means, cosine_distance, full_precision, set_distance
 from fsar.methods.base import (
     Embedding,
@@ -24,15 +26,8 @@ from fsar.methods.base import (
     weighted_sum,
 )
 from fsar.methods.layers import PositionCode, SetRelation, TemporalTransformer
+from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from fsar.episode import Episode
-    from fsar.trunks import Features, Trunk
 
 SupportMerge = Literal["prototype", "video"]
 

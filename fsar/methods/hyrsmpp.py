@@ -5,22 +5,19 @@ Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) dif
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from einops import rearrange
+from torch import Tensor
 from torch.nn import functional as F
 
+from fsar.episode import Episode
 from fsar.matching import Reduction, cosine_distance
 from fsar.methods.base import Embedding
 from fsar.methods.hyrsm import HyRSM, SupportMerge
+from fsar.trunks import Trunk
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.episode import Episode
-    from fsar.trunks import Trunk
 
 
 class HyRSMPlusPlus(HyRSM):

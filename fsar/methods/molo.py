@@ -5,15 +5,17 @@ Where the paper and its published code (alibaba-mmai-research/MoLo) differ, this
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.alignment import Alignment, matched
+from fsar.episode import Episode
 from fsar.matching import (
     Metric,
     Reduction,
@@ -34,15 +36,8 @@ from fsar.methods.base import (
 )
 from fsar.methods.layers import PositionCode, TemporalTransformer
 from fsar.methods.motion import MOTION_NAMES, MotionDecoder, MotionEncoder
+from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from fsar.episode import Episode
-    from fsar.trunks import Features, Trunk
 
 CONTRASTIVE = ("s2q", "q2s", "s2q_motion", "q2s_motion")
 

@@ -7,17 +7,12 @@ They follow MoLo (Wang et al., CVPR 2023, section 3.3: motion autodecoder) as it
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 LEAST_MOTION_CHANNELS = 16
 # The names of a model's `motion` (MotionEncoder) and `decoder` in published state dicts.

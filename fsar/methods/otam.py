@@ -5,19 +5,16 @@ Where the paper and the published re-implementation (alibaba-mmai-research/MoLo)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from einops import rearrange
+from torch import Tensor
 
 from fsar.alignment import Alignment, matched
 from fsar.matching import check_smoothing, class_means, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
+from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.trunks import Features, Trunk
 
 
 class OTAM(FewShotMethod):

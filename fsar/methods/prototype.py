@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
+from fsar.episode import Episode
 from fsar.matching import class_means, cosine, squared_distance, token_cosine
 from fsar.methods.base import (
     Embedding,
@@ -17,15 +19,8 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
+from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from fsar.episode import Episode
-    from fsar.trunks import Features, Trunk
 
 FIRST_SCALE = {"cosine": 10.0, "euclidean": 1.0}
 

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from einops import rearrange, reduce
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.matching import full_precision, squared_lengths
 from fsar.methods.base import Embedding, FewShotMethod
+from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.trunks import Features, Trunk
 
 POSITION_WEIGHT = 0.1
 

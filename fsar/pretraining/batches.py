@@ -7,32 +7,23 @@ same clips look alike for any number of processes, and nothing waits for the dev
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
+from torch import Tensor
 
-from fsar.pretraining.flow_rotation import FlowViews, draw_angles
+from fsar.pretraining.flow_rotation import Clip, FlowViews, draw_angles
+from fsar.pretraining.frame_difference import Wrap
+from fsar.pretraining.loader import ClipViews
 from fsar.pretraining.moco import Views
-from fsar.pretraining.motion_views import motion_views
+from fsar.pretraining.motion_views import MotionViews, motion_views
 from fsar.pretraining.mscl import PairedViews
 from pipelines.augment.clip_jitter import ClipJitter
-from pipelines.augment.clips import normalise
-from pipelines.augment.photometric import gaussian_blur
-from pipelines.clips.stream import COLOURS
+from pipelines.augment.clips import Three, normalise
+from pipelines.augment.photometric import Photometric, gaussian_blur
+from pipelines.clips.stream import COLOURS, ClipPlan
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.pretraining.flow_rotation import Clip
-    from fsar.pretraining.frame_difference import Wrap
-    from fsar.pretraining.loader import ClipViews
-    from fsar.pretraining.motion_views import MotionViews
-    from pipelines.augment.clips import Three
-    from pipelines.augment.photometric import Photometric
-    from pipelines.clips.stream import ClipPlan
 
 
 def step_generator(seed: int, n: int) -> torch.Generator:

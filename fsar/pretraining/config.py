@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
 
 from fsar.pretraining import PRETRAINING, find_pretraining, pretraining_options
 from fsar.run.config import read_table, recipe_files
@@ -13,11 +16,6 @@ from pipelines.clips.flow import FlowPairViews
 from pipelines.clips.windows import PairViews, WindowViews
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.motion import flow_pairs
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from importlib.resources.abc import Traversable
-    from pathlib import Path
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("cosine", "step", "warmup_step"),

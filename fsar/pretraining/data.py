@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from fsar.pretraining.batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
-from fsar.pretraining.config import RULES, rule_defaults
+from fsar.pretraining.config import RULES, PretrainConfig, rule_defaults
 from fsar.pretraining.flow_rotation import FlowViews
-from fsar.pretraining.loader import ClipLoader
+from fsar.pretraining.loader import ClipLoader, ClipViews
 from fsar.run import ranks
+from fsar.trunks import Trunk
 from pipelines.augment.clip_jitter import ClipJitter
 from pipelines.augment.photometric import Photometric
+from pipelines.clips.stream import ClipPlan, ClipRules
+from shards_spec import ShardSet
 from shards_spec.files import json_line
 from shards_spec.splits.divisions import listed_division
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import torch
-    from numpy.typing import NDArray
-
-    from fsar.pretraining.config import PretrainConfig
-    from fsar.pretraining.loader import ClipViews
-    from fsar.trunks import Trunk
-    from pipelines.clips.stream import ClipPlan, ClipRules
-    from shards_spec import ShardSet
 
 
 def training_rows(shards: ShardSet, split: str) -> NDArray[np.int64]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.matching import full_precision
 from fsar.methods.base import weighted_sum
 from fsar.pretraining.base import Output, PretrainingMethod
 from fsar.pretraining.fima_losses import correspondence, dense_loss, foreground_mask
-from fsar.pretraining.frame_difference import check_wrap
+from fsar.pretraining.frame_difference import Wrap, check_wrap
 from fsar.pretraining.moco import (
     contrast,
     enqueue,
@@ -26,19 +27,11 @@ from fsar.pretraining.moco import (
     unshuffle,
 )
 from fsar.pretraining.motion_decoder import MotionDecoder, PositionTable, ProjectionHead
-from fsar.pretraining.motion_views import motion_views
+from fsar.pretraining.motion_views import MotionViews, motion_views
 from fsar.run.ranks import gather
 from fsar.trunks import create_trunk
 from fsar.trunks.video_base import VideoTrunk, volume_mean
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from fsar.pretraining.frame_difference import Wrap
-    from fsar.pretraining.motion_views import MotionViews
 
 Enqueue = Literal["interleaved", "after_step"]
 

@@ -6,16 +6,14 @@ ACM Multimedia 2023, as its code has it (ZMHH-H/FIMA).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import rearrange
+from torch import Tensor
 from torch.autograd import Function
 
 from fsar.matching import full_precision
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ENTRIES = 2**24  # similarities that are held at a time: 64 MB
 

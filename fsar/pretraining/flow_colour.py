@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shards_spec.colour_wheel import colour_wheel
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SMALL = 1e-5  # the published code's, added to the largest radius
 

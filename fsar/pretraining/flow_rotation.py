@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsar.pretraining.flow_colour import FlowColours
 from shards_spec.errors import ConfigError, choice
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    Clip = Literal["q", "k"]
-    Layout = Literal["intended", "released"]
+Clip = Literal["q", "k"]
+Layout = Literal["intended", "released"]
 
 STEPS = 8  # angles of 36, 72, ... 288 degrees; 324 never occurs in the published code
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Wrap = Literal["cyclic", "repeat", "extra_frame"]
 WRAPS = ("cyclic", "repeat", "extra_frame")

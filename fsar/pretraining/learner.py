@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.matching import full_precision
@@ -20,12 +19,8 @@ from fsar.pretraining.moco import (
     unshuffle,
 )
 from fsar.run import ranks
+from fsar.trunks import VideoTrunk
 from fsar.trunks.video_base import volume_mean
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.trunks import VideoTrunk
 
 FADE = 0.99999  # of a column's weight with each step that it stays in the queue
 

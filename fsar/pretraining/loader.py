@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from einops import rearrange
+from torch import Tensor
 
 from fsar.pretraining.flow_colour import unit_flow
 from pipelines.augment.crops import crop_views
-from pipelines.clips.stream import ClipStream
+from pipelines.clips.stream import ClipPlan, ClipRules, ClipStream, Ints
 from pipelines.decoding.choose import executor_for
 from pipelines.loader import Prefetcher
+from shards_spec import ShardSet
 from shards_spec.pictures import FLOW_ZERO
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from pipelines.clips.stream import ClipPlan, ClipRules, Ints
-    from shards_spec import ShardSet
 
 
 @dataclass(frozen=True)

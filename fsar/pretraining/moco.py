@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.matching import full_precision
@@ -16,9 +15,6 @@ from fsar.run import ranks
 from fsar.trunks import create_trunk
 from fsar.trunks.video_base import VideoTrunk, volume_mean
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def normalised_queue(dim: int, length: int, generator: torch.Generator | None = None) -> Tensor:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from einops import rearrange
+from torch import Tensor
 
-from fsar.pretraining.frame_difference import frame_difference, without_extra_frame
+from fsar.pretraining.frame_difference import Wrap, frame_difference, without_extra_frame
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from fsar.pretraining.frame_difference import Wrap
 
 
 @dataclass(frozen=True)

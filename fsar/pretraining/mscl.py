@@ -8,28 +8,24 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fsar.methods.base import weighted_sum
 from fsar.pretraining.base import Output, PretrainingMethod
-from fsar.pretraining.learner import Learner
+from fsar.pretraining.learner import Learner, Pair
 from fsar.pretraining.lmcl import LocalContrast
 from fsar.pretraining.moco import contrast
 from fsar.pretraining.tpn import TemporalPyramid
+from fsar.trunks import VideoTrunk
 from fsar.trunks.slowonly import SlowOnly50
 from fsar.trunks.thin import ThinResNet18, ThinResNet50
 from fsar.trunks.tiny3d import WIDTHS, Tiny3D
 from fsar.trunks.video import r3d18
 from shards_spec.errors import ConfigError, choice
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fsar.pretraining.learner import Pair
-    from fsar.trunks import VideoTrunk
 
 RUN = 219_136 * 400  # samples of the published run: Kinetics-400's training videos, 400 times
 

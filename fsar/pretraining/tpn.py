@@ -5,18 +5,13 @@ Parameter names are those of the published code (megvii-research/MSCL).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    Three = tuple[int, int, int]
+Three = tuple[int, int, int]
 
 WIDTH = 128  # channels of all levels
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from fsar.pretraining import create_pretraining, pretraining_options
+from fsar.evaluation.overlap import Seen
+from fsar.pretraining import PretrainingMethod, create_pretraining, pretraining_options
+from fsar.pretraining.config import PretrainConfig
 from fsar.run import ranks
 from fsar.run.folder import last_checkpoint
 from fsar.run.log import RunLog
@@ -19,19 +23,10 @@ from fsar.run.weights import load_trunk_weights
 from fsar.run_state import load_state, save_state
 from fsar.training.meter import Meter
 from fsar.training.optim import create_sgd, epoch_learning_rate
-from fsar.training.step import PretrainingStep
+from fsar.training.step import PretrainingStep, Reading
 from fsar.trunks import Trunk, parts_to_recompute
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from fsar.evaluation.overlap import Seen
-    from fsar.pretraining import PretrainingMethod
-    from fsar.pretraining.config import PretrainConfig
-    from fsar.training.step import Reading
 
 MOST_SKIPPED = 20  # steps in a row whose loss is not finite
 

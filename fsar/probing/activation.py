@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from fsar.probing.loader import ProbeLoader
-from fsar.trunks import VideoTrunk
+from fsar.trunks import Trunk, VideoTrunk
 from pipelines.augment.clips import normalise
-from pipelines.clips.labelled import UniformClips
+from pipelines.clips.labelled import ClipRules, UniformClips
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.peek.sheet import Block, Row, draw_sheet
 from shards_spec.pictures import segment_centres
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from fsar.trunks import Trunk
-    from pipelines.clips.labelled import ClipRules
-    from shards_spec import ShardSet
-
-    Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 MIDDLE, CLIPS = 1, 3  # the middle one of three uniform clips is shown
 SHOWN = 8  # frames of it

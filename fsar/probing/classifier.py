@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -18,18 +20,11 @@ from fsar.run.log import RunLog
 from fsar.run.precision import autocast
 from fsar.run_state import load_state, save_state
 from fsar.training.optim import epoch_learning_rate
+from fsar.trunks import Trunk
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from fsar.trunks import Trunk
-
-    Batches = Callable[[int, int], Generator[tuple[Tensor, Tensor], None, None]]  # of steps from, to
+Batches = Callable[[int, int], Generator[tuple[Tensor, Tensor], None, None]]  # of steps from, to
 
 
 @dataclass(frozen=True)

@@ -10,29 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from fsar.probing.loader import ProbeLoader
+from fsar.probing.weights import Probed
 from fsar.run.precision import autocast
-from fsar.trunks import VideoTrunk
+from fsar.trunks import Trunk, VideoTrunk
 from shards_spec.errors import FsarError
 from shards_spec.files import json_bytes, json_line, only_writer, write_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from fsar.probing.loader import ProbeLoader
-    from fsar.probing.weights import Probed
-    from fsar.trunks import Trunk
 
 PART = 256  # videos, some MB
 

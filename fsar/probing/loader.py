@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
 
+from fsar.trunks import Trunk
 from pipelines.augment.clips import normalise, resize_bilinear
 from pipelines.augment.photometric import Photometric
-from pipelines.clips.labelled import UniformClips
+from pipelines.clips.labelled import ClipRules, ProbePlan, RandomClips, UniformClips
 from pipelines.decoding.choose import executor_for
 from pipelines.draw import PhiloxDraw
 from pipelines.loader import Prefetcher
+from shards_spec import ShardSet
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fsar.trunks import Trunk
-    from pipelines.clips.labelled import ClipRules, ProbePlan, RandomClips
-    from shards_spec import ShardSet
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 _JITTER = 1 << 63  # the bit in a draw's number that seeds a batch's colours
 

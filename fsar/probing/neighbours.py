@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fsar.matching import full_precision
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def vote(

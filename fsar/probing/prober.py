@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from math import comb
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fsar.probing.classifier import Classifier, Fit, Training
 from fsar.probing.features import PART, video_features
 from fsar.probing.loader import ProbeLoader
 from fsar.probing.neighbours import vote
-from fsar.probing.retrieval import AT, retrieve
+from fsar.probing.retrieval import AT, Retrieval, retrieve
 from fsar.probing.scores import Asked, average_clips
+from fsar.probing.weights import Probed
 from fsar.run.precision import autocast
 from pipelines.clips.labelled import ClipRules, RandomClips
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, choice
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fsar.probing.retrieval import Retrieval
-    from fsar.probing.weights import Probed
-    from shards_spec import ShardSet
-    from shards_spec.splits.divisions import Division
+from shards_spec.splits.divisions import Division
 
 VIEWS = ("fresh", "cached")
 

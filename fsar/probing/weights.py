@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,12 +15,9 @@ from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import build_pretrain_config, frame_stride
 from fsar.run.weights import load_trunk_weights
 from fsar.run_state import MODEL, choose_checkpoint, load_seen, take_colours, weights_sha256
-from fsar.trunks import create_trunk
+from fsar.trunks import Trunk, create_trunk
 from fsar.trunks.weight_files import read_tensors
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fsar.trunks import Trunk
 
 # What a clip has -> the key of a run's configuration that says it.
 KEYS = {"frames": "clip_frames", "stride": "clip_stride", "size": "crop"}

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fsar.evaluation.comparison import tell_apart
+from fsar.evaluation.accuracy import Result
+from fsar.evaluation.comparison import Comparison, Difference, tell_apart
 from fsar.report.run import document, table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from fsar.evaluation.accuracy import Result
-    from fsar.evaluation.comparison import Comparison, Difference
 
 WIDTH, HEIGHT = 220, 22  # pixels of a row of a chart
 STROKES = ('stroke="#9ec5fe" stroke-width=7', 'stroke="#1f6feb" stroke-width=2')  # over episodes, over videos

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from fsar.evaluation.accuracy import shuffle_frames
+from fsar.alignment import Alignment, Pair
+from fsar.episode import Episode
+from fsar.evaluation.accuracy import Answers, shuffle_frames
+from fsar.loader import EpisodeLoader
+from fsar.methods import FewShotMethod
 from fsar.report.pictures import (
     brightened,
     brightening,
@@ -22,23 +28,11 @@ from fsar.report.pictures import (
     seeable,
 )
 from fsar.run.precision import autocast
+from pipelines.episodes.stream import EpisodePlan
 from pipelines.episodes.views import choose_views, draw_views, number_views
+from shards_spec import ShardSet
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fsar.alignment import Alignment, Pair
-    from fsar.episode import Episode
-    from fsar.evaluation.accuracy import Answers
-    from fsar.loader import EpisodeLoader
-    from fsar.methods import FewShotMethod
-    from pipelines.episodes.stream import EpisodePlan
-    from shards_spec import ShardSet
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 MOST_QUERIES, LEAST_QUERIES, PICTURES = 6, 2, 400  # queries that are shown, and about how many pictures they have
 MOST_PAIRS = 8  # of classes that were mixed up

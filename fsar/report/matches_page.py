@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
+from fsar.alignment import Pair
+from fsar.report.matches import Clip, Confused, Member, Shown, Sight
 from fsar.report.pictures import image
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from fsar.alignment import Pair
-    from fsar.report.matches import Clip, Confused, Member, Shown, Sight
 
 OF_QUERY, OF_SUPPORT, MUTUAL = "#1f6feb", "#bc4c00", "#24292f"  # colours of lines
 STRONG = 0.5  # a weight from which on a line counts as one of its direction

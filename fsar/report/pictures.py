@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
+from torch import Tensor
 
+from shards_spec import ShardSet
 from shards_spec.pictures import decode_picture
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from shards_spec import ShardSet
-
-    Picture = NDArray[np.uint8]
+Picture = NDArray[np.uint8]
 
 SIDE, QUALITY = 96, 78  # longest side in pixels; twice what a page shows of a frame, for screens of many pixels
 FULL = 99.0  # percentile of the motion in a figure that has the full colour, and of a frame's colours

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from fsar.report.pretraining_pictures import PICTURES
 from fsar.report.run import chart, document, html_bytes, provenance_rows, read_log, table
 from shards_spec.files import write_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 ACCURACY = "accuracy_"
 TOP = re.compile(r"top(\d)_acc(.*)")  # MSCL's names of accuracies

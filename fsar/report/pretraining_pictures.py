@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
 
-from fsar.pretraining.config import frame_stride
+from fsar.pretraining import PretrainingMethod
+from fsar.pretraining.config import PretrainConfig, frame_stride
 from fsar.pretraining.data import clip_rules
 from fsar.pretraining.flow_colour import FlowColours
 from fsar.pretraining.flow_rotation import draw_angles, rotate_flow
-from fsar.pretraining.loader import ClipLoader
+from fsar.pretraining.loader import ClipLoader, ClipViews
 from fsar.pretraining.trainer import build_pretraining
 from fsar.probing.activation import activation_sheet
+from fsar.trunks import Trunk
 from pipelines.clips.labelled import ClipRules
+from pipelines.clips.stream import ClipPlan, CropView
+from shards_spec import ShardSet
 from shards_spec.files import write_whole
 from shards_spec.motion import flow_pairs
 from shards_spec.peek.sheet import Block, Legend, Row, draw_sheet, png_bytes
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from fsar.pretraining import PretrainingMethod
-    from fsar.pretraining.config import PretrainConfig
-    from fsar.pretraining.loader import ClipViews
-    from fsar.trunks import Trunk
-    from pipelines.clips.stream import ClipPlan, CropView
-    from shards_spec import ShardSet
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 VIDEOS = 3  # of each picture
 WHEEL = 72  # pixels of the legend

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fsar.probing.retrieval import Retrieval
 from fsar.report.pictures import data_uri, middle_frame
 from fsar.report.run import document, table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from fsar.probing.retrieval import Retrieval
-    from shards_spec import ShardSet
-    from shards_spec.splits.divisions import Division
+from shards_spec import ShardSet
+from shards_spec.splits.divisions import Division
 
 OWN_STYLE = """
 .found{display:flex;gap:.6rem;margin:.5rem 0}.found figure{margin:0;width:132px}

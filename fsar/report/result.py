@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
-from fsar.methods import method_options
+from fsar.evaluation.accuracy import Result
+from fsar.methods import FewShotMethod, method_options
+from fsar.run.config import RunConfig
 from fsar.run_state import weights_sha256
+from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 from shards_spec.schema import Plan
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from fsar.evaluation.accuracy import Result
-    from fsar.methods import FewShotMethod
-    from fsar.run.config import RunConfig
-    from shards_spec import ShardSet
 
 
 def describe(

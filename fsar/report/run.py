@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from fsar.report.matches import Sight
 from fsar.report.matches_page import SIGHT_STYLE, confused_section, episodes_section
 from shards_spec.errors import FsarError
 from shards_spec.files import write_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from fsar.report.matches import Sight
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 180, 46, 22  # pixels of a chart
 MOST_CLASSES = 40  # rows of the confusion matrix

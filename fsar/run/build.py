@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,18 +13,14 @@ from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, find_method
 from fsar.methods.class_text import ClassText, read_class_text
 from fsar.run import ranks
+from fsar.run.config import RunConfig
+from fsar.trunks import Trunk
 from pipelines.episodes.labels import read_labels
 from pipelines.episodes.pools import Labels
-from pipelines.episodes.stream import EpisodeRules
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import Chosen
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fsar.run.config import RunConfig
-    from fsar.trunks import Trunk
-    from pipelines.episodes.stream import Chosen
-    from shards_spec import ShardSet
 
 
 def choose_device(name: str) -> torch.device:

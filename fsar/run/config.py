@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from fsar.methods import METHODS, method_options
 from fsar.run.flat_config import FlatConfig, option_types, parse_toml, typed
 from fsar.run.styles import STYLES, bound_options
 from shards_spec.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from importlib.resources.abc import Traversable
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "recipe_style": STYLES,

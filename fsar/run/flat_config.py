@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from shards_spec.errors import ConfigError
 from shards_spec.names import text_fault
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MOST_NUMBER = (1 << 63) - 1  # what NumPy and torch hold
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

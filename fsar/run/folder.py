@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from fsar.run.flat_config import FlatConfig
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, json_bytes, read_json, write_whole
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fsar.run.flat_config import FlatConfig
 
 
 def last_checkpoint(run: Path) -> Path:

@@ -6,14 +6,12 @@ import importlib.util
 import json
 import math
 import os
-from typing import TYPE_CHECKING, Any, Self
+from io import FileIO
+from pathlib import Path
+from typing import Any, Self
 
 from fsar.run import ranks
 from shards_spec.files import disk_errors, write_whole
-
-if TYPE_CHECKING:
-    from io import FileIO
-    from pathlib import Path
 
 
 class RunLog:

@@ -6,10 +6,8 @@ import ctypes
 import platform
 import resource
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 # Parameters of mallopt(3), from glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

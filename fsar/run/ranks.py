@@ -7,23 +7,19 @@ make the same calls in the same order, on the device where it computes.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from shards_spec.errors import FsarError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor, nn
-    from torch.distributed.distributed_c10d import Store
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 # A process waits no longer for another one; torchrun itself ends all of them at once when one dies.
 PATIENCE = timedelta(minutes=10)

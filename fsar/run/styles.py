@@ -16,12 +16,10 @@ The first four belong to the style and are never mixed in a run; the others are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from shards_spec.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 STYLES = ("reference", "fixed")
 CODE_DECAY = 1e-3

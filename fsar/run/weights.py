@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from fsar.evaluation.overlap import Seen
 from fsar.run_state import MODEL, choose_checkpoint, load_seen, take_colours
 from fsar.trunks import TRUNKS, create_trunk
 from fsar.trunks.weight_files import plain_tensors, read_tensors, trunk_entries
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor, nn
-
-    from fsar.evaluation.overlap import Seen
 
 # torchvision's IMAGENET1K_V1 files, for video KINETICS400_V1; the hash that ends a name is the start of its SHA-256.
 PUBLISHED = {

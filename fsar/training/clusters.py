@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from shards_spec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 ITERATIONS = 100
 RESTARTS = 3  # of which the tightest clustering is kept

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from shards_spec import Series, ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.pictures import decode_picture, flow_field, segment_centres
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from shards_spec import Series, ShardSet
 
 GRID = 2  # cells a side
 

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from fsar.episode import Episode
 from fsar.evaluation.embeddings import BATCH
 from fsar.evaluation.feature_store import make_features
 from fsar.evaluation.keys import key_of, model_sha256
+from fsar.loader import EpisodeLoader
+from fsar.methods import FewShotMethod
 from fsar.run import ranks
 from fsar.run.precision import autocast
+from fsar.trunks import Trunk
 from pipelines.augment.clips import normalise
+from pipelines.episodes.stream import EpisodePlan
 from pipelines.episodes.views import draw_views, number_views, places_of
 from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, json_bytes, write_whole
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fsar.episode import Episode
-    from fsar.loader import EpisodeLoader
-    from fsar.methods import FewShotMethod
-    from fsar.trunks import Trunk
-    from pipelines.episodes.stream import EpisodePlan
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 
 def freeze_trunk(model: FewShotMethod, method: str) -> None:

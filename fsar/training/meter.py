@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import resource
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from fsar.training.step import Reading
+from fsar.training.step import Reading
 
 
 class Meter:

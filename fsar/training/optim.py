@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from fsar.checkpoints import reference_names
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor, nn
 
 DecayNorms = Literal["reference", "none"]
 Clock = Literal["reference", "single"]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsar.run import ranks
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class RunningStatistics:

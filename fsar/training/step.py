@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from fsar.episode import Episode
+from fsar.methods import FewShotMethod, Output
+from fsar.pretraining import Output as PretrainingOutput
 from fsar.run import ranks
 from fsar.run.precision import autocast
 from fsar.training.graphs import Graphed
 from fsar.training.optim import guarded_step
 from fsar.training.running_statistics import RunningStatistics
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor, nn
-
-    from fsar.episode import Episode
-    from fsar.methods import FewShotMethod, Output
-    from fsar.pretraining import Output as PretrainingOutput
 
 # Places in the counters: batches with a finite loss since the last update; skipped ones; those in a row now, and
 # at most; updates left out.

@@ -7,16 +7,19 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from tqdm import tqdm
 
-from fsar.evaluation.accuracy import evaluate
+from fsar.episode import Episode
+from fsar.evaluation.accuracy import Result, evaluate
 from fsar.evaluation.overlap import seen_in, together
-from fsar.methods import create_method, method_options
+from fsar.loader import EpisodeLoader
+from fsar.methods import FewShotMethod, create_method, method_options
 from fsar.run import ranks
 from fsar.run.build import check_unlabelled, class_text_of, open_episodes
+from fsar.run.config import RunConfig
 from fsar.run.folder import last_checkpoint
 from fsar.run.log import RunLog
 from fsar.run.memory import keep_freed_memory
@@ -25,20 +28,11 @@ from fsar.run_state import load_seen, load_state, save_state, take_colours
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
 from fsar.training.meter import Meter
 from fsar.training.optim import create_optimizer, learning_rate
-from fsar.training.step import EpisodeStep
-from fsar.trunks import VideoTrunk, create_trunk, parts_to_recompute
+from fsar.training.step import EpisodeStep, Reading
+from fsar.trunks import Trunk, VideoTrunk, create_trunk, parts_to_recompute
 from pipelines.draw import PhiloxDraw
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
-
-if TYPE_CHECKING:
-    from fsar.episode import Episode
-    from fsar.evaluation.accuracy import Result
-    from fsar.loader import EpisodeLoader
-    from fsar.methods import FewShotMethod
-    from fsar.run.config import RunConfig
-    from fsar.training.step import Reading
-    from fsar.trunks import Trunk
-    from shards_spec import ShardSet
 
 TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
 MOST_SKIPPED = 20  # episodes in a row whose loss is not finite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from fsar.trunks.base import ALL_PARTS, Features, Trunk, parts_to_recompute
 from fsar.trunks.clip import ClipResNet, ClipViT
@@ -16,9 +16,6 @@ from fsar.trunks.tiny3d import Tiny3D
 from fsar.trunks.video import r2plus1d18, r3d18
 from fsar.trunks.video_base import VideoTrunk
 from shards_spec.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 TRUNKS: dict[str, Callable[[], Trunk]] = {
     "clip-rn50": ClipResNet,

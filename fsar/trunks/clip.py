@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.trunks.base import Features, Trunk
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
 
 class ClipTower(Trunk):

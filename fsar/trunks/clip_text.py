@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from collections.abc import Mapping
+from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsar.trunks.clip import Transformer
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
 HEAD_WIDTH = 64  # of every published CLIP
 NAMES = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")

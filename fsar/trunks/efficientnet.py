@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.trunks.base import Trunk
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EPSILON = 1e-3  # of its BatchNorms
 STEM, HEAD = 32, 1280

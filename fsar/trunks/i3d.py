@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.trunks.video_base import VideoTrunk
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Three = tuple[int, int, int]
+Three = tuple[int, int, int]
 
 # Kernels and strides of the poolings, in t, h and w.
 POOLS: dict[str, tuple[Three, Three]] = {

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from fsar.trunks.base import Trunk
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
 
 def convolution(inputs: int, outputs: int, *, size: int, stride: int = 1) -> nn.Conv2d:

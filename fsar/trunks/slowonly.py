@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.trunks.video_base import StagedTrunk, he_init
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Three = tuple[int, int, int]
-    Names = tuple[str, str]  # of a convolution and its norm
+Three = tuple[int, int, int]
+Names = tuple[str, str]  # of a convolution and its norm
 
 DEPTHS = (3, 4, 6, 3)  # blocks of the four stages of a network of 50 layers
 

@@ -5,19 +5,14 @@ Published code: megvii-research/MSCL.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.trunks.slowonly import stages
 from fsar.trunks.video import VideoResNet18
 from fsar.trunks.video_base import StagedTrunk, he_init
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Three = tuple[int, int, int]
+Three = tuple[int, int, int]
 
 
 def flat(inputs: int, outputs: int, middle: int, stride: Three) -> nn.Module:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.trunks.base import Trunk
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 GRID = 4  # cells a side of the pooled grid
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.trunks.video_base import StagedTrunk, he_init
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Three = tuple[int, int, int]
+Three = tuple[int, int, int]
 
 WIDTHS = (16, 24, 48, 64)
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from torch import Tensor
 
 DTYPES = {
     "DoubleStorage": torch.float64,

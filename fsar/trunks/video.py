@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from fsar.trunks.video_base import StagedTrunk, he_init
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    Three = tuple[int, int, int]
-    # inputs, outputs, channels between the two convolutions of a factorised one, stride -> a convolution
-    Convolution = Callable[[int, int, int, Three], nn.Module]
+Three = tuple[int, int, int]
+# inputs, outputs, channels between the two convolutions of a factorised one, stride -> a convolution
+Convolution = Callable[[int, int, int, Three], nn.Module]
 
 
 def whole(inputs: int, outputs: int, middle: int, stride: Three) -> nn.Module:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from fsar.trunks.base import Features, Trunk
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def volume_mean(maps: Tensor) -> Tensor:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from fsar.trunks.torchscript import is_torchscript, read_torchscript
 from shards_spec.errors import ConfigError
 from shards_spec.index.files import check_announced
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from torch import Tensor
 
 OUTER = ("module.", "backbone.")  # prefixes of parallel wrappers and of outer models
 # Where files that hold more than a trunk keep it: CLIP's beside a text tower, pre-training's beside its momentum copy.

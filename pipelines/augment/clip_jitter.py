@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from pipelines.augment.clips import clips as augment
+from pipelines.augment import clips as augment
 from shards_spec.errors import ConfigError, choice
 
 Sync = Literal["clip", "frame"]

@@ -6,26 +6,21 @@ code (alibaba-mmai-research/MoLo, `datasets/utils/transformations.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from pipelines.augment.on_cpu import Look, fill_clips
+from pipelines.augment.on_cpu import Look, Windows, fill_clips
+from pipelines.clips.boxes import Box
+from pipelines.decoding.buffers import ClipBuffers
+from pipelines.episodes.stream import View
+from pipelines.jitter import Jitter
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from pipelines.augment.on_cpu import Windows
-    from pipelines.clips.boxes import Box
-    from pipelines.decoding.buffers import ClipBuffers
-    from pipelines.episodes.stream import View
-    from pipelines.jitter import Jitter
-
-    Factor = float | torch.Tensor
-    Three = tuple[float, float, float]
+Factor = float | torch.Tensor
+Three = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

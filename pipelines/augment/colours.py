@@ -5,17 +5,13 @@ A frame of 224 x 224 takes a fifth of torch's time: one call an operation, and a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from pipelines.jitter import Jitter
 
-    from pipelines.jitter import Jitter
-
-    Values = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float32]
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 TURN = 360.0  # OpenCV's hue is in degrees

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 
 from pipelines.augment.clips import crop_resize
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from pipelines.clips.stream import CropView
+from pipelines.clips.stream import CropView
 
 TOGETHER = 1 << 27  # values of crops that are made at a time on a GPU: 0.5 GB, and six times that in between
 

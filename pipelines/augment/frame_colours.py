@@ -5,23 +5,18 @@ A clip of 16 frames of 224 x 224 takes a fifth of the time of torch's operations
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipelines.augment.colours import jitter_frame
+from pipelines.jitter import Jitter
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy.typing as npt
-
-    from pipelines.jitter import Jitter
-
-    Values = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float32]
 
 LEAST_SHARE = 1 << 20  # values: below that a thread costs more than it gives
 FAINT = 1e-8  # taps of a kernel below this are no more than rounding

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.augment.colours import jitter_frame
+from pipelines.episodes.stream import View
+from pipelines.jitter import Jitter
+
+Pixels = npt.NDArray[np.uint8]
+Windows = Sequence[Pixels]  # uint8 [h, w, 3] each
+Values = npt.NDArray[np.float32]
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
     import torch
-
-    from pipelines.episodes.stream import View
-    from pipelines.jitter import Jitter
-
-    Pixels = npt.NDArray[np.uint8]
-    Windows = Sequence[Pixels]  # uint8 [h, w, 3] each
-    Values = npt.NDArray[np.float32]
 
 LEAST_SHARE = 1 << 21  # values: a thread costs as much as to write some hundred thousand
 TOGETHER = 4  # frames whose channels are parted at a time: pixels and planes fit the cache of a core

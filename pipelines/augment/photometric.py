@@ -9,20 +9,17 @@ kornia 0.6.4 and later.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from pipelines.augment.clips import clips as augment
-from pipelines.augment.frame_colours import augment_clips, blur_clips
+from pipelines.augment import clips as augment
+from pipelines.augment.clips import Three
+from pipelines.augment.frame_colours import Values, augment_clips, blur_clips
 from pipelines.jitter import Jitter
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipelines.augment.clips import Three
-    from pipelines.augment.frame_colours import Values
 
 BlurSigma = Literal["fixed", "per_sample"]
 _OPERATIONS = (augment.brightness, augment.contrast, augment.saturation, augment.hue)

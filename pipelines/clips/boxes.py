@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from pipelines.draw import Draw
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipelines.draw import Draw
 
 _TRIES = 10
 

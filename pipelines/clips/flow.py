@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelines.clips.boxes import Box
 from pipelines.clips.flow_box import flow_box
-from pipelines.clips.motion_filter import RULES, chosen_offsets, clip_positions, draw_clips, starts
-from pipelines.clips.stream import Crop
+from pipelines.clips.motion_filter import RULES, Rule, chosen_offsets, clip_positions, draw_clips, starts
+from pipelines.clips.stream import Crop, Flags, Ints
 from pipelines.clips.windows import AREA, check_positive, draw_crop
+from pipelines.draw import Draw
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, ShardError, choice
 from shards_spec.motion import adding_command
+from shards_spec.series import Series
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from pipelines.clips.motion_filter import Rule
-    from pipelines.clips.stream import Flags, Ints
-    from pipelines.draw import Draw
-    from shards_spec import ShardSet
-    from shards_spec.series import Series
-
-    Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 
 SCORES = "motion_score"  # the column of the index that holds the motion-differential score of each field
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.clips.boxes import Box, random_resized_box
-from pipelines.draw import PhiloxDraw
+from pipelines.draw import Draw, PhiloxDraw
 from pipelines.reads import Reads
 from pipelines.sampling import segment
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, choice
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from pipelines.draw import Draw
-    from shards_spec import ShardSet
-
-    Sampling = Literal["windows", "segments"]
-    Ints = NDArray[np.int64]
+Sampling = Literal["windows", "segments"]
+Ints = NDArray[np.int64]
 
 CENTRE = 0.875  # of a stored frame's shorter side: 224 of 256
 LEAST_AREA = 0.2  # of a frame that a training clip covers

@@ -8,20 +8,16 @@ Sensitive Contrastive Learning for Self-supervised Video Representation", ECCV 2
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from pipelines.draw import Draw
 from shards_spec.errors import choice
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
-
-    from pipelines.draw import Draw
-
-    Rule = Literal["fixed", "released"]
+Rule = Literal["fixed", "released"]
 
 RULES = ("fixed", "released")
 _TRIES = 11  # draws of the first clip in the released code

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.clips.boxes import Box, crop_coordinates
-from pipelines.draw import PhiloxDraw, permutation
+from pipelines.draw import Draw, PhiloxDraw, permutation
 from pipelines.needs import check_every_frame
-from pipelines.reads import ReadLists
+from pipelines.reads import ReadLists, Reads
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
-
-    from pipelines.draw import Draw
-    from pipelines.reads import Reads
-    from shards_spec import ShardSet
-
-    Ints = npt.NDArray[np.int64]
-    Flags = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 # Bits of an episode number that keep apart what is drawn with one seed; samples have numbers below both.
 EPOCH, COLOURS = 1 << 63, 1 << 62

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pipelines.clips.boxes import random_resized_box
-from pipelines.clips.stream import Crop
+from pipelines.clips.stream import Crop, Flags, Ints
+from pipelines.draw import Draw
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, choice
 
-if TYPE_CHECKING:
-    from pipelines.clips.stream import Flags, Ints
-    from pipelines.draw import Draw
-    from shards_spec import ShardSet
-
-    Size = tuple[int, int]
+Size = tuple[int, int]
 
 AREA = (0.2, 1.0)  # share of the frame that a crop covers, in all of these papers
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 MOST_KEPT = 8  # episodes; a consumer that keeps more of them gets fresh memory
 HELD_BY_US = 2  # the list's reference and the one of the call that counts

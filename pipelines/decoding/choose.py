@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pipelines.decoding.dali import DaliExecutor, dali_is_installed
 from pipelines.decoding.jpeg import PortableExecutor
 from pipelines.decoding.raw import RawExecutor
+from pipelines.reads import Reads
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import torch
-
-    from pipelines.reads import Reads
-    from shards_spec import ShardSet
 
 EXECUTORS = ("auto", "dali", "portable")
 DEVICES = ("cpu", "gpu")

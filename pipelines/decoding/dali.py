@@ -6,17 +6,15 @@ import importlib
 import importlib.util
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.decoding.jpeg import clips_of, decode_jpeg, frame_name, read_payloads
+from pipelines.reads import Reads
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, ShardError
-
-if TYPE_CHECKING:
-    from pipelines.reads import Reads
-    from shards_spec import ShardSet
 
 
 def dali_is_installed() -> bool:

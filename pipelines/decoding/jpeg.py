@@ -6,21 +6,17 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 import torch
 
+from pipelines.reads import Reads
+from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from pipelines.reads import Reads
-    from shards_spec import ShardSet
-
-    Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
 def clips_of(reads: Reads) -> list[tuple[int, int]]:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipelines.decoding.buffers import ClipBuffers
 from pipelines.decoding.jpeg import frame_name
+from pipelines.reads import Reads
+from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy.typing as npt
-
-    from pipelines.reads import Reads
-    from shards_spec import ShardSet
-
-    Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 LEAST_SHARE = 4 << 20  # bytes: to hand over less costs more than to copy it
 

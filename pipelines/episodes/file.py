@@ -6,17 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from pipelines.episodes.stream import Chosen
+from pipelines.episodes.stream import Chosen, EpisodeStream
+from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line, parse_json, write_whole
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pipelines.episodes.stream import EpisodeStream
-    from shards_spec import ShardSet
 
 # What is read of the header, and of which type
 HEADER: dict[str, tuple[type, ...]] = {

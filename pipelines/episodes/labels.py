@@ -5,20 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from pipelines.episodes.pools import Labels
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
 from shards_spec.names import quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from shards_spec import ShardSet
 
 HEADERS = (["video", "cluster"], ["video", "label"])
 

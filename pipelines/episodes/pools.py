@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from pipelines.draw import PhiloxDraw
+from pipelines.draw import Draw, PhiloxDraw
+from pipelines.episodes.rules import EpisodeRules
 from pipelines.sampling import ClassPool, group_keys
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    import numpy.typing as npt
-
-    from pipelines.draw import Draw
-    from pipelines.episodes.stream import EpisodeRules
-    from shards_spec import ShardSet
-
-    Ints = npt.NDArray[np.int64]
-    Flags = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

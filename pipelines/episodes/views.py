@@ -6,23 +6,17 @@ Odd views are mirrored where the rules mirror queries: these serve as queries al
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.draw import PhiloxDraw
-from pipelines.reads import ReadLists
+from pipelines.episodes.stream import EpisodePlan, EpisodeStream, View
+from pipelines.reads import ReadLists, Reads
 from shards_spec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
-
-    from pipelines.episodes.stream import EpisodePlan, EpisodeStream, View
-    from pipelines.reads import Reads
-
-    Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
 
 BITS = 16  # of a view's number beside its video's row
 MOST_VIEWS = 1 << BITS

@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shards_spec import Dataset
 from shards_spec.errors import FsarError
 from shards_spec.files import json_line
 from shards_spec.names import path_fault, quoted, text_fault
 from shards_spec.remote.store import Remote, RemotePath
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from shards_spec import Dataset
 
 EXTENSIONS = frozenset(
     ".avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .ts .wmv .asf .flv .3gp".split()  # noqa: SIM905 -- a list reads longer

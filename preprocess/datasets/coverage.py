@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from preprocess.datasets.catalogue import Catalogue, CatalogueError, Expected, shorten
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from preprocess.datasets.catalogue import Video
-    from shards_spec import Dataset, Split
+from preprocess.datasets.catalogue import Catalogue, CatalogueError, Expected, Video, shorten
+from shards_spec import Dataset, Split
 
 MIN_COVERAGE = 0.95
 LONGEST_TABLE = 30  # classes; of more, only those that lack videos have a line

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from preprocess.datasets.catalogue import CatalogueError, require_folder
+from preprocess.datasets.catalogue import Catalogue, CatalogueError, require_folder
 from preprocess.datasets.matching import catalogue_of_lists, numbered_class
 from shards_spec.splits.shipped import read_lists
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from preprocess.datasets.catalogue import Catalogue
 
 HELP = """\
 expected tree:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, Expected, Video, arrange, text_of, walk
 from preprocess.datasets.coverage import covered
@@ -14,9 +14,6 @@ from preprocess.datasets.matching import listed_catalogue
 from shards_spec import Dataset, Split
 from shards_spec.errors import suggest
 from shards_spec.schema import check_disjoint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 EVERY = "all"
 

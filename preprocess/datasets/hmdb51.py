@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
 from preprocess.datasets.matching import published_catalogue
 from shards_spec.errors import suggest
 from shards_spec.splits.shipped import class_key, shipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 # Visible part of the body, camera motion, number of people, viewpoint, quality, number of the clip: what HMDB51 adds
 # to the name of the film or upload that a clip was cut from.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from preprocess.datasets.catalogue import (
     Catalogue,
@@ -21,9 +21,6 @@ from preprocess.datasets.folder import choose_classes
 from preprocess.datasets.matching import listed_catalogue, published_catalogue
 from shards_spec import Dataset
 from shards_spec.splits.shipped import class_key, shipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # A clip is named by its YouTube id; with or without the seconds that it was cut from.
 CLIP = re.compile(r"(?P<id>[\w-]{11})(?:_\d{6}_\d{6})?")

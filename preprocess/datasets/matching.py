@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from preprocess.datasets.catalogue import CatalogueError, Expected, Missing, Video, arrange, shorten, text_of, walk
+from preprocess.datasets.catalogue import (
+    Catalogue,
+    CatalogueError,
+    Expected,
+    Missing,
+    Video,
+    arrange,
+    shorten,
+    text_of,
+    walk,
+)
 from preprocess.datasets.coverage import covered
 from shards_spec import Dataset, Split
 from shards_spec.schema import check_disjoint
-from shards_spec.splits.shipped import class_key, read_lists, shipped
+from shards_spec.splits.shipped import Entry, class_key, read_lists, shipped
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from preprocess.datasets.catalogue import Catalogue
-    from shards_spec.splits.shipped import Entry
-
-    Lists = Mapping[str, Sequence[Entry]]
+Lists = Mapping[str, Sequence[Entry]]
 
 
 @dataclass(frozen=True)

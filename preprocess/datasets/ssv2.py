@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, require_folder
 from preprocess.datasets.matching import catalogue_of_lists, numbered_class
 from shards_spec.files import read_json
-from shards_spec.splits.shipped import read_lists
+from shards_spec.splits.shipped import Entry, read_lists
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from shards_spec.splits.shipped import Entry
-
-    Lists = Mapping[str, Sequence[Entry]]
-    ListClass = tuple[str, str | int | None]
+Lists = Mapping[str, Sequence[Entry]]
+ListClass = tuple[str, str | int | None]
 
 SMALL = 100  # videos a class in every split of SSv2-small; SSv2-full has 17 to 3,170
 AGREE = 0.9  # share of a listed class's videos that must have one template: else the labels are of other videos

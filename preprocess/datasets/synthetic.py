@@ -5,25 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import cv2
 import ffmpeg
 import numpy as np
+from numpy.typing import NDArray
 
 from preprocess.datasets.synthetic_motion import CLASSES, Poses
 from preprocess.decode import ffmpeg_program
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import disk_errors, json_bytes, publish, read_json, temporary, write_whole
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    Image = NDArray[np.float32]
+Image = NDArray[np.float32]
 
 FPS = 12
 SPECIFICATION = "synthetic.json"

@@ -8,17 +8,13 @@ neither one frame nor the set of a clip's frames tells the class.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Progress = NDArray[np.float64]
+Progress = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
 from preprocess.datasets.matching import published_catalogue
 from shards_spec.splits.shipped import shipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 # UCF101's own name for its clips; the group is the long video that a clip was cut from.
 CLIP = re.compile(r"v_(?P<label>[A-Za-z]+?)_.*?g(?P<group>\d+)_c\d+", re.IGNORECASE)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import importlib
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from preprocess.decode import Planes
 from preprocess.planes import shrink, to_rgb
 from shards_spec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from preprocess.decode import Planes
-
-    Bytes = NDArray[np.uint8]
-    Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 
 DIS = "DIS medium"
 FLOW_SHORT_SIDE = 128  # DIS runs 653 pairs a core-second here, 142 at 256; its error is a tenth of a pixel

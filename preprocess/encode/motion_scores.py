@@ -7,22 +7,19 @@ those of the estimator, before they are stored: scores of rounded fields differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.colour_wheel import colour_wheel
 from shards_spec.errors import ConfigError, choice
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
-    Weighting = Literal["motion_map", "attention_map", "rgb_map"]
-    Attention = Literal["none", "max", "sum"]
+Floats = NDArray[np.float32]
+Weighting = Literal["motion_map", "attention_map", "rgb_map"]
+Attention = Literal["none", "max", "sum"]
 
 WINDOW = 28  # side of the windows over which motion boundaries are averaged, in pixels of the field
 SCORE_VARIANT = "rgb_map/max"  # the weighting and attention of the scores that are stored

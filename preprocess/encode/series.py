@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from preprocess.decode import Geometry, Planes, ffmpeg_version
-from preprocess.encode.flow import DIS, create_estimator, estimator_plan
+from preprocess.encode.flow import DIS, FlowEstimator, create_estimator, estimator_plan
 from preprocess.encode.motion_scores import SCORE_VARIANT, WINDOW, ChangeScores
 from preprocess.planes import to_rgb
 from shards_spec.errors import ConfigError
 from shards_spec.motion import MOTION, flow_pairs, motion_series
 from shards_spec.schema import picture_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from concurrent.futures import Executor, Future
-
-    from numpy.typing import NDArray
-
-    from preprocess.encode.flow import FlowEstimator
 
 QUALITY = 90
 FLOW_CODES = 127

@@ -6,12 +6,9 @@ import signal
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from preprocess.workers.job import Job
 from shards_spec import FsarError
-
-if TYPE_CHECKING:
-    from preprocess.workers.job import Job
 
 MOST_DEATHS = 2  # of workers at one video; the first may have been another program's doing
 AGAIN = "type the same command again: finished shards are kept"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from preprocess.decode import VideoError
+from shards_spec.errors import GoneError
 from shards_spec.files import disk_errors
-from shards_spec.remote.store import GoneError, Remote, RemotePath
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from shards_spec.remote.store import Remote, RemotePath
 
 
 class Downloads:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from preprocess.datasets.catalogue import Video
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry, VideoError, VideoReader
 from preprocess.encode.flow import DIS
 from preprocess.encode.series import Alongside, Encoder, create_encoder, steady
@@ -18,13 +21,6 @@ from shards_spec.motion import flow_pairs
 from shards_spec.schema import Failure, sample_key
 from shards_spec.summary import Summary, summarise
 from shards_spec.tar import TarSeriesWriter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
-    from concurrent.futures import Executor
-    from pathlib import Path
-
-    from preprocess.datasets.catalogue import Video
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,19 @@ import importlib
 import os
 import platform
 import shutil
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from preprocess.encode.series import series_plans
-from preprocess.workers.job import Finished
+from preprocess.workers.job import Finished, Job
 from preprocess.workers.pool import Progress, work
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import TEMPORARY, disk_errors
 from shards_spec.remote.store import RemotePath
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-
-    from preprocess.workers.job import Job
 
 TRIES = 3  # times that a shard is begun again when its machine is lost
 AHEAD = 2  # tasks that wait for each CPU of the cluster

@@ -5,16 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from shards_spec.errors import ConfigError, FsarError, ShardError
 from shards_spec.files import NO_LOCKS, OURS, TEMPORARY, disk_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 FAILURES = "failures.jsonl"
 PART = re.compile(r"part-(?P<index>\d{4,})-of-(?P<count>\d{4,})\.jsonl")

@@ -8,29 +8,22 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from preprocess.decode import DecoderKilledError
 from preprocess.encode.series import steady
 from preprocess.workers.attempts import AGAIN, Attempts, death_text
-from preprocess.workers.job import Finished, run
+from preprocess.workers.job import Finished, Job, run
 from shards_spec import FsarError
 from shards_spec.index.build import shard_path
 from shards_spec.remote.store import RemotePath
 from shards_spec.tar import unfinished
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import ForkServerProcess
-
-    from preprocess.workers.job import Job
-
 
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
 COPYING = 3600.0  # seconds more where a video is copied from a URL first: a slow line is no dead worker

@@ -5,16 +5,12 @@ from __future__ import annotations
 import io
 import re
 import sys
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
 
 import click
 
 from shards_spec.errors import ConfigError, FsarError, suggest
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-    from typing import NoReturn
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey those in a name
 BAD_INPUT, WITH_FAILURES, INTERRUPTED = 2, 3, 130

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 import numpy as np
@@ -20,9 +20,6 @@ from shards_spec.reader import ShardSet
 from shards_spec.schema import Failure
 from shards_spec.summary import check_as_described, from_tar, write_sidecars
 from shards_spec.verify import verify as verify_set
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FOLDER = click.argument("folder", type=LocalFolder())
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,9 +14,6 @@ from shards_spec.errors import ConfigError
 from shards_spec.remote.cache import parse_bytes
 from shards_spec.remote.shards import CACHE_DIR, CACHE_SIZE, RemoteShards
 from shards_spec.remote.store import RemotePath, is_url, place_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Place(click.ParamType[Path, object]):

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from shards_spec.cli.console import WITH_FAILURES, SuggestingGroup
-from shards_spec.splits.leakage import leakage
+from shards_spec.splits.leakage import Overlap, leakage
 from shards_spec.splits.published import published_lists, recognise
-from shards_spec.splits.sets import load_split_set
+from shards_spec.splits.sets import Part, SplitSet, load_split_set
 from shards_spec.splits.shipped import shipped, shipped_names
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from shards_spec.splits.leakage import Overlap
-    from shards_spec.splits.sets import Part, SplitSet
 
 HASH_DIGITS, FIRST_NAMES = 12, 3
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with whole hashes.")

@@ -5,26 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from shards_spec.errors import ShardError
 from shards_spec.files import disk_errors, json_line, sync_folder, sync_tree, temporary
-from shards_spec.index.index_columns import SeriesColumns, VideoColumns
+from shards_spec.index.index_columns import Columns, SeriesColumns, VideoColumns
 from shards_spec.schema import FORMAT, Dataset, Failure
 from shards_spec.summary import load_or_make
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from zarr.core.buffer import Buffer
-
-    from shards_spec.index.index_columns import Columns
 
 INDEX = "index.zarr"
 CHUNK = 1 << 20  # columns are read whole: few, large chunks

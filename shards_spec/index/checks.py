@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
 from shards_spec.index.files import Layout, check_announced, stored_bytes
@@ -14,15 +17,7 @@ from shards_spec.names import path_fault, quoted, text_fault
 from shards_spec.sample_info import MOST_FRAMES, MOST_SIDE
 from shards_spec.tar import BLOCK, archive_size
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from shards_spec.index.columns import Columns
-
-    Shape = tuple[str | int, ...]
+Shape = tuple[str | int, ...]
 
 COLUMN = re.compile(r"(videos|series/[a-z0-9]{1,40})/([a-z0-9_]{1,40})")
 # Type and shape of each column; a letter stands for one number in all columns of a group, V in all of the index.
@@ -56,6 +51,13 @@ OPTIONAL: dict[str, tuple[str, Shape]] = {
 MOST_SHARDS = 1_000_000  # six digits
 ROWS_AT_ONCE = 1 << 14
 CLIMBING, CONTROL = (b"../", b"/.."), re.compile(rb"\xc2[\x80-\x9f]")  # what a name that can do harm may hold
+
+
+class Table(Protocol):
+    """Columns by name."""
+
+    def __getitem__(self, name: str, /) -> NDArray[Any]:
+        """The column of that name."""
 
 
 def check_layout(
@@ -109,7 +111,7 @@ def _check_group(where: str, held: Mapping[str, Layout], sides: dict[str, int]) 
     return sides
 
 
-def check_videos(index: Path, columns: Columns, classes: int) -> None:
+def check_videos(index: Path, columns: Table, classes: int) -> None:
     """Check the numbers that are known of each video: labels below `classes`, counts, rates.
 
     Raises:
@@ -123,7 +125,7 @@ def check_videos(index: Path, columns: Columns, classes: int) -> None:
         raise ShardError(f"{index}/videos/fps holds what is no rate; run fsar-shards reindex")
 
 
-def check_series(where: str, columns: Columns, frames: NDArray[np.int32]) -> None:
+def check_series(where: str, columns: Table, frames: NDArray[np.int32]) -> None:
     """Check that the samples of a series lie one behind the other and fill their shards.
 
     Args:

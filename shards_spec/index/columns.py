@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shards_spec.errors import FsarError, ShardError
+from shards_spec.errors import FsarError, RemoteError, ShardError
 from shards_spec.files import DiskError
 from shards_spec.index.build import column_sha256
 from shards_spec.index.checks import check_loaded, check_texts
 from shards_spec.index.files import read_column
-from shards_spec.remote.store import RemoteError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from shards_spec.remote.shards import RemoteSet
-
+Fetch = Callable[[str, str], NDArray[Any]]
 _TEXTS = 1 << 16  # strings at once whose places are held as Python numbers
 
 
 class Columns:
-    """The columns of one group of `index.zarr`, each loaded whole and checked against its hash on first use."""
+    """The columns of one group of `index.zarr`, each loaded whole and checked against its hash on first use.
 
-    def __init__(self, index: Path, group: str, hashes: dict[str, str], remote: RemoteSet | None = None) -> None:
-        self._index, self._group, self._hashes, self._remote = index, group, hashes, remote
+    Args:
+        index: The folder `index.zarr`, as messages name it.
+        group: `videos`, or `series/NAME`.
+        hashes: Path of each column in the index -> SHA-256.
+        fetch: Reads a column, from its path and hash, where the index is not on disk.
+    """
+
+    def __init__(self, index: Path, group: str, hashes: dict[str, str], fetch: Fetch | None = None) -> None:
+        self._index, self._group, self._hashes, self._fetch = index, group, hashes, fetch
         self._loaded: dict[str, NDArray[Any]] = {}
         self._checked: set[str] = set()  # text columns
 
@@ -42,10 +44,10 @@ class Columns:
 
     def _load(self, path: str) -> NDArray[Any]:
         try:
-            if self._remote is None:
+            if self._fetch is None:
                 column = read_column(self._index / path, alone=False)[0]
             else:
-                column = self._remote.column(path, self._hashes[path])
+                column = self._fetch(path, self._hashes[path])
         except (RemoteError, DiskError):
             raise
         except FsarError as error:
@@ -96,3 +98,10 @@ class Columns:
             starts = np.where(part > 0, ends[part - 1], 0)
             for start, end in zip(starts.tolist(), ends[part].tolist(), strict=True):
                 yield str(data[start:end], "utf-8", "surrogateescape")
+
+
+def sum_starts(columns: Columns) -> NDArray[np.int64]:
+    """[V] where the sums of each video begin in `crc32`, which holds those of cls and json behind its pictures'."""
+    stored = columns["shard"] >= 0  # [V]
+    starts: NDArray[np.int64] = columns["first"][:-1] + 2 * (np.cumsum(stored) - stored)
+    return starts

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numcodecs import Zstd
+from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
 from shards_spec.files import read_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 TYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())  # noqa: SIM905
 RAW = {"name": "bytes", "configuration": {"endian": "little"}}

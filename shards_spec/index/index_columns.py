@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from array import array
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
+from shards_spec.schema import Dataset, Failure
+from shards_spec.summary import Sample, Summary
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from shards_spec.schema import Dataset, Failure
-    from shards_spec.summary import Sample, Summary
-
-    Columns = dict[str, NDArray[Any]]
+Columns = dict[str, NDArray[Any]]
 
 MOST_GAPS = 1 << 20  # rows of which neither tars nor failures say anything: an impossible row would fill the memory
 SCORES = ("scale", "magnitude", "motion_score")  # of each picture, in the samples of some series

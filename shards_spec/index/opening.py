@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from shards_spec.errors import ShardError
 from shards_spec.files import read_json
 from shards_spec.index.build import INDEX, attributes_sha256, list_shards, pinned_hashes
 from shards_spec.schema import FORMAT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def check_folder(path: Path) -> None:

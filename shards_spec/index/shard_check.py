@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
 from shards_spec.index.build import shard_path
 from shards_spec.schema import row_of_key, sample_key
 from shards_spec.tar import BLOCK, parse_header
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 _THREADS, _AT_ONCE = 8, 64
 _CHECKSUM = slice(148, 156)  # the field of a tar header; it counts as blanks in its own sum

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 HEIGHT = 128  # of a thumbnail: stored pictures of 256, 128, 64 and 32 pixels are scaled by a whole number
 GAP, MARGIN, LABELS = 4, 16, 92  # between thumbnails; around the sheet; width of what stands left of a row

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from shards_spec.peek.sheet import HEIGHT, thumbnail
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from shards_spec.peek.sheet import Block, Legend, Row
+from shards_spec.peek.sheet import HEIGHT, Block, Legend, Row, thumbnail
 
 QUALITY = 85
 STYLE = """

@@ -7,16 +7,13 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import BinaryIO
 
 from shards_spec.errors import ConfigError
 from shards_spec.files import NO_LOCKS, TEMPORARY, disk_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import BinaryIO
 
 COUNT = "bytes"  # the file that holds the number of bytes in use, and is locked while it changes
 SPARE = 10  # a tenth of the room is made at once: to look at every file costs more than to remove one

@@ -9,30 +9,24 @@ import tempfile
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import disk_errors, json_line
 from shards_spec.index.build import INDEX, PINNED, column_sha256, shard_path
 from shards_spec.index.checks import COLUMN, check_layout
+from shards_spec.index.columns import Columns, sum_starts
 from shards_spec.index.files import Layout, read_column
 from shards_spec.remote.cache import Cache, parse_bytes
 from shards_spec.remote.store import Remote, RemotePath
-from shards_spec.sums import sum_starts
 from shards_spec.tar import BLOCK, padded
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from typing import BinaryIO
-
-    from numpy.typing import NDArray
-
-    from shards_spec.index.columns import Columns
 
 CACHE_DIR, CACHE_SIZE = Path("~/.cache/fsar/shards"), "50GB"
 AT_ONCE = 16  # requests: each waits for the store, not for us

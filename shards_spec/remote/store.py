@@ -6,29 +6,26 @@ import errno
 import importlib
 import re
 import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from shards_spec.errors import ConfigError, FsarError
+from shards_spec.errors import ConfigError, GoneError, RemoteError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Result = TypeVar("Result")
 
-    Result = TypeVar("Result")
 
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
+
+
 CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}  # beside those that fsar[remote] brings
+
+
 OUR_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # says nothing about the place that is read
+
+
 TRIES, PAUSE = 3, 0.5  # seconds before the second try, doubled each time; many clients try by themselves besides
-
-
-class RemoteError(FsarError):
-    """A place at a URL that is missing, refuses us or does not answer."""
-
-
-class GoneError(RemoteError):
-    """A file at a URL that does not exist."""
 
 
 def is_url(text: str) -> bool:

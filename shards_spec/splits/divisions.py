@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards_spec.errors import ConfigError, ShardError
 from shards_spec.files import json_line
-from shards_spec.splits.lists import Entry, Line, read_csv, read_json_lists, read_text
+from shards_spec.reader import ShardSet
+from shards_spec.splits.lists import Entry, Line, SplitName, read_csv, read_json_lists, read_text
 from shards_spec.splits.shipped import class_key
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from shards_spec.reader import ShardSet
-    from shards_spec.splits.lists import SplitName
-
-    Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 PARTS: tuple[SplitName, SplitName] = ("train", "test")
 HMDB_PARTS = {"1": "train", "2": "test"}  # what HMDB51's lists put behind a name; 0: in neither part

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from shards_spec.errors import ShardError
-from shards_spec.splits.sets import video_key
+from shards_spec.splits.sets import Part, SplitSet, video_key
 from shards_spec.splits.shipped import class_key
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from shards_spec.splits.sets import Part, SplitSet
 
 SEEN = ("train", "val")  # what training sees, and what chooses its checkpoint
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shards_spec.splits.sets import TIMED
+from shards_spec.splits.sets import TIMED, Part, SplitSet
 from shards_spec.splits.shipped import class_key, known_file, shipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from shards_spec.splits.sets import Part, SplitSet
 
 LIKE = 0.8  # a list with fewer of the published number of videos is not called a copy with gaps
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line
 from shards_spec.reader import ShardSet
 from shards_spec.splits.lists import Entry
 from shards_spec.splits.shipped import class_key, read_lists, shipped, shipped_names
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Kind = Literal["lists", "classes", "shards"]
 # `id_start_end`: Kinetics cuts a clip of ten seconds from the YouTube video `id`

@@ -6,13 +6,11 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from shards_spec.errors import ShardError, suggest
 from shards_spec.splits.lists import NAMES, Entry, Line, SplitName, read_csv, read_json_lists, read_text
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["NAMES", "Entry", "Shipped", "class_key", "known_file", "read_lists", "shipped", "shipped_names"]
 

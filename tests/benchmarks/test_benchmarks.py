@@ -9,7 +9,7 @@ import subprocess
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 import numpy as np
@@ -24,17 +24,13 @@ from benchmarks.measure.timing import Contestant, cpu_seconds, on_cores, time_in
 from benchmarks.sides import step_counts, step_side
 from benchmarks.sides.usual import DecordEpisodes, clips_of_plan
 from pipelines.decoding.dali import dali_is_installed
-from pipelines.episodes.stream import EpisodeRules
+from pipelines.episodes.rules import EpisodeRules
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings
 from preprocess.stage import preprocess as preprocess_videos
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from shards_spec import ShardSet
 
 needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
 RULES = EpisodeRules(way=2, queries=2, frames=4, random_frames=True, resize=64, crop=56, random_crop=True, groups="any")

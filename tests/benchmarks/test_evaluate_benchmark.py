@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import evaluate
 from benchmarks.sides.synthetic_index import make_set
-from pipelines.episodes.stream import EpisodeRules
+from pipelines.episodes.rules import EpisodeRules
 from shards_spec import ShardSet
 from shards_spec.index.build import build_index
 

@@ -6,18 +6,16 @@ import importlib
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 from click.testing import CliRunner
 from folders import ROOT
 
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 SHELL = ("", "sh", "bash")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)

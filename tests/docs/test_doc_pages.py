@@ -19,7 +19,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 import pytest
@@ -44,9 +44,6 @@ from fsar.pretraining import config as pretrain_config
 from fsar.run import config
 from fsar.trunks import create_trunk
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from typing import Any
 
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
 ROOMS, HOLE = ("preprocess", "pipelines", "shards_spec", "fsar"), "\0"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
-from tests.folders import ROOT
+from folders import ROOT
 
 from fsar.episode import Episode
 from fsar.methods import create_method
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DOCS = ROOT / "docs"
 

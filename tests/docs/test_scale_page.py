@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.folders import ROOT
+from folders import ROOT
 
 
 def test_the_figures_are_computed_from_the_results(monkeypatch, capsys) -> None:

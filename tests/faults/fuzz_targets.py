@@ -6,16 +6,19 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from fake_shards import FakeShards, encode_frame
 from folders import write_set
+from mutations import Mutator
 from safetensors.torch import save
 from sealed import write_column
-from test_spec_reader import second_reader
+from second_reader import second_reader
 
 from fsar.evaluation.feature_store import FeatureStore
 from fsar.evaluation.overlap import Seen
@@ -43,12 +46,6 @@ from shards_spec.splits.divisions import listed_division
 from shards_spec.splits.shipped import read_lists
 from shards_spec.summary import Summary, from_tar
 from shards_spec.tar import archive_size, header, padded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mutations import Mutator
 
 
 @dataclass

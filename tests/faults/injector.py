@@ -10,12 +10,10 @@ import signal
 import threading
 import traceback
 from collections import Counter
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
 
 Case = TypeVar("Case")
 

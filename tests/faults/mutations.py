@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Any
 
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 EXTREMES = (

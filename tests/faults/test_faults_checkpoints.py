@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +18,6 @@ from fsar.run.folder import last_checkpoint
 from fsar.run.log import RunLog
 from fsar.run_state import load_state, save_state
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STEPS = 4
 

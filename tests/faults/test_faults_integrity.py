@@ -15,13 +15,13 @@ import torch
 from fake_shards import encode_frame
 from folders import flip_bit, write_set
 from injector import in_shares, resident
-from test_training import call, words
+from small_runs import call, words
 
 from fsar.cli.train import cli as train_cli
 from fsar.loader import EpisodeDataset, EpisodeLoader
 from pipelines.decoding.choose import create_executor
 from pipelines.decoding.dali import dali_is_installed
-from pipelines.episodes.stream import EpisodeRules
+from pipelines.episodes.rules import EpisodeRules
 from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry

@@ -10,9 +10,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -27,12 +27,8 @@ from preprocess.workers import pool
 from preprocess.workers.attempts import Attempts, death_text
 from preprocess.workers.job import Job, run
 from shards_spec import FsarError, ShardError, ShardSet
+from shards_spec.schema import Failure
 from shards_spec.verify import verify
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from shards_spec.schema import Failure
 
 # What befalls the process that computes the flow of a white video.
 ESTIMATORS = """

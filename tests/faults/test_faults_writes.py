@@ -6,9 +6,10 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import pytest
@@ -25,9 +26,6 @@ from shards_spec import Dataset, ShardError, ShardSet
 from shards_spec.cli.shards import cli
 from shards_spec.errors import FsarError
 from shards_spec.verify import verify
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
 
 CATALOGUE = Catalogue(
     Dataset("tiny", ("a",), {}), [Video(f"a/{n}.avi", "a", None, Path(f"{n}.avi")) for n in range(5)]

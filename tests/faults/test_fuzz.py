@@ -7,15 +7,12 @@ import resource
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from fuzz_targets import every_target
 from mutations import Mutator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SLOW, MUCH = 5.0, 600_000  # seconds that one file may take, KB that all may
 

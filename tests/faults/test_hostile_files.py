@@ -8,7 +8,7 @@ import shutil
 import struct
 import sys
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,9 +33,6 @@ from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry
 from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, ShardSet
 from shards_spec.summary import from_tar
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # --- weights ------------------------------------------------------------------------------------------
 

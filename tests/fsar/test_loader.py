@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,12 +14,11 @@ from fsar import EpisodeDataset, EpisodeLoader
 from pipelines.augment.clips import render
 from pipelines.decoding.dali import dali_is_installed
 from pipelines.decoding.jpeg import PortableExecutor
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodeStream
 from pipelines.loader import Prefetcher
+from pipelines.reads import Reads
 from shards_spec.errors import ConfigError, ShardError
-
-if TYPE_CHECKING:
-    from pipelines.reads import Reads
 
 RULES = EpisodeRules(
     way=3, shot=2, queries=2, resize=64, crop=48, frames=4, random_frames=True, random_crop=True, query_flip=True

@@ -11,7 +11,7 @@ import torch
 from fake_shards import FakeShards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import call, words
+from small_runs import call, words
 
 from fsar import EpisodeLoader, EpisodeRules, create_method
 from fsar.cli.cluster import cli as cluster_cli

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.golden_case import GOLDEN, HeadCase, fill
+from golden_case import GOLDEN, HeadCase, fill
 
 # Folder of golden files -> our method and the options that make it the reference's.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
 
+from pipelines.episodes.rules import EpisodeRules
 from shards_spec.errors import ShardError
 from shards_spec.schema import Dataset, Split
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 
 def encode_frame(seed: int, height: int, width: int) -> bytes:
@@ -112,3 +110,16 @@ class FakeShards:
             raise ShardError(f'fake has no split "{split}"')
         wanted = [self.dataset.classes.index(name) for name in self.dataset.splits[split].classes]
         return np.flatnonzero(np.isin(self.labels, wanted) & (self.frames > 0))
+
+
+TRAIN = EpisodeRules(
+    way=3,
+    shot=2,
+    queries=3,
+    resize=64,
+    crop=48,
+    random_frames=True,
+    random_crop=True,
+    query_flip=True,
+    query_jitter=True,
+)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from tests.golden_case import fill
-from tests.pretraining_case import outputs_of, settings_of, structured_clip
+from golden_case import fill
+from pretraining_case import outputs_of, settings_of, structured_clip
 
 
 class FimaCase:

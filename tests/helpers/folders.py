@@ -6,23 +6,21 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import pytest
 import simplejpeg
 
+from shards_spec import ShardSet, Split
 from shards_spec.files import json_bytes, json_line, publish
 from shards_spec.index.build import build_index, shard_path
+from shards_spec.peek.peek import contact_sheet, find_rows
+from shards_spec.peek.sheet import Block, Row
 from shards_spec.schema import Dataset, Failure, sample_key
 from shards_spec.summary import Summary, summarise, write_sidecars
 from shards_spec.tar import TarSeriesWriter, file_sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-
-    from shards_spec import Split
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,3 +95,12 @@ def decode(payload: bytes) -> np.ndarray:
     grey = simplejpeg.decode_jpeg_header(payload)[2] == "Gray"
     picture = simplejpeg.decode_jpeg(payload, colorspace="GRAY" if grey else "RGB", fastdct=False, fastupsample=False)
     return picture[..., 0] if grey else picture
+
+
+def shown(path: Path, video: str, series: str, monkeypatch: pytest.MonkeyPatch) -> Row:
+    """The row of a video's series as it is handed to the drawing."""
+    drawn: list[Block] = []
+    monkeypatch.setattr("shards_spec.peek.peek.draw_sheet", lambda _, __, blocks, **___: drawn.extend(blocks))
+    with ShardSet.open(path) as shards:
+        contact_sheet(shards, find_rows(shards, [video]), frames=12, series=[series])
+    return drawn[0].rows[0]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.golden_case import fill
-from tests.pretraining_case import outputs_of, settings_of
+from golden_case import fill
+from pretraining_case import outputs_of, settings_of
 
 from fsar.pretraining.mscl import MSCL, PairedViews
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.golden_case import GOLDEN, fill
+from golden_case import GOLDEN, fill
 
 COLOUR = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.216989)}
 

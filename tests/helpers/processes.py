@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, get_context
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from torch.distributed import TCPStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 # The last two are what optimisers and logs import late; the server passes over what is not there.
 PRELOADED = ["fsar.cli.train", "fsar.cli.evaluate", "fsar.cli.pretrain", "torch._dynamo", "torch.utils.tensorboard"]

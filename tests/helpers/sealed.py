@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numcodecs import Zstd
 
 from shards_spec.index.build import INDEX, attributes_sha256, column_sha256
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def write_column(path: Path, values: np.ndarray) -> str:

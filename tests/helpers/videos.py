@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from preprocess.decode import ffmpeg_program
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

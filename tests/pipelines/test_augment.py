@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.augment.clips import clips as augment
+from pipelines.augment import clips as augment
 from pipelines.augment.colours import jitter_frame
 from pipelines.decoding.buffers import ClipBuffers
 from pipelines.episodes.stream import View

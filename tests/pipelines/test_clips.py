@@ -10,9 +10,9 @@ from fake_shards import FakeShards
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.clips import flow as flow_views
 from pipelines.clips.flow import FlowPairViews
 from pipelines.clips.stream import ClipStream
-from pipelines.clips.stream import flow as flow_views
 from pipelines.clips.windows import PairViews, WindowViews
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, ShardError

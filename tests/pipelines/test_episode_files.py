@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fake_shards import FakeShards
+from fake_shards import FakeShards
 
 from pipelines.episodes.file import read_episodes, write_episodes
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec import ShardError, ShardSet
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GOOD = {
     "n": 0,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.mscl_case import CASES, outputs
+from mscl_case import CASES, outputs
 
 from pipelines.clips.flow_box import flow_box
 from pipelines.clips.motion_filter import (

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipelines.augment.clips import clips as augment
+from pipelines.augment import clips as augment
 from pipelines.augment.photometric import Photometric, gaussian_blur
 from pipelines.jitter import Jitter
 from shards_spec.errors import ConfigError

@@ -6,24 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_shards import FakeShards
+from fake_shards import TRAIN, FakeShards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.episodes.stream import EpisodePlan, EpisodeRules, EpisodeStream, View, _crop_corner
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodePlan, EpisodeStream, View, _crop_corner
 from shards_spec.errors import ConfigError, ShardError
-
-TRAIN = EpisodeRules(
-    way=3,
-    shot=2,
-    queries=3,
-    resize=64,
-    crop=48,
-    random_frames=True,
-    random_crop=True,
-    query_flip=True,
-    query_jitter=True,
-)
 
 
 def as_data(plan: EpisodePlan) -> str:

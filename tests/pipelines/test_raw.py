@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from folders import command_line, decode, digests, flip_bit
 from hypothesis import given
 from hypothesis import strategies as st
-from test_spec_reader import second_reader
+from second_reader import second_reader
 from videos import moving_frames, write_video
 
 from fsar import EpisodeLoader
@@ -22,7 +22,9 @@ from fsar.report.pictures import middle_frame
 from pipelines.decoding.buffers import ClipBuffers
 from pipelines.decoding.choose import create_executor
 from pipelines.decoding.raw import RawExecutor
-from pipelines.episodes.stream import Chosen, EpisodeRules
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import Chosen, View
+from pipelines.loader import Decoded
 from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, Planes
@@ -32,12 +34,6 @@ from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli
 from shards_spec.index.build import build_index
 from shards_spec.verify import verify
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pipelines.episodes.stream import View
-    from pipelines.loader import Decoded
 
 SIZES = [(72, 96), (96, 72), (72, 72)]  # of the videos; stored with a short side of 48
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from folders import command_line, stamps
 from videos import moving_frames, write_video
 
 from preprocess.cli import cli
-from preprocess.datasets.catalogue import CatalogueError
+from preprocess.datasets.catalogue import Catalogue, CatalogueError
 from preprocess.datasets.coverage import check_coverage, report, share
 from preprocess.datasets.epic import epic_catalogue
 from preprocess.datasets.hmdb51 import hmdb51_catalogue
@@ -19,14 +20,6 @@ from preprocess.datasets.kinetics import kinetics_catalogue
 from preprocess.datasets.ssv2 import ssv2_catalogue
 from preprocess.datasets.ucf101 import ucf101_catalogue
 from shards_spec import Dataset, FsarError, ShardSet
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from click.testing import Result
-
-    from preprocess.datasets.catalogue import Catalogue
 
 
 def touch(folder: Path, names: Iterable[str]) -> Path:

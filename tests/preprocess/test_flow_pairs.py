@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from folders import command_line, decode, digests, stamps
+from folders import command_line, decode, digests, shown, stamps
 from test_encode import planes, rms
-from test_peek import shown
 from videos import moving_frames, texture, write_video
 
 from pipelines.clips.motion_filter import chosen_offsets
@@ -27,9 +26,6 @@ from shards_spec.errors import ConfigError, FsarError
 from shards_spec.motion import adding_command, flow_pairs, is_motion
 from shards_spec.pictures import decode_picture, flow_field
 from shards_spec.verify import verify
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MOTION = ("diff", "flow", "flow4g3")
 OWN = """

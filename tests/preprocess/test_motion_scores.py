@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.mscl_case import motion_fields, outputs
+from mscl_case import motion_fields, outputs
 
 from preprocess.encode.motion_scores import attention_map, colour_code, frame_scores, motion_boundaries, unit_field
 from shards_spec.colour_wheel import colour_wheel

@@ -6,15 +6,16 @@ import errno
 import fcntl
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from folders import digests
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.folders import digests
 
 from preprocess.cli import cli
+from preprocess.datasets.catalogue import Catalogue
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, join_parts, preprocess, preprocess_part
@@ -22,13 +23,6 @@ from preprocess.workers.parts import Part, holding
 from shards_spec import FsarError
 from shards_spec.errors import ConfigError
 from shards_spec.files import only_writer
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from click.testing import Result
-
-    from preprocess.datasets.catalogue import Catalogue
 
 SETTINGS = Settings(Geometry(32, 32), motion=("diff",), rows_per_shard=4)
 

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import pytest
@@ -23,21 +23,15 @@ from videos import moving_frames, write_video
 
 from preprocess.cli import cli
 from preprocess.datasets.folder import folder_catalogue
-from preprocess.decode import Geometry, VideoReader
-from preprocess.encode.series import series as encode
+from preprocess.decode import Geometry, Planes, VideoReader
+from preprocess.encode import series as encode
 from preprocess.stage import Settings, preprocess, usual_rows
 from preprocess.workers import job
 from shards_spec import ShardError, ShardSet
 from shards_spec.errors import FsarError
 from shards_spec.files import only_writer, sweep
-from shards_spec.schema import Plan
+from shards_spec.schema import Failure, Plan
 from shards_spec.verify import verify
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from preprocess.decode import Planes
-    from shards_spec.schema import Failure
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 import ray
+from folders import ROOT, digests
 from ray.cluster_utils import Cluster
-from tests.folders import ROOT, digests
 
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
@@ -21,10 +22,6 @@ from preprocess.stage import Settings, preprocess
 from preprocess.workers.job import Job
 from preprocess.workers.on_ray import _messages, make_shard, work_on_ray
 from shards_spec.errors import ConfigError, FsarError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
 

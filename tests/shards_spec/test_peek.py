@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from folders import shown
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
@@ -20,7 +21,7 @@ from preprocess.stage import Settings, preprocess
 from shards_spec import FsarError, ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.peek import peek
-from shards_spec.peek.peek import choose_rows, contact_sheet, find_rows, flow_colours
+from shards_spec.peek.peek import choose_rows, flow_colours
 from shards_spec.peek.sheet import GAP, HEIGHT, Block, Row, draw_sheet, png_bytes, printable, shorten
 from shards_spec.pictures import segment_centres
 
@@ -99,15 +100,6 @@ def test_flow_colours(direction: tuple[int, int], colour: tuple[int, int, int]) 
     assert (flow_colours(beyond, 5.0) == flow_colours(full, 5.0)).all()
     assert (flow_colours(np.zeros((2, 3, 2)), 5.0) == 255).all()
     assert (flow_colours(full, 0.0) == 255).all()
-
-
-def shown(path: Path, video: str, series: str, monkeypatch: pytest.MonkeyPatch) -> Row:
-    """The row of a video's series as it is handed to the drawing."""
-    drawn: list[Block] = []
-    monkeypatch.setattr("shards_spec.peek.peek.draw_sheet", lambda _, __, blocks, **___: drawn.extend(blocks))
-    with ShardSet.open(path) as shards:
-        contact_sheet(shards, find_rows(shards, [video]), frames=12, series=[series])
-    return drawn[0].rows[0]
 
 
 def test_difference_shows_where_things_move(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

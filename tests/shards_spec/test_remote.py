@@ -11,18 +11,18 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import fsspec
 import numpy as np
 import pytest
 import requests
 from click.testing import CliRunner
+from folders import command_line, digests, flip_bit
 from moto.server import ThreadedMotoServer
-from tests.folders import command_line, digests, flip_bit
 
 from fsar.cli.train import cli as train_cli
 from pipelines.decoding.jpeg import PortableExecutor
@@ -37,15 +37,12 @@ from preprocess.workers.job import Job, run
 from preprocess.workers.pool import _Worker
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli as shards_cli
-from shards_spec.errors import ConfigError
+from shards_spec.errors import ConfigError, GoneError, RemoteError
 from shards_spec.files import DiskError
+from shards_spec.remote import store as remote_module
 from shards_spec.remote.cache import Cache, parse_bytes
 from shards_spec.remote.shards import RemoteShards
-from shards_spec.remote.store import GoneError, Remote, RemoteError, RemotePath, place_of
-from shards_spec.remote.store import store as remote_module
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from shards_spec.remote.store import Remote, RemotePath, place_of
 
 REFUSED = re.compile(r"^error: .*\n$")  # one sentence
 

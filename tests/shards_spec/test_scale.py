@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_shards import TRAIN as PLAIN
 from fake_shards import FakeShards
 from folders import flip_bit, write_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import TRAIN as PLAIN
 
 from benchmarks import index
 from benchmarks.measure import environment

@@ -6,26 +6,21 @@ import csv
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shards_spec import ShardError
+from shards_spec import ShardError, ShardSet
 from shards_spec.cli.splits import splits
 from shards_spec.splits.leakage import leakage
 from shards_spec.splits.lists import parse_line
 from shards_spec.splits.published import published_lists, recognise
 from shards_spec.splits.sets import load_split_set
 from shards_spec.splits.shipped import NAMES, Entry, class_key, read_lists, shipped, shipped_names
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from shards_spec import ShardSet
 
 Content = dict[str, dict[str, list[str]]]  # split -> class -> stems
 CONTENT: Content = {

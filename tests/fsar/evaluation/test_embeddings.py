@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +20,8 @@ from fsar.evaluation.keys import model_sha256
 from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import FewShotMethod, method_options
 from pipelines.episodes.views import choose_views, draw_views, number_views
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from shards_spec import ShardSet
 
 RULES = EpisodeRules(way=3, queries=2, frames=4, resize=72, crop=56, groups="any")
 RANDOM = replace(RULES, random_frames=True, random_crop=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fake_shards import FakeShards
+from fake_shards import FakeShards
 
 from fsar.checkpoints import reference_names
 from fsar.cli.compare import distinct_names

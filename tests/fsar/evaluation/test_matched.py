@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsar.evaluation.accuracy import logits as matched
+from fsar.evaluation import logits as matched
 from fsar.evaluation.logits import EpisodeVideos, Matching, episode_logits, table_pays
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
 from fsar.methods.hyrsm import HyRSM

@@ -6,36 +6,37 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from videos import moving_frames, write_video
 
 from fsar.cli.predict import cli, main
 from fsar.episode import Episode
-from fsar.evaluation.prediction import find_examples, find_videos, open_run, predict, read_geometry, read_support
+from fsar.evaluation.prediction import (
+    Prediction,
+    Viewing,
+    find_examples,
+    find_videos,
+    open_run,
+    predict,
+    read_geometry,
+    read_support,
+)
+from fsar.methods import FewShotMethod
 from fsar.run.config import build_config
 from fsar.run_state import save_state
 from fsar.training.trainer import build_model
 from pipelines.augment.clips import render
 from pipelines.decoding.choose import create_executor
-from pipelines.episodes.stream import EpisodeStream
+from pipelines.episodes.stream import EpisodePlan, EpisodeStream
 from preprocess.decode import Geometry
 from shards_spec import FsarError, ShardSet
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from click.testing import Result
-
-    from fsar.evaluation.prediction import Prediction, Viewing
-    from fsar.methods import FewShotMethod
-    from pipelines.episodes.stream import EpisodePlan
 
 
 def make_run(folder: Path, **options: object) -> Path:

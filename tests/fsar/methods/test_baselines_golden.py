@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from baseline_case import METHODS, BaselineCase
+from golden_case import GOLDEN, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from tests.baseline_case import METHODS, BaselineCase
-from tests.golden_case import GOLDEN, fill
 
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.test_training import call, words
+from small_runs import call, words
 
 import fsar.cli.text
 from fsar.cli.evaluate import cli as evaluate_cli
@@ -24,12 +24,8 @@ from fsar.run.build import open_episodes
 from fsar.run.config import build_config
 from fsar.training.trainer import Trainer, build_model
 from fsar.trunks.clip_text import ClipText
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from shards_spec import ShardSet
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 

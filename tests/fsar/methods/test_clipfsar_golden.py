@@ -9,7 +9,7 @@ from functools import cache, cached_property
 import numpy as np
 import pytest
 import torch
-from tests.golden_case import GOLDEN, HeadCase, fill
+from golden_case import GOLDEN, HeadCase, fill
 
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from tests.golden_case import HeadCase, fill, official_state_dict
+from golden_case import HeadCase, fill, official_state_dict
 
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.episode import Episode

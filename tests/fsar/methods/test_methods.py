@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.golden_case import GOLDEN
+from golden_case import GOLDEN
 
 from fsar.checkpoints import reference_names
 from fsar.episode import Episode

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from tests.golden_case import GoldenCase
+from golden_case import GoldenCase
 from torch.utils.checkpoint import checkpoint
 
 from fsar.checkpoints import load_reference_state_dict, reference_names

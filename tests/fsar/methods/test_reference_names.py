@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.golden_case import official_shapes
+from golden_case import official_shapes
 
 from fsar.checkpoints import load_reference_state_dict, reference_names
 from fsar.methods import FewShotMethod, create_method

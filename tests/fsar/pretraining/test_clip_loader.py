@@ -11,7 +11,8 @@ from fake_shards import FakeShards
 from fsar.pretraining.batches import ColourRules, FIMABatches, MoCoBatches, MSCLBatches
 from fsar.pretraining.flow_rotation import FlowViews
 from fsar.pretraining.loader import ClipLoader
-from pipelines.augment.clips import crop_resize, crops, normalise
+from pipelines.augment import crops
+from pipelines.augment.clips import crop_resize, normalise
 from pipelines.augment.crops import crop_views
 from pipelines.augment.photometric import Photometric
 from pipelines.clips.boxes import Box

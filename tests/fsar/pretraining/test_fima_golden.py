@@ -7,8 +7,8 @@ import gc
 import pytest
 import torch
 from einops import rearrange
-from tests.fima_case import FimaCase
-from tests.golden_case import fill
+from fima_case import FimaCase
+from golden_case import fill
 from torch import nn
 from torch.nn import functional as F
 

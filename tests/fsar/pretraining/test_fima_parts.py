@@ -6,10 +6,10 @@ import random
 
 import pytest
 import torch
+from fima_case import FimaCase
+from golden_case import fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fima_case import FimaCase
-from tests.golden_case import fill
 from torch.nn import functional as F
 
 from fsar.pretraining.fima_losses import cell_distances, correspondence, dense_loss, foreground_mask, log_sum_exp

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from tests.mscl_case import CASES, golden_model, golden_views, outputs
+from mscl_case import CASES, golden_model, golden_views, outputs
 
 from fsar.checkpoints import load_reference_state_dict
 from fsar.pretraining import MSCL, PairedViews

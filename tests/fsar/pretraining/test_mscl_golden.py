@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.golden_case import fill
-from tests.mscl_case import CASES, golden_model, golden_views, normal, outputs, tensor, unit
+from golden_case import fill
+from mscl_case import CASES, golden_model, golden_views, normal, outputs, tensor, unit
 from torch import nn
 from torch.nn import functional as F
 

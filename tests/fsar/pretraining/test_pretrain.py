@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from small_runs import SMALL_PRETRAINING, small_config
 
 from fsar.cli.evaluate import cli as eval_cli
 from fsar.cli.pretrain import cli
@@ -18,7 +20,6 @@ from fsar.cli.train import cli as train_cli
 from fsar.cli.weights import run_candidate
 from fsar.evaluation.overlap import Seen, find_overlap
 from fsar.pretraining import MotionViews, Output, PairedViews, PretrainingMethod, Views
-from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
 from fsar.pretraining.data import ViewLoader
 from fsar.pretraining.trainer import Pretrainer, build_pretraining
 from fsar.run_state import load_seen, load_state
@@ -29,21 +30,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, FsarError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-FEW = {"batch": 4, "epochs": 2, "queue": 8, "checkpoint_every": 2, "log_every": 2, "threads": 1, "device": "cpu"}
-SMALL = {
-    "moco": FEW | {"clip_frames": 4, "crop": 32},
-    "fima": FEW | {"clip_frames": 10, "crop": 32},  # two feature frames, of windows of 20
-    "mscl": FEW | {"clip_frames": 4, "crop": 32, "flow_series": "flow1", "motion_filter": False},
-}
 NOTHING = Seen(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-
-
-def small_config(method: str, **changes):
-    return build_pretrain_config(read_pretrain_recipe(f"{method}-tiny") | SMALL[method] | changes)
 
 
 def random_batch(method: str, n: int):
@@ -100,7 +87,7 @@ def call(command, *words: str) -> int:
 
 def words(shards: Path, run: Path, method: str = "moco", **changes) -> list[str]:
     """The words after `fsar-pretrain` for a small run."""
-    pairs = [(f"--{k.replace('_', '-')}", str(v).lower()) for k, v in (SMALL[method] | changes).items()]
+    pairs = [(f"--{k.replace('_', '-')}", str(v).lower()) for k, v in (SMALL_PRETRAINING[method] | changes).items()]
     recipe = ["--recipe", f"{method}-tiny", "--method", method]
     return ["--shards", str(shards), *recipe, "--out", str(run), *(w for pair in pairs for w in pair)]
 

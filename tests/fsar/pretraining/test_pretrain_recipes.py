@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_pretrain import small_config
+from small_runs import small_config
 
 from fsar.cli.pretrain import resolve
 from fsar.pretraining.config import build_pretrain_config, frame_stride, pretrain_recipe_names, read_pretrain_recipe

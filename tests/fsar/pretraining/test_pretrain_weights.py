@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_pretrain import NOTHING, call, small_config, words
+from small_runs import small_config
+from test_pretrain import NOTHING, call, words
 
 from fsar.cli.pretrain import cli
 from fsar.cli.weights import run_candidate
@@ -24,9 +25,6 @@ from fsar.trunks import create_trunk
 from fsar.trunks.slowonly import SlowOnly50
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture

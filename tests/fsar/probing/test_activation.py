@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_shards import FakeShards
 from PIL import Image
-from test_pretrain import small_config
+from small_runs import small_config
 from test_probe import probe
 
 from fsar.cli.pretrain import resolve

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from test_training import call
+from small_runs import call
 from torch import nn
 
 from fsar.cli.probe import cli

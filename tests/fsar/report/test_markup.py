@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +23,6 @@ from fsar.report.probe import retrieval_picture
 from fsar.report.run import write_report
 from shards_spec.schema import Dataset
 from shards_spec.splits.divisions import Division
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 PARTS = (
     "<script>alert(1)</script>", "</title>", "</style>", "</svg><img src=x onerror=alert(1)>", '" onload="x',

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from browser import Browser, find_browser
 from click.testing import CliRunner
-from tests.browser import Browser, find_browser
 
 from fsar.alignment import Pair
 from fsar.cli.evaluate import cli as evaluate_cli
@@ -21,6 +21,8 @@ from fsar.evaluation.accuracy import Answers, answer, summarise
 from fsar.evaluation.comparison import compare
 from fsar.evaluation.logits import EpisodeVideos, episode_logits
 from fsar.evaluation.overlap import seen_in
+from fsar.loader import EpisodeLoader
+from fsar.methods import FewShotMethod
 from fsar.report.comparison import comparison_page
 from fsar.report.matches import Clip, Confused, Member, Shown, Sight, choose_queries, look
 from fsar.report.matches_page import confused_section, episodes_section
@@ -33,12 +35,6 @@ from shards_spec import ShardSet
 from shards_spec.cli.peek import peek
 from shards_spec.peek.sheet import Block, Row
 from shards_spec.peek.sheet_page import write_page
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fsar.loader import EpisodeLoader
-    from fsar.methods import FewShotMethod
 
 SMALL = {
     "test_way": 2, "test_episodes": 6, "resize": 64, "crop": 32, "frames": 4, "threads": 1, "executor": "portable",

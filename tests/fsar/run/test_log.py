@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from fsar.report.run import read_log
 from fsar.run.log import RunLog
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_line_without_a_kind_is_no_record(tmp_path: Path) -> None:

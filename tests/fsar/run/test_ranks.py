@@ -7,9 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -29,9 +29,6 @@ from fsar.run_state import weights_sha256
 from shards_spec import ShardSet
 from shards_spec.cli.console import INTERRUPTED
 from shards_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]

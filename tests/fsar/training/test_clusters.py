@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fake_shards import FakeShards
-from test_training import call, words
+from small_runs import call, words
 
 from fsar import EpisodeLoader
 from fsar.cli.cluster import _config
@@ -22,7 +22,8 @@ from fsar.training.clusters import agreement, k_means, keep_large
 from fsar.training.flow_features import _cells, flow_features
 from pipelines.episodes.labels import read_labels, write_labels
 from pipelines.episodes.pools import Labels
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec.errors import ConfigError
 
 RULES = EpisodeRules(way=2, queries=2, frames=4, resize=64, crop=56, random_frames=True, random_crop=True)

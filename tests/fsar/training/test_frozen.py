@@ -5,31 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import SMALL, call, words
+from small_runs import SMALL, call, words
 
 from fsar import EpisodeLoader, EpisodeRules, create_method
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
-from fsar.evaluation.accuracy import feature_store
+from fsar.evaluation import feature_store
 from fsar.methods import FewShotMethod, method_options
 from fsar.run import ranks
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
 from fsar.training.trainer import Trainer
 from pipelines.episodes.views import choose_views, draw_views
+from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import DiskError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from shards_spec import ShardSet
 
 RULES = EpisodeRules(
     way=3, queries=2, frames=4, resize=72, crop=56, groups="any", random_frames=True, random_crop=True, query_flip=True

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tests.golden_case import GOLDEN
+from golden_case import GOLDEN
 
 from fsar.checkpoints import reference_names
 from fsar.methods import create_method

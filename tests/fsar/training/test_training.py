@@ -9,45 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import SMALL, call, words
 
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
 from fsar.training.trainer import Trainer, build_model
 from shards_spec import ShardSet
-from shards_spec.cli.console import run_command
 from shards_spec.errors import FsarError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-SMALL = {
-    "way": 2, "test_way": 2, "queries": 1, "episodes": 16, "episodes_per_step": 2, "val_every": 8, "val_episodes": 3,
-    "test_episodes": 4, "checkpoint_every": 4, "log_every": 4, "resize": 64, "crop": 32, "random_crop": True,
-    "threads": 1, "executor": "portable",
-}  # fmt: skip
-
-
-def call(cli, *words: str) -> int:
-    """Run a command in this process; its exit code."""
-    argv, sys.argv = sys.argv, ["command", *words]
-    try:
-        with pytest.raises(SystemExit) as leave:
-            run_command(cli)
-        return int(leave.value.code or 0)
-    finally:
-        sys.argv = argv
-
-
-def words(shards: Path, run: Path, **changes) -> list[str]:
-    """The words after `fsar-train` for a small run."""
-    pairs = [(f"--{k.replace('_', '-')}", str(v).lower()) for k, v in (SMALL | changes).items()]
-    return ["--shards", str(shards), "--recipe", "demo", "--run", str(run), *(w for pair in pairs for w in pair)]
 
 
 @pytest.fixture(scope="module")

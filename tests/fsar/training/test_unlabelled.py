@@ -11,13 +11,14 @@ import torch
 from fake_shards import FakeShards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import call, words
+from small_runs import call, words
 
 from fsar import EpisodeLoader, create_method
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.evaluation.accuracy import collect, collect_embedded, shuffle_frames
-from pipelines.episodes.stream import EpisodeRules, EpisodeStream
+from pipelines.episodes.rules import EpisodeRules
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec.errors import ConfigError
 
 TRAIN = EpisodeRules(

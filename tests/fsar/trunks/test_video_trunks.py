@@ -7,8 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.golden_case import fill
-from tests.pretraining_case import normal, outputs_of, settings_of, structured_clip
+from golden_case import fill
+from pretraining_case import normal, outputs_of, settings_of, structured_clip
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
