@@ -35,6 +35,7 @@ from benchmarks.methods import gflop, matmul_rate
 from benchmarks.sides.clips import make_clips
 from benchmarks.sides.synthetic_index import PER_CLASS, make_set
 from fsar import EpisodeLoader
+from fsar.evaluation.embeddings import embed_rows
 from fsar.evaluation.logits import EpisodeVideos, Matching, table_pays
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
 from fsar.trunks import Features
@@ -172,7 +173,7 @@ def embedding_rates(shards: ShardSet, device: torch.device) -> dict[str, float]:
     with EpisodeLoader(shards, "train", rules, device=device) as loader:
 
         def embedded(_: int) -> None:
-            loader.embed(model, rows)
+            embed_rows(loader, model, rows)
             synchronise(device)
 
         contestants = [Contestant("embedded", embedded), Contestant("trunk", alone)]

@@ -36,10 +36,9 @@ from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import PretrainConfig, build_pretrain_config, read_pretrain_recipe
 from fsar.pretraining.data import batch_maker, clip_rules, training_videos
 from fsar.pretraining.loader import ClipLoader
-from fsar.pretraining.trainer import build_pretraining
+from fsar.pretraining.trainer import PretrainingStep, build_pretraining
 from fsar.run.build import choose_device
 from fsar.training.optim import create_sgd
-from fsar.training.step import PretrainingStep
 from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command

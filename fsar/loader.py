@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import starmap
 from operator import itemgetter
 from pathlib import Path
@@ -18,11 +17,6 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fsar.episode import Episode
-from fsar.evaluation.embeddings import centre_views, embed_views, join, render_views
-from fsar.evaluation.keys import model_sha256, view_facts
-from fsar.evaluation.logits import EpisodeVideos
-from fsar.evaluation.store import EmbeddingStore
-from fsar.methods import Embedding, FewShotMethod
 from fsar.methods.class_text import ClassText
 from pipelines.augment.clips import Target, render, render_windows
 from pipelines.decoding.buffers import ClipBuffers
@@ -30,10 +24,8 @@ from pipelines.decoding.choose import executor_for
 from pipelines.decoding.raw import RawExecutor
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
-from pipelines.episodes.stream import Chosen, EpisodePlan, EpisodeStream, View
-from pipelines.episodes.views import draw_views, number_views
+from pipelines.episodes.stream import Chosen, EpisodePlan, EpisodeStream
 from pipelines.loader import Prefetcher
-from pipelines.reads import Reads
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
@@ -97,14 +89,14 @@ class EpisodeLoader:
         self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
         check_views(self.rules, views)
         self.views = views
-        self.device, self._mean, self._std = torch.device(device), mean, std
+        self.device, self.mean, self.std = torch.device(device), mean, std
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
-        self._executor = executor_for(shards, self.device, name=executor, threads=threads)
+        self.executor = executor_for(shards, self.device, name=executor, threads=threads)
         # On the CPU clips are made straight from the files' memory, without a copy of the pixels in between.
         on_cpu = self.device.type == "cpu"
-        self._raw = self._executor if on_cpu and isinstance(self._executor, RawExecutor) else None
-        self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
+        self._raw = self.executor if on_cpu and isinstance(self.executor, RawExecutor) else None
+        self.prefetcher = Prefetcher(self.stream, self.executor, device=self.device, prefetch=prefetch)
         self._target = Target(ClipBuffers(), memory_format)
         # half of the threads for each: two episodes are prepared at a time
         self._in_background = replace(self._target, threads=max(1, (threads or torch.get_num_threads()) // 2))
@@ -135,7 +127,7 @@ class EpisodeLoader:
         if self._raw is None:
             return self._rendered(plan, self.prefetcher.decode(plan), target=self._in_background)
         windows = [self._raw.windows(reads) for reads in plan.reads]
-        return render_windows(windows, plan.views, mean=self._mean, std=self._std, target=self._in_background)
+        return render_windows(windows, plan.views, mean=self.mean, std=self.std, target=self._in_background)
 
     def _finished(
         self, plan: EpisodePlan, made: Tensor | list[Tensor], wait: float
@@ -146,7 +138,7 @@ class EpisodeLoader:
 
     def _rendered(self, plan: EpisodePlan, frames: list[Tensor], *, target: Target) -> Tensor:
         """Clips [V, T, 3, H, W] on the device."""
-        look: dict[str, Any] = {"mean": self._mean, "std": self._std, "target": target}
+        look: dict[str, Any] = {"mean": self.mean, "std": self.std, "target": target}
         return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
 
     def assemble(self, plan: EpisodePlan, clips: Tensor | None, *, features: Tensor | None = None) -> Episode:
@@ -188,49 +180,10 @@ class EpisodeLoader:
         """Whether a video looks different in every episode, so that none is worth embedding before."""
         return self.rules.random_views and not self.views
 
-    def embed(
-        self,
-        model: FewShotMethod,
-        rows: Ints,
-        *,
-        precision: str = "fp32",
-        shuffled: bool = False,
-        store: EmbeddingStore | None = None,
-    ) -> Embedding:
-        """Embedding [V, ...] of videos [V] (ascending rows), or [V * views, ...]: random views of each, side by side.
-
-        Without views: centre frames and centre crop.  What `store` has is read from there, and the rest put in.
-        """
-        numbers = number_views(rows, self.views)
-        read = partial(draw_views, self.stream) if self.views else partial(centre_views, self.shards, rules=self.rules)
-
-        def make(numbers: Ints) -> Iterator[Embedding]:
-            how: dict[str, Any] = {"executor": self._executor, "precision": precision, "shuffled": shuffled}
-            return embed_views(model, numbers, self.rules, read=read, progress=True, **how)
-
-        if store is None:
-            return join(list(make(numbers)))
-        facts = self.view_facts(precision) | {"model": model_sha256(model), "shuffled": shuffled}
-        return store.fetch(facts, numbers, make, device=self.device)
-
-    def view_facts(self, precision: str) -> dict[str, Any]:
-        """What the pixels of a view depend on besides its video, and how a network computes with them here."""
-        return view_facts(self.shards, self.rules, executor=self._executor, device=self.device, precision=precision)
-
-    def clips_of(self, chosen: tuple[Sequence[Reads], Sequence[View]]) -> Tensor:
-        """Clips [v, T, 3, H, W] of views, whatever the episode; on the device."""
-        how: dict[str, Any] = {"mean": self._mean, "std": self._std, "executor": self._executor}
-        return render_views(chosen, self.rules, device=self.device, **how)
-
-    def places(self, episodes: EpisodeVideos, videos: Ints) -> EpisodeVideos:
-        """Where the videos of episodes 0, 1, ... stand in what `embed` makes of `videos` (ascending rows)."""
-        found = episodes.within(videos)
-        return found.in_views(self.views, seed=self.stream.seed, flips=self.rules.query_flip) if self.views else found
-
     def close(self) -> None:
         """End its threads and give back the decoder; the shard set stays open."""
         self.prefetcher.close()
-        self._executor.close()
+        self.executor.close()
 
     def __enter__(self) -> Self:
         return self

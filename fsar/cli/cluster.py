@@ -13,15 +13,14 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from fsar.checkpoints import choose_checkpoint, load_state
 from fsar.cli.options import check_option
 from fsar.evaluation.embeddings import embed_videos
 from fsar.methods import FewShotMethod, create_method
-from fsar.run.build import choose_device, evaluation_rules
+from fsar.run.build import build_model, choose_device, evaluation_rules, frozen_prototypes
 from fsar.run.config import RunConfig, build_config, run_config
-from fsar.run_state import choose_checkpoint, load_state
 from fsar.training.clusters import agreement, k_means, keep_large
 from fsar.training.flow_features import flow_features
-from fsar.training.trainer import build_model, frozen_prototypes
 from pipelines.decoding.choose import executor_for
 from pipelines.episodes.labels import write_labels
 from shards_spec import ShardSet

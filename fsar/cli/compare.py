@@ -11,18 +11,18 @@ from typing import Any
 import click
 import torch
 
-from fsar.cli.weights import Candidate, prototype_candidate
+from fsar.checkpoints import weights_sha256
+from fsar.cli.weights import prototype_candidate
 from fsar.evaluation.accuracy import Answers
 from fsar.evaluation.comparison import Comparison, compare
 from fsar.evaluation.overlap import Overlap
-from fsar.evaluation.shared_episodes import UNLABELLED, Trial, unlabelled_text
+from fsar.evaluation.shared_episodes import UNLABELLED, Candidate, Trial, unlabelled_text
 from fsar.report.comparison import comparison_page
 from fsar.report.result import coverage, inference
 from fsar.report.run import html_bytes
 from fsar.run import ranks
 from fsar.run.build import class_text_sha256
 from fsar.run.config import RunConfig
-from fsar.run_state import weights_sha256
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import json_bytes, write_whole
 

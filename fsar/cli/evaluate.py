@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,6 @@ from fsar.cli.compare import CompareOptions, check_runs, compare_runs
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, parse_pairs
 from fsar.cli.weights import (
-    Candidate,
     file_candidate,
     file_config,
     is_pretraining,
@@ -21,17 +21,17 @@ from fsar.cli.weights import (
     run_candidate,
     trunk_candidate,
 )
-from fsar.evaluation.accuracy import Result, summarise
+from fsar.evaluation.accuracy import Answers, Result, summarise
 from fsar.evaluation.comparison import check_same
-from fsar.evaluation.shared_episodes import UNLABELLED, Trial, open_trial
+from fsar.evaluation.shared_episodes import UNLABELLED, Candidate, Trial, open_trial
 from fsar.evaluation.store import EmbeddingStore
-from fsar.methods import METHODS, find_method, method_options
+from fsar.methods import METHODS, FewShotMethod, find_method, method_options
+from fsar.report.matches import Sight, look
 from fsar.report.result import coverage_text, describe
 from fsar.report.run import html_bytes, page
 from fsar.run import ranks
-from fsar.run.build import class_text_sha256
+from fsar.run.build import TRUNK_ALONE, choose_device, class_text_sha256
 from fsar.run.config import RunConfig, build_config
-from fsar.training.trainer import TRUNK_ALONE
 from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError
@@ -270,6 +270,14 @@ def _of_trunk(source: Source) -> RunConfig:
     return build_config(given | {"num_classes": 1} | options)
 
 
+def _look(trial: Trial, candidate: Candidate, model: FewShotMethod, answers: Answers) -> Sight:
+    """Look again at some queries that `trial.run` has asked."""
+    config = trial.configured(candidate.config)
+    with closing(trial.episodes(config, model, choose_device(config.device))) as loader:
+        how: dict[str, Any] = {"precision": config.precision, "seed": config.eval_seed}
+        return look(model, loader, answers, shuffled=trial.shuffled, **how)
+
+
 def _left_out(trial: Trial) -> str | None:
     return f"left out, having too few videos: {', '.join(trial.left_out)}" if trial.left_out else None
 
@@ -297,7 +305,7 @@ def _evaluate(found: list[Candidate], trial: Trial, options: CompareOptions) -> 
     if options.out and ranks.is_first():
         write_whole(options.out, json_bytes(table))
     if options.report and ranks.is_first():
-        sight = trial.look(candidate, model, answers)
+        sight = _look(trial, candidate, model, answers)
         write_whole(options.report, html_bytes(page(candidate.name, table, config.flat(), [], sight=sight)))
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import click
 import torch
 
+from fsar.checkpoints import load_seen, together, weights_sha256
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, key_options, overrides
-from fsar.evaluation.overlap import seen_in, together
+from fsar.evaluation.overlap import seen_in
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import (
     CHOICES,
@@ -33,7 +34,6 @@ from fsar.run import ranks
 from fsar.run.build import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data, last_checkpoint
 from fsar.run.weights import weights_seen
-from fsar.run_state import load_seen, weights_sha256
 from shards_spec import ShardSet
 from shards_spec.cli.shards_option import shards_option
 from shards_spec.errors import ConfigError

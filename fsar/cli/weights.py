@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsar.checkpoints import load_reference_state_dict
-from fsar.evaluation.overlap import Seen
+from fsar.checkpoints import choose_checkpoint, load_reference_state_dict, load_seen, load_state
+from fsar.evaluation.shared_episodes import Candidate
 from fsar.methods import FewShotMethod
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import frame_stride, pretrain_config_of
+from fsar.run.build import TRUNK_ALONE, build_model, prototypes_of_trunk
 from fsar.run.config import RunConfig, build_config, read_recipe, run_config
 from fsar.run.weights import weights_seen
-from fsar.run_state import choose_checkpoint, load_seen, load_state
-from fsar.training.trainer import TRUNK_ALONE, build_model, prototypes_of_trunk
 from fsar.trunks.weight_files import read_tensors
 from pipelines.clips.labelled import CENTRE
 from shards_spec.errors import ConfigError
 
 CLIPS = 4  # of a video, that a pre-trained trunk looks at
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Weights to be tested.
-
-    Attributes:
-        name: What people call it.
-        config: Its configuration.
-        load: Makes the model, on the CPU.
-        seen: What it saw in training; None where nothing says so.
-        stamp: What its result says of it besides.
-    """
-
-    name: str
-    config: RunConfig
-    load: Callable[[], FewShotMethod]
-    seen: Seen | None = None
-    stamp: dict[str, Any] = field(default_factory=dict)
 
 
 def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:

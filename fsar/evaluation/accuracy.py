@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fsar.episode import Episode
-from fsar.evaluation.embeddings import shuffle_clips
+from fsar.evaluation.embeddings import embed_rows, places_in_embedding, shuffle_clips
 from fsar.evaluation.logits import EpisodeVideos, episode_logits
 from fsar.evaluation.store import EmbeddingStore
 from fsar.loader import EpisodeLoader
@@ -188,12 +188,14 @@ def collect_embedded(
     chosen = [loader.stream.choose(n) for n in range(episodes)]
     rows = EpisodeVideos.of(chosen, unlabelled=model.reads_unlabelled)
     videos = rows.videos()
-    embedding = loader.embed(model, videos, precision=precision, shuffled=shuffled, store=store)  # [V * views, ...]
+    embedding = embed_rows(
+        loader, model, videos, precision=precision, shuffled=shuffled, store=store
+    )  # [V * views, ...]
     own, was_training = ranks.share(episodes), model.training
     said = np.zeros(rows.query.shape, np.int64)
     model.eval()
     try:
-        places = loader.places(rows, videos)
+        places = places_in_embedding(loader, rows, videos)
         batches = episode_logits(model, embedding, places, own=own, texts=loader.texts, precision=precision)
         done = own.start
         with tqdm(total=len(own), unit="episode", desc=label, leave=False) as bar:

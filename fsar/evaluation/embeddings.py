@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from fsar.evaluation.keys import model_sha256, view_facts
+from fsar.evaluation.logits import EpisodeVideos
+from fsar.evaluation.store import EmbeddingStore
+from fsar.loader import EpisodeLoader
 from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
 from fsar.run.memory import keep_freed_memory
@@ -22,7 +26,7 @@ from pipelines.decoding.choose import Executor
 from pipelines.draw import PhiloxDraw
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import View
-from pipelines.episodes.views import number_views, rows_of
+from pipelines.episodes.views import draw_views, number_views, rows_of
 from pipelines.reads import Reads
 from shards_spec import ShardSet
 
@@ -31,6 +35,59 @@ Three = tuple[float, float, float]
 ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> what makes them
 
 BATCH = 8  # videos that go through the model together
+
+
+def embed_rows(
+    loader: EpisodeLoader,
+    model: FewShotMethod,
+    rows: Ints,
+    *,
+    precision: str = "fp32",
+    shuffled: bool = False,
+    store: EmbeddingStore | None = None,
+) -> Embedding:
+    """Embed videos as the episodes of a loader show them.
+
+    Args:
+        loader: The episodes; it says which frames and views are taken.
+        model: The model, on the loader's device.
+        rows: [V] catalogue rows, ascending.
+        precision: "fp32" or "bf16".
+        shuffled: Shuffle the frames of each clip.
+        store: Holds embeddings from one evaluation to the next; what it lacks is computed and added.
+
+    Returns:
+        [V, ...], or [V * views, ...] with the views of a video side by side; without views, centre frames and crop.
+    """
+    numbers = number_views(rows, loader.views)
+    read = partial(draw_views, loader.stream) if loader.views else _centre_reader(loader)
+
+    def make(numbers: Ints) -> Iterator[Embedding]:
+        how: dict[str, Any] = {"executor": loader.executor, "precision": precision, "shuffled": shuffled}
+        return embed_views(model, numbers, loader.rules, read=read, progress=True, **how)
+
+    if store is None:
+        return join(list(make(numbers)))
+    facts = view_facts(loader, precision) | {"model": model_sha256(model), "shuffled": shuffled}
+    return store.fetch(facts, numbers, make, device=loader.device)
+
+
+def _centre_reader(loader: EpisodeLoader) -> ReadViews:
+    return partial(centre_views, loader.shards, rules=loader.rules)
+
+
+def clips_of(loader: EpisodeLoader, chosen: tuple[Sequence[Reads], Sequence[View]]) -> Tensor:
+    """Render clips [v, T, 3, H, W] of views on the loader's device, whatever the episode."""
+    how: dict[str, Any] = {"mean": loader.mean, "std": loader.std, "executor": loader.executor}
+    return render_views(chosen, loader.rules, device=loader.device, **how)
+
+
+def places_in_embedding(loader: EpisodeLoader, episodes: EpisodeVideos, videos: Ints) -> EpisodeVideos:
+    """Find the videos of episodes 0, 1, ... in what `embed_rows` makes of `videos` [V] (ascending rows)."""
+    found = episodes.within(videos)
+    if not loader.views:
+        return found
+    return found.in_views(loader.views, seed=loader.stream.seed, flips=loader.rules.query_flip)
 
 
 def embed_videos(

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.episodes.rules import EpisodeRules
-from shards_spec import ShardSet
+from fsar.loader import EpisodeLoader
 from shards_spec.files import json_line
 
 # What decides the pixels of a view; the other rules say which videos an episode takes.
@@ -58,15 +57,13 @@ def source_sha256(modules: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def view_facts(
-    shards: ShardSet, rules: EpisodeRules, *, executor: object, device: torch.device, precision: str
-) -> dict[str, Any]:
-    """What the pixels of a view of a video depend on, and how a network computes with them."""
-    values = asdict(rules)
+def view_facts(loader: EpisodeLoader, precision: str) -> dict[str, Any]:
+    """Collect what the pixels of a view depend on besides its video, and how a network computes with them here."""
+    values, device = asdict(loader.rules), loader.device
     return {name: values[name] for name in OF_VIEWS} | {
-        "shards": shards.sha256,
+        "shards": loader.shards.sha256,
         "code": source_sha256(MAKERS),
-        "executor": type(executor).__name__,
+        "executor": type(loader.executor).__name__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "fsar": version("fsar"),

@@ -10,25 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from fsar.checkpoints import Hashes, Seen
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.splits.shipped import class_key
-
-Hashes = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Sorted 64-bit hashes of the training classes [C] and of the original names of the training videos [V].
-
-    `sources` says in words which videos they were, for people.
-    """
-
-    classes: Tensor
-    videos: Tensor
-    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,15 +64,6 @@ def seen_in(shards: ShardSet, rows: NDArray[np.int64], *, source: str = "") -> S
     classes = _hashes(class_key(name) for name in class_names(shards, rows))
     known, videos = (torch.from_numpy(np.unique(part)) for part in (classes, _video_hashes(shards, rows)))
     return Seen(known, videos, (source,) if source else ())
-
-
-def together(first: Seen, second: Seen | None) -> Seen:
-    """What two trainings have seen, one after the other."""
-    if second is None:
-        return first
-    pairs = ((first.classes, second.classes), (first.videos, second.videos))
-    classes, videos = (torch.from_numpy(np.union1d(*pair)) for pair in pairs)
-    return Seen(classes, videos, tuple(dict.fromkeys(first.sources + second.sources)))
 
 
 def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fsar.cli.weights import Candidate
+from fsar.checkpoints import Seen
 from fsar.evaluation.accuracy import Answers, answer
 from fsar.evaluation.overlap import Overlap, check_overlap, find_overlap
 from fsar.evaluation.store import EmbeddingStore
 from fsar.loader import EpisodeLoader, check_views
 from fsar.methods import FewShotMethod, find_method
-from fsar.report.matches import Sight, look
 from fsar.run import ranks
 from fsar.run.build import (
     check_unlabelled,
@@ -31,6 +30,26 @@ from pipelines.episodes.file import GivenEpisodes, read_episodes, write_episodes
 from pipelines.episodes.stream import Chosen, EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights to be tested.
+
+    Attributes:
+        name: What people call it.
+        config: Its configuration.
+        load: Makes the model, on the CPU.
+        seen: What it saw in training; None where nothing says so.
+        stamp: What its result says of it besides.
+    """
+
+    name: str
+    config: RunConfig
+    load: Callable[[], FewShotMethod]
+    seen: Seen | None = None
+    stamp: dict[str, Any] = field(default_factory=dict)
+
 
 # What decides which videos an episode is made of: one for all models.
 SHARED = (
@@ -169,13 +188,6 @@ class Trial:
         assert model.trunk is not None
         given, trunk = self.videos_for(config), model.trunk
         return open_episodes(self.shards, self.split, config, trunk=trunk, device=device, training=False, given=given)
-
-    def look(self, candidate: Candidate, model: FewShotMethod, answers: Answers) -> Sight:
-        """Look again at some queries that `run` has asked."""
-        config = self.configured(candidate.config)
-        with closing(self.episodes(config, model, choose_device(config.device))) as loader:
-            how: dict[str, Any] = {"precision": config.precision, "seed": config.eval_seed}
-            return look(model, loader, answers, shuffled=self.shuffled, **how)
 
 
 def open_trial(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from fsar.evaluation.overlap import Seen
+from fsar.checkpoints import Seen, load_state, save_state
+from fsar.pretraining import Output as PretrainingOutput
 from fsar.pretraining import PretrainingMethod, create_pretraining, pretraining_options
 from fsar.pretraining.config import PretrainConfig
 from fsar.run import ranks
@@ -20,13 +22,30 @@ from fsar.run.folder import last_checkpoint
 from fsar.run.log import RunLog
 from fsar.run.memory import keep_freed_memory
 from fsar.run.weights import load_trunk_weights
-from fsar.run_state import load_state, save_state
 from fsar.training.meter import Meter
 from fsar.training.optim import create_sgd, epoch_learning_rate
-from fsar.training.step import PretrainingStep, Reading
+from fsar.training.step import Reading, TrainingStep
 from fsar.trunks import Trunk, parts_to_recompute
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError
+
+
+class PretrainingStep(TrainingStep):
+    """The step of a batch of views without labels, of which each process has its part.
+
+    Args:
+        model: In training mode, on the device; the same in all processes.
+        precision: "fp32", or "bf16" for autocast.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: str = "fp32") -> None:
+        super().__init__(model, precision=precision, shared=True)
+
+    def accuracies(self, output: PretrainingOutput, batch: object) -> dict[str, Tensor]:
+        """Those of the method, each as `accuracy_` and its term's name."""
+        del batch
+        return {f"accuracy_{name}": value for name, value in output.accuracy.items()}
+
 
 MOST_SKIPPED = 20  # steps in a row whose loss is not finite
 

@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 
-from fsar.checkpoints import load_reference_state_dict
-from fsar.evaluation.overlap import Seen
+from fsar.checkpoints import (
+    MODEL,
+    Seen,
+    choose_checkpoint,
+    load_reference_state_dict,
+    load_seen,
+    take_colours,
+    weights_sha256,
+)
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import build_pretrain_config, frame_stride
 from fsar.run.weights import load_trunk_weights
-from fsar.run_state import MODEL, choose_checkpoint, load_seen, take_colours, weights_sha256
 from fsar.trunks import Trunk, create_trunk
 from fsar.trunks.weight_files import read_tensors
 from shards_spec.errors import ConfigError

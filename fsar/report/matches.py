@@ -14,6 +14,7 @@ from torch import Tensor
 from fsar.alignment import Alignment, Pair
 from fsar.episode import Episode
 from fsar.evaluation.accuracy import Answers, shuffle_frames
+from fsar.evaluation.embeddings import clips_of
 from fsar.loader import EpisodeLoader
 from fsar.methods import FewShotMethod
 from fsar.report.pictures import (
@@ -176,7 +177,7 @@ def seen_episode(loader: EpisodeLoader, n: int, *, shuffled: bool) -> tuple[Epis
     """Episode n with the frames that an evaluation saw."""
     ((plan, episode, _),) = loader.planned(n, n + 1)
     if loader.views:
-        episode = loader.assemble(plan, loader.clips_of(draw_views(loader.stream, _views(loader, plan))))
+        episode = loader.assemble(plan, clips_of(loader, draw_views(loader.stream, _views(loader, plan))))
     return plan, shuffle_frames(plan, episode) if shuffled else episode
 
 

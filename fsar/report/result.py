@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fsar.checkpoints import weights_sha256
 from fsar.evaluation.accuracy import Result
 from fsar.methods import FewShotMethod, method_options
 from fsar.run.config import RunConfig
-from fsar.run_state import weights_sha256
 from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 from shards_spec.schema import Plan

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fsar.loader import EpisodeLoader
-from fsar.methods import METHODS, find_method
+from fsar.methods import METHODS, FewShotMethod, create_method, find_method, method_options
 from fsar.methods.class_text import ClassText, read_class_text
 from fsar.run import ranks
 from fsar.run.config import RunConfig
-from fsar.trunks import Trunk
+from fsar.run.weights import load_trunk_weights
+from fsar.trunks import Trunk, VideoTrunk, create_trunk, parts_to_recompute
 from pipelines.episodes.labels import read_labels
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import Chosen
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
+
+TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
 
 
 def choose_device(name: str) -> torch.device:
@@ -198,3 +202,62 @@ def open_episodes(
         given=given,
         views=0 if training else config.views,
     )
+
+
+def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
+    """The model of a configuration, its random weights a function of the seed alone.
+
+    Args:
+        config: The run's configuration.
+        weights: Load the trunk's starting weights; not needed when a checkpoint follows.
+
+    Raises:
+        ConfigError: unknown names, or trunk weights that are missing or do not fit.
+    """
+    torch.manual_seed(config.seed)
+    trunk = create_trunk(config.trunk)
+    trunk.memory_format = memory_format(config, trunk.memory_format)
+    trunk.recomputes = parts_to_recompute(all_parts=config.checkpoint_activations, first_parts=config.checkpoint_parts)
+    set_clips(trunk, config)
+    if weights:
+        load_trunk_weights(trunk, config.trunk, config.trunk_weights)
+    derived = {"trunk": trunk, "frames": config.frames, "num_classes": config.num_classes}
+    known = method_options(config.method)
+    derived = {key: value for key, value in derived.items() if key in known}  # not all have a classifier
+    return create_method(config.method, **derived, **config.options)
+
+
+def set_clips(trunk: Trunk, config: RunConfig) -> None:
+    """Tell a video trunk how long its clips are; ConfigError when the trunk and what a run reads do not fit."""
+    if not isinstance(trunk, VideoTrunk):
+        if config.clip_frames:
+            raise ConfigError(f"trunk {config.trunk} reads single frames: leave clip_frames and segment_clips out")
+        return
+    if not config.clip_frames:
+        raise ConfigError(
+            f'trunk {config.trunk} reads clips: set frame_rule = "segment_clips", clip_frames = {trunk.clip_frames} '
+            "and clip_stride, and frames to the number of clips a video"
+        )
+    trunk.clip_frames = config.clip_frames
+
+
+def memory_format(config: RunConfig, own: torch.memory_format) -> torch.memory_format:
+    """Order in memory of a trunk's maps: what the configuration says, else what is fastest, or the trunk's own."""
+    formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    return formats.get(config.memory_format, torch.channels_last if on_cpu or config.precision == "bf16" else own)
+
+
+def prototypes_of_trunk(config: RunConfig) -> RunConfig:
+    """The control of a run: cosine prototypes of its trunk, which read neither texts nor unlabelled videos."""
+    plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
+    return replace(plain, method="prototype", options=TRUNK_ALONE)
+
+
+def frozen_prototypes(config: RunConfig) -> FewShotMethod:
+    """Cosine prototypes of the trunk as a run starts with it: the control that shows what training has added.
+
+    Raises:
+        ConfigError: the trunk's weights are missing or do not fit.
+    """
+    return build_model(prototypes_of_trunk(config))

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsar.evaluation.overlap import Seen
-from fsar.run_state import MODEL, choose_checkpoint, load_seen, take_colours
+from fsar.checkpoints import MODEL, Seen, choose_checkpoint, load_seen, take_colours
 from fsar.trunks import TRUNKS, create_trunk
 from fsar.trunks.weight_files import plain_tensors, read_tensors, trunk_entries
 from shards_spec.errors import ConfigError

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fsar.episode import Episode
-from fsar.evaluation.embeddings import BATCH
+from fsar.evaluation.embeddings import BATCH, clips_of
 from fsar.evaluation.feature_store import make_features
-from fsar.evaluation.keys import key_of, model_sha256
+from fsar.evaluation.keys import key_of, model_sha256, view_facts
 from fsar.loader import EpisodeLoader
 from fsar.methods import FewShotMethod
 from fsar.run import ranks
@@ -71,7 +71,7 @@ class CachedEpisodes:
         self._videos = loader.stream.drawn_videos()
         kinds = ["maps" if model.reads_maps else "pooled", *(["images"] if model.reads_images else [])]
         numbers = number_views(self._videos, views)
-        facts = loader.view_facts(precision) | {
+        facts = view_facts(loader, precision) | {
             "trunk": model_sha256(model.trunk),
             "numbers": hashlib.sha256(numbers.tobytes()).hexdigest(),
         }
@@ -114,7 +114,7 @@ def features_of(
     """
     was_training = trunk.training
     trunk.eval()
-    clips = loader.clips_of(draw_views(loader.stream, numbers))  # [v, T, 3, H, W]
+    clips = clips_of(loader, draw_views(loader.stream, numbers))  # [v, T, 3, H, W]
     with autocast(loader.device, precision):
         features = trunk(clips)
     trunk.train(was_training)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fsar.episode import Episode
 from fsar.methods import FewShotMethod, Output
-from fsar.pretraining import Output as PretrainingOutput
 from fsar.run import ranks
 from fsar.run.precision import autocast
 from fsar.training.graphs import Graphed
@@ -198,20 +197,3 @@ class EpisodeStep(TrainingStep):
     def accuracies(self, output: Output, batch: Episode) -> dict[str, Tensor]:
         """The share of queries that were given their class."""
         return {"accuracy": (output.logits.argmax(1) == batch.query_labels).double().mean()}
-
-
-class PretrainingStep(TrainingStep):
-    """The step of a batch of views without labels, of which each process has its part.
-
-    Args:
-        model: In training mode, on the device; the same in all processes.
-        precision: "fp32", or "bf16" for autocast.
-    """
-
-    def __init__(self, model: nn.Module, *, precision: str = "fp32") -> None:
-        super().__init__(model, precision=precision, shared=True)
-
-    def accuracies(self, output: PretrainingOutput, batch: object) -> dict[str, Tensor]:
-        """Those of the method, each as `accuracy_` and its term's name."""
-        del batch
-        return {f"accuracy_{name}": value for name, value in output.accuracy.items()}

@@ -5,36 +5,33 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from tqdm import tqdm
 
+from fsar.checkpoints import load_seen, load_state, save_state, take_colours, together
 from fsar.episode import Episode
 from fsar.evaluation.accuracy import Result, evaluate
-from fsar.evaluation.overlap import seen_in, together
+from fsar.evaluation.overlap import seen_in
 from fsar.loader import EpisodeLoader
-from fsar.methods import FewShotMethod, create_method, method_options
 from fsar.run import ranks
-from fsar.run.build import check_unlabelled, class_text_of, open_episodes
+from fsar.run.build import build_model, check_unlabelled, class_text_of, open_episodes
 from fsar.run.config import RunConfig
 from fsar.run.folder import last_checkpoint
 from fsar.run.log import RunLog
 from fsar.run.memory import keep_freed_memory
-from fsar.run.weights import load_trunk_weights, weights_seen
-from fsar.run_state import load_seen, load_state, save_state, take_colours
+from fsar.run.weights import weights_seen
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
 from fsar.training.meter import Meter
 from fsar.training.optim import create_optimizer, learning_rate
 from fsar.training.step import EpisodeStep, Reading
-from fsar.trunks import Trunk, VideoTrunk, create_trunk, parts_to_recompute
 from pipelines.draw import PhiloxDraw
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
 
-TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
 MOST_SKIPPED = 20  # episodes in a row whose loss is not finite
 
 
@@ -56,65 +53,6 @@ class Progress:
     best: float = -1.0
     best_n: int = 0
     seconds: float = 0.0
-
-
-def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
-    """The model of a configuration, its random weights a function of the seed alone.
-
-    Args:
-        config: The run's configuration.
-        weights: Load the trunk's starting weights; not needed when a checkpoint follows.
-
-    Raises:
-        ConfigError: unknown names, or trunk weights that are missing or do not fit.
-    """
-    torch.manual_seed(config.seed)
-    trunk = create_trunk(config.trunk)
-    trunk.memory_format = memory_format(config, trunk.memory_format)
-    trunk.recomputes = parts_to_recompute(all_parts=config.checkpoint_activations, first_parts=config.checkpoint_parts)
-    set_clips(trunk, config)
-    if weights:
-        load_trunk_weights(trunk, config.trunk, config.trunk_weights)
-    derived = {"trunk": trunk, "frames": config.frames, "num_classes": config.num_classes}
-    known = method_options(config.method)
-    derived = {key: value for key, value in derived.items() if key in known}  # not all have a classifier
-    return create_method(config.method, **derived, **config.options)
-
-
-def set_clips(trunk: Trunk, config: RunConfig) -> None:
-    """Tell a video trunk how long its clips are; ConfigError when the trunk and what a run reads do not fit."""
-    if not isinstance(trunk, VideoTrunk):
-        if config.clip_frames:
-            raise ConfigError(f"trunk {config.trunk} reads single frames: leave clip_frames and segment_clips out")
-        return
-    if not config.clip_frames:
-        raise ConfigError(
-            f'trunk {config.trunk} reads clips: set frame_rule = "segment_clips", clip_frames = {trunk.clip_frames} '
-            "and clip_stride, and frames to the number of clips a video"
-        )
-    trunk.clip_frames = config.clip_frames
-
-
-def memory_format(config: RunConfig, own: torch.memory_format) -> torch.memory_format:
-    """Order in memory of a trunk's maps: what the configuration says, else what is fastest, or the trunk's own."""
-    formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    return formats.get(config.memory_format, torch.channels_last if on_cpu or config.precision == "bf16" else own)
-
-
-def prototypes_of_trunk(config: RunConfig) -> RunConfig:
-    """The control of a run: cosine prototypes of its trunk, which read neither texts nor unlabelled videos."""
-    plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
-    return replace(plain, method="prototype", options=TRUNK_ALONE)
-
-
-def frozen_prototypes(config: RunConfig) -> FewShotMethod:
-    """Cosine prototypes of the trunk as a run starts with it: the control that shows what training has added.
-
-    Raises:
-        ConfigError: the trunk's weights are missing or do not fit.
-    """
-    return build_model(prototypes_of_trunk(config))
 
 
 def own_episodes(config: RunConfig) -> int:

@@ -20,14 +20,13 @@ from safetensors.torch import save
 from sealed import write_column
 from second_reader import second_reader
 
+from fsar.checkpoints import Seen, load_seen, load_state, save_state
 from fsar.evaluation.feature_store import FeatureStore
-from fsar.evaluation.overlap import Seen
 from fsar.evaluation.prediction import read_geometry
 from fsar.methods.class_text import ClassText, read_class_text, write_class_text
 from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
 from fsar.report.run import read_log
 from fsar.run.config import build_config, read_recipe, run_config
-from fsar.run_state import load_seen, load_state, save_state
 from fsar.trunks.weight_files import read_tensors
 from pipelines.episodes.file import read_episodes
 from pipelines.episodes.labels import read_labels

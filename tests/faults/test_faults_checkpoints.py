@@ -14,9 +14,9 @@ from folders import digests
 from injector import DEATHS, Injector, in_child, in_shares, injected
 from test_faults_writes import FAULTS, some_of
 
+from fsar.checkpoints import load_state, save_state
 from fsar.run.folder import last_checkpoint
 from fsar.run.log import RunLog
-from fsar.run_state import load_state, save_state
 from shards_spec.errors import FsarError
 
 STEPS = 4

@@ -17,9 +17,9 @@ from fsar import EpisodeLoader, EpisodeRules, create_method
 from fsar.cli.cluster import cli as cluster_cli
 from fsar.cli.compare import frames_text
 from fsar.cli.train import cli as train_cli
-from fsar.evaluation.embeddings import shuffle_clips
+from fsar.evaluation.embeddings import embed_rows, shuffle_clips
+from fsar.run.build import build_model
 from fsar.run.config import build_config
-from fsar.training.trainer import build_model
 from fsar.trunks.thin import ThinResNet18
 from pipelines.augment.clips import Target
 from pipelines.draw import PhiloxDraw
@@ -119,7 +119,7 @@ def test_evaluation_embeds_the_clips_of_its_episodes(shuffled) -> None:
     look = {"mean": model.trunk.mean, "std": model.trunk.std}
     with EpisodeLoader(FakeShards(), "all", RULES, executor="portable", threads=1, **look) as loader:
         ((plan, episode, _),) = loader.planned(0, 1)
-        embedded = loader.embed(model, plan.query_rows, shuffled=shuffled)
+        embedded = embed_rows(loader, model, plan.query_rows, shuffled=shuffled)
     clips = shuffle_clips(episode.query, plan.query_rows.tolist()) if shuffled else episode.query
     with torch.no_grad():
         direct = model.embed(model.trunk(clips))

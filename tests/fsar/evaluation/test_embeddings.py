@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fsar import METHODS, EpisodeLoader, EpisodeRules, create_method
 from fsar.evaluation.accuracy import Answers, answer, collect
-from fsar.evaluation.embeddings import shuffle_clips
+from fsar.evaluation.embeddings import clips_of, embed_rows, shuffle_clips
 from fsar.evaluation.keys import model_sha256
 from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import FewShotMethod, method_options
@@ -48,7 +48,7 @@ def in_views(loader: EpisodeLoader, model: FewShotMethod, *, shuffled: bool = Fa
             rows = np.concatenate([plan.support_rows, plan.query_rows])
             counts = (len(plan.support_rows), len(plan.query_rows), 0)
             chosen = np.concatenate(choose_views(plan.n, counts, loader.views, seed=loader.stream.seed, flips=False))
-            clips = loader.clips_of(draw_views(loader.stream, (rows << 16) + chosen))
+            clips = clips_of(loader, draw_views(loader.stream, (rows << 16) + chosen))
             yield plan, loader.assemble(plan, shuffle_clips(clips, rows.tolist()) if shuffled else clips)
 
     return collect(model, episodes())
@@ -107,9 +107,9 @@ def test_only_what_is_missing_is_embedded(tiny_shards: ShardSet, tmp_path: Path)
             (more, train[:6], {"precision": "bf16"}),
         ):
             before = store.made
-            ours = source.embed(model, rows, store=store, **options)
+            ours = embed_rows(source, model, rows, store=store, **options)
             counts.append(store.made - before)
-            anew = source.embed(model, rows, **options)
+            anew = embed_rows(source, model, rows, **options)
             assert ours.tokens.dtype == anew.tokens.dtype
             torch.testing.assert_close(ours.tokens, anew.tokens, rtol=1e-5, atol=1e-6)
     assert counts == [8, 4, 0, 6, 18, 18]
@@ -117,7 +117,7 @@ def test_only_what_is_missing_is_embedded(tiny_shards: ShardSet, tmp_path: Path)
     with open_loader(tiny_shards) as loader, open_loader(tiny_shards, replace(RULES, crop=48)) as smaller:
         made = [store.made]
         for source, network in ((loader, model), (loader, other), (smaller, other), (smaller, other)):
-            source.embed(network, train[:5], store=store)
+            embed_rows(source, network, train[:5], store=store)
             made.append(store.made)
     assert np.diff(made).tolist() == [5, 5, 5, 0]
 
@@ -125,10 +125,10 @@ def test_only_what_is_missing_is_embedded(tiny_shards: ShardSet, tmp_path: Path)
 def test_processes_make_what_any_of_them_lacks(tiny_shards: ShardSet, tmp_path: Path, monkeypatch) -> None:
     model, rows, store = make_model("otam"), tiny_shards.split_rows("train")[:4], Counting(tmp_path / "e.zarr")
     with open_loader(tiny_shards) as loader:
-        first = loader.embed(model, rows, store=store)
+        first = embed_rows(loader, model, rows, store=store)
         other = number_views(np.asarray(rows[1:3], dtype=np.int64), 1)  # a process that came too early for a part
         monkeypatch.setattr("fsar.evaluation.store.ranks.gather_values", lambda own: [own, other])
-        torch.testing.assert_close(loader.embed(model, rows, store=store).tokens, first.tokens)
+        torch.testing.assert_close(embed_rows(loader, model, rows, store=store).tokens, first.tokens)
     assert store.made == 4 + 2
 
 
@@ -138,7 +138,7 @@ def test_memory_is_kept_once_a_batch_has_had_some(tiny_shards: ShardSet, monkeyp
     model.embed = lambda features: (order.append("batch"), embed(features))[1]
     monkeypatch.setattr("fsar.evaluation.embeddings.keep_freed_memory", lambda device: order.append(device.type))
     with open_loader(tiny_shards) as loader:
-        loader.embed(model, tiny_shards.split_rows("train")[:9])
+        embed_rows(loader, model, tiny_shards.split_rows("train")[:9])
     assert order == ["batch", "cpu", "batch"]
 
 
@@ -166,20 +166,20 @@ def test_what_is_not_whole_is_never_read(tiny_shards: ShardSet, tmp_path: Path, 
 
     with open_loader(tiny_shards) as loader:
         with pytest.raises(KeyboardInterrupt):
-            loader.embed(model, rows, store=Dying(path))
+            embed_rows(loader, model, rows, store=Dying(path))
         (part,) = path.glob("*/part-*")
         shutil.copytree(part, part.with_name("part-000001.tmp"))
         (part.with_name("part-000001.tmp") / "tokens" / "zarr.json").unlink()
         store = Counting(path)
-        ours = loader.embed(model, rows, store=store)
+        ours = embed_rows(loader, model, rows, store=store)
         assert store.made == len(rows) - 8
-        assert torch.equal(ours.tokens, loader.embed(model, rows).tokens)
+        assert torch.equal(ours.tokens, embed_rows(loader, model, rows).tokens)
         assert not list(path.glob("*/*.tmp"))
         assert dict(zarr.open_group(part.parent, mode="r").attrs)["precision"] == "fp32"
         (chunk,) = (part / "tokens" / "c").glob("*/*/*")
         chunk.unlink()  # zarr alone would read zeros
         with pytest.raises(FsarError, match=r"tokens is damaged; delete .*part-000000"):
-            loader.embed(model, rows, store=store)
+            embed_rows(loader, model, rows, store=store)
 
 
 def test_a_folder_of_other_things_is_no_store(tiny_path: Path, tmp_path: Path) -> None:

@@ -14,18 +14,15 @@ import pytest
 import torch
 from fake_shards import FakeShards
 
-from fsar.checkpoints import reference_names
+from fsar.checkpoints import load_seen, load_state, reference_names, save_state
 from fsar.cli.compare import distinct_names
 from fsar.cli.evaluate import cli
 from fsar.cli.train import resolve
-from fsar.cli.weights import Candidate
 from fsar.evaluation.accuracy import evaluate
 from fsar.evaluation.overlap import UNKNOWN, find_overlap, seen_in
-from fsar.evaluation.shared_episodes import open_trial
+from fsar.evaluation.shared_episodes import Candidate, open_trial
 from fsar.methods import METHODS
-from fsar.run.build import evaluation_rules, open_episodes
-from fsar.run_state import load_seen, load_state, save_state
-from fsar.training.trainer import build_model, prototypes_of_trunk
+from fsar.run.build import build_model, evaluation_rules, open_episodes, prototypes_of_trunk
 from pipelines.episodes.stream import EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command

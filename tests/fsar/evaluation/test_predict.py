@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from videos import moving_frames, write_video
 
+from fsar.checkpoints import save_state
 from fsar.cli.predict import cli, main
 from fsar.episode import Episode
 from fsar.evaluation.prediction import (
@@ -28,9 +29,8 @@ from fsar.evaluation.prediction import (
     read_support,
 )
 from fsar.methods import FewShotMethod
+from fsar.run.build import build_model
 from fsar.run.config import build_config
-from fsar.run_state import save_state
-from fsar.training.trainer import build_model
 from pipelines.augment.clips import render
 from pipelines.decoding.choose import create_executor
 from pipelines.episodes.stream import EpisodePlan, EpisodeStream

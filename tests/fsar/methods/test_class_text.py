@@ -20,9 +20,9 @@ from fsar.cli.train import cli as train_cli
 from fsar.evaluation.accuracy import collect, collect_embedded
 from fsar.evaluation.prediction import find_examples, open_run, predict, read_support
 from fsar.methods.class_text import ClassText, class_words, prompts, read_class_text, write_class_text
-from fsar.run.build import open_episodes
+from fsar.run.build import build_model, open_episodes
 from fsar.run.config import build_config
-from fsar.training.trainer import Trainer, build_model
+from fsar.training.trainer import Trainer
 from fsar.trunks.clip_text import ClipText
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError

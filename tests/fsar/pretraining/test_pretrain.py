@@ -14,17 +14,16 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from small_runs import SMALL_PRETRAINING, small_config
 
+from fsar.checkpoints import Seen, load_seen, load_state
 from fsar.cli.evaluate import cli as eval_cli
 from fsar.cli.pretrain import cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.weights import run_candidate
-from fsar.evaluation.overlap import Seen, find_overlap
+from fsar.evaluation.overlap import find_overlap
 from fsar.pretraining import MotionViews, Output, PairedViews, PretrainingMethod, Views
 from fsar.pretraining.data import ViewLoader
-from fsar.pretraining.trainer import Pretrainer, build_pretraining
-from fsar.run_state import load_seen, load_state
+from fsar.pretraining.trainer import Pretrainer, PretrainingStep, build_pretraining
 from fsar.training.optim import create_sgd
-from fsar.training.step import PretrainingStep
 from fsar.trunks import create_trunk
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command

@@ -11,16 +11,17 @@ import torch
 from small_runs import small_config
 from test_pretrain import NOTHING, call, words
 
+from fsar.checkpoints import load_seen, save_state
 from fsar.cli.pretrain import cli
 from fsar.cli.weights import run_candidate
 from fsar.evaluation.overlap import find_overlap, seen_in
 from fsar.pretraining.config import build_pretrain_config
 from fsar.pretraining.trainer import build_pretraining
 from fsar.probing.weights import open_probed
+from fsar.run.build import build_model
 from fsar.run.config import build_config
 from fsar.run.folder import begin_run, last_checkpoint
-from fsar.run_state import load_seen, save_state
-from fsar.training.trainer import Trainer, build_model
+from fsar.training.trainer import Trainer
 from fsar.trunks import create_trunk
 from fsar.trunks.slowonly import SlowOnly50
 from shards_spec import ShardSet

@@ -12,6 +12,7 @@ from PIL import Image
 from small_runs import small_config
 from test_probe import probe
 
+from fsar.checkpoints import save_state
 from fsar.cli.pretrain import resolve
 from fsar.evaluation.overlap import seen_in
 from fsar.pretraining.trainer import build_pretraining
@@ -19,7 +20,6 @@ from fsar.probing.activation import activation_maps, overlay, some_of
 from fsar.report.pretraining import pretrain_page, write_pretrain_report
 from fsar.report.pretraining_pictures import draw_pictures, flow_sheet
 from fsar.run.folder import begin_run, last_checkpoint
-from fsar.run_state import save_state
 from fsar.trunks import Features, VideoTrunk, create_trunk
 from shards_spec.errors import ConfigError
 

@@ -13,6 +13,7 @@ import torch
 from small_runs import call
 from torch import nn
 
+from fsar.checkpoints import save_state
 from fsar.cli.probe import cli
 from fsar.evaluation.overlap import seen_in
 from fsar.probing.classifier import Classifier, Fit, Training
@@ -22,7 +23,6 @@ from fsar.probing.neighbours import vote
 from fsar.probing.prober import chance_recall
 from fsar.probing.scores import average_clips, group_interval, wilson
 from fsar.probing.weights import open_probed
-from fsar.run_state import save_state
 from fsar.trunks import create_trunk
 from pipelines.clips.labelled import ClipRules
 from shards_spec.errors import ConfigError, FsarError

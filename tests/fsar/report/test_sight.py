@@ -15,10 +15,12 @@ from browser import Browser, find_browser
 from click.testing import CliRunner
 
 from fsar.alignment import Pair
+from fsar.checkpoints import save_state
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import resolve
 from fsar.evaluation.accuracy import Answers, answer, summarise
 from fsar.evaluation.comparison import compare
+from fsar.evaluation.embeddings import embed_rows, places_in_embedding
 from fsar.evaluation.logits import EpisodeVideos, episode_logits
 from fsar.evaluation.overlap import seen_in
 from fsar.loader import EpisodeLoader
@@ -28,9 +30,7 @@ from fsar.report.matches import Clip, Confused, Member, Shown, Sight, choose_que
 from fsar.report.matches_page import confused_section, episodes_section
 from fsar.report.pictures import data_uri, motion_pictures, seeable
 from fsar.report.run import html_bytes, page
-from fsar.run.build import open_episodes
-from fsar.run_state import save_state
-from fsar.training.trainer import build_model
+from fsar.run.build import build_model, open_episodes
 from shards_spec import ShardSet
 from shards_spec.cli.peek import peek
 from shards_spec.peek.sheet import Block, Row
@@ -76,8 +76,8 @@ def scores(model: FewShotMethod, loader: EpisodeLoader, *, shuffled: bool) -> to
         return torch.stack([model(episode).logits for episode in loader.episodes(0, 6)])
     rows = EpisodeVideos.of([loader.stream.choose(n) for n in range(6)], unlabelled=model.reads_unlabelled)
     videos = rows.videos()
-    embedding = loader.embed(model, videos, shuffled=shuffled)
-    return torch.cat(list(episode_logits(model, embedding, loader.places(rows, videos))))
+    embedding = embed_rows(loader, model, videos, shuffled=shuffled)
+    return torch.cat(list(episode_logits(model, embedding, places_in_embedding(loader, rows, videos))))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
 from fsar.evaluation import feature_store
+from fsar.evaluation.embeddings import clips_of
 from fsar.methods import FewShotMethod, method_options
 from fsar.run import ranks
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
@@ -67,7 +68,7 @@ def test_losses_and_gradients_are_those_behind_the_trunk(tiny_shards: ShardSet, 
             counts = [len(own) for own in (plan.support_rows, plan.query_rows, plan.unlabelled_rows)]
             chosen = np.concatenate(choose_views(plan.n, counts, 3, seed=3, flips=True))
             rows = np.concatenate([plan.support_rows, plan.query_rows, plan.unlabelled_rows])
-            clips = loader.clips_of(draw_views(loader.stream, (rows << 16) + chosen))
+            clips = clips_of(loader, draw_views(loader.stream, (rows << 16) + chosen))
             model.trunk.eval()
             direct = learn(model, loader.assemble(plan, clips))
             model.trunk.train()

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsar.episode import Episode
 from fsar.methods import METHODS, create_method, method_options
+from fsar.run.build import build_model, memory_format
 from fsar.run.config import build_config
 from fsar.training import graphs
 from fsar.training.optim import create_optimizer
 from fsar.training.step import EpisodeStep
-from fsar.training.trainer import build_model, memory_format
 from fsar.trunks import ALL_PARTS, create_trunk
 from fsar.trunks.clip import ClipViT
 from shards_spec.errors import ConfigError

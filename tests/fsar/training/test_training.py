@@ -19,7 +19,8 @@ from small_runs import SMALL, call, words
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
-from fsar.training.trainer import Trainer, build_model
+from fsar.run.build import build_model
+from fsar.training.trainer import Trainer
 from shards_spec import ShardSet
 from shards_spec.errors import FsarError
 
