@@ -28,10 +28,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.episodes import make_shards
-from benchmarks.measure.bounds import synchronise
+from benchmarks.measure.bounds import gflop, matmul_rate, synchronise
 from benchmarks.measure.environment import load_average, write_result
 from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn
-from benchmarks.methods import gflop, matmul_rate
 from benchmarks.sides.clips import make_clips
 from benchmarks.sides.synthetic_index import PER_CLASS, make_set
 from fsar import EpisodeLoader

@@ -20,9 +20,8 @@ import click
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure.bounds import synchronise
+from benchmarks.measure.bounds import gflop, matmul_rate, synchronise
 from benchmarks.measure.environment import load_average, write_result
 from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn, warm_up
 from benchmarks.sides import reference_order
@@ -191,29 +190,6 @@ def episode_tensors(sizes: Sizes, labels: Tensor, *, steps: int) -> tuple[Tensor
     support = centres[:, None] + torch.randn(sizes.way, sizes.shot, *shape, device=labels.device)
     query = centres[labels] + torch.randn(sizes.queries, *shape, device=labels.device)
     return support.relu(), query.relu()
-
-
-def gflop(function: Callable[[], object]) -> float:
-    """Floating-point operations of its matrix products and convolutions, in 1e9."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() / 1e9
-
-
-def matmul_rate(
-    device: torch.device, *, size: int = 2048, times: int = 10, dtype: torch.dtype = torch.float32
-) -> float:
-    """GFLOP a second of this machine: the best of several products of square matrices."""
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-
-    def multiply(count: int) -> None:
-        for _ in range(count):
-            a @ b
-        synchronise(device)
-
-    multiply(1)
-    timings = time_in_turn([Contestant("product", multiply)], rounds=times, counts=[1])
-    return 2 * size**3 / min(timings["product"].wall) / 1e9
 
 
 def measure(case: Case, sizes: Sizes, device: torch.device, *, rounds: int, seconds: float) -> list[dict[str, Any]]:

@@ -33,11 +33,11 @@ from benchmarks.measure.timing import Contestant, Timing, markdown_table, read_w
 from benchmarks.preprocess import store
 from benchmarks.sides.clips import make_clips
 from fsar.pretraining import PRETRAINING
+from fsar.pretraining.batches import batch_maker, clip_rules, training_videos
 from fsar.pretraining.config import PretrainConfig, build_pretrain_config, read_pretrain_recipe
-from fsar.pretraining.data import batch_maker, clip_rules, training_videos
 from fsar.pretraining.loader import ClipLoader
 from fsar.pretraining.trainer import PretrainingStep, build_pretraining
-from fsar.run.build import choose_device
+from fsar.run.device import choose_device
 from fsar.training.optim import create_sgd
 from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet

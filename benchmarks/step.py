@@ -21,9 +21,9 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.measure.bounds import matmul_rate
 from benchmarks.measure.environment import load_average, write_result
 from benchmarks.measure.timing import markdown_table
-from benchmarks.methods import matmul_rate
 from benchmarks.sides.step_counts import FIVE_SHOT, Counts, count
 from benchmarks.sides.step_side import PARTS, Job, Side, Sizes, measure_apart
 from shards_spec.cli.console import run_command

@@ -1,4 +1,4 @@
-"""Weights under the names of the published reference code."""
+"""Save and load weights: our checkpoints, the names of published code, and what a training has seen."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ from shards_spec.errors import ConfigError
 from shards_spec.files import disk_errors, write_whole
 
 Hashes = NDArray[np.int64]
+CLASSIFIER = "classification_layer."
+# Tables, computed and not learned: positions, and the frame tuples of TRX; ours are made at the size asked for.
+TABLES = re.compile(r"(transformers\.\d+\.)?(pe\.pe|tuples\.\d+)")
+# Parts of published pre-training models that nothing reads: a second neck, and classifiers.
+UNREAD = re.compile(r"recognizer\.neck_k\..+|recognizer(_flow)?\.encoder_[qk]\.fc\..+")
+# The first is read by nothing at a fixed BatchNorm momentum; the second, MSCL's clock, is not in published files.
+COUNTERS = (".num_batches_tracked", ".iters")
+MODEL, OPTIMIZER = "model.", "optimizer."
+SEEN_CLASSES, SEEN_VIDEOS = "seen.classes", "seen.videos"
+COLOURS, SOURCES = "colours", "sources"  # beside the loop's values
 
 
 @dataclass(frozen=True)
@@ -46,18 +56,6 @@ def together(first: Seen, second: Seen | None) -> Seen:
     pairs = ((first.classes, second.classes), (first.videos, second.videos))
     classes, videos = (torch.from_numpy(np.union1d(*pair)) for pair in pairs)
     return Seen(classes, videos, tuple(dict.fromkeys(first.sources + second.sources)))
-
-
-CLASSIFIER = "classification_layer."
-# Tables, computed and not learned: positions, and the frame tuples of TRX; ours are made at the size asked for.
-TABLES = re.compile(r"(transformers\.\d+\.)?(pe\.pe|tuples\.\d+)")
-# Parts of published pre-training models that nothing reads: a second neck, and classifiers.
-UNREAD = re.compile(r"recognizer\.neck_k\..+|recognizer(_flow)?\.encoder_[qk]\.fc\..+")
-# The first is read by nothing at a fixed BatchNorm momentum; the second, MSCL's clock, is not in published files.
-COUNTERS = (".num_batches_tracked", ".iters")
-MODEL, OPTIMIZER = "model.", "optimizer."
-SEEN_CLASSES, SEEN_VIDEOS = "seen.classes", "seen.videos"
-COLOURS, SOURCES = "colours", "sources"  # beside the loop's values
 
 
 def reference_names(model: nn.Module) -> dict[str, str]:

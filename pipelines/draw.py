@@ -1,8 +1,9 @@
-"""Random draws: the small interface every sampling rule draws through, and its counter-based source."""
+"""Draw random values: the interface that every sampling rule draws through, its counter-based source, colour jitter."""
 
 from __future__ import annotations
 
 from collections.abc import MutableSequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,8 @@ from shards_spec.errors import ConfigError
 
 _BLOCK = 128  # words fetched at once: one call for a test episode, a few for a training episode
 _WORD = 1 << 64
+# Of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn), share of grey clips
+BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY = 0.5, 0.5, 0.5, 0.25, 0.3
 
 
 class Draw(Protocol):
@@ -95,3 +98,29 @@ def permutation(seed: int, n: int, count: int) -> npt.NDArray[np.int64]:
     """
     words = np.random.Philox(_Key(seed, n)).random_raw(count)  # type: ignore[arg-type]
     return np.argsort(words, kind="stable")
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Colour jitter of one clip: three factors, a hue shift in turns, their order, grey first or not.
+
+    order holds the places of (brightness, contrast, saturation, hue), first applied first.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    order: tuple[int, ...]
+    grey: bool
+
+
+def draw_jitter(draw: Draw) -> Jitter:
+    """Factors of a clip."""
+    brightness = draw.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)
+    contrast = draw.uniform(1 - CONTRAST, 1 + CONTRAST)
+    saturation = draw.uniform(1 - SATURATION, 1 + SATURATION)
+    hue = draw.uniform(-HUE, HUE)
+    order = [0, 1, 2, 3]
+    draw.shuffle(order)
+    return Jitter(brightness, contrast, saturation, hue, tuple(order), draw.random() < GREY)

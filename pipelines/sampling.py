@@ -1,4 +1,4 @@
-"""Which frames of a video, and which videos of a class: pure functions of a `Draw`."""
+"""Choose frames of a video and videos of a class: pure functions of a `Draw`, and what they need of shards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.draw import Draw
-from shards_spec.errors import ConfigError, suggest
+from shards_spec import ShardSet
+from shards_spec.errors import ConfigError, ShardError, suggest
 
 Ints = npt.NDArray[np.int64]
 
 _SHORTEST_WINDOW = 64  # source frames; the reference's Kinetics window can run backwards below it
 _KINETICS_RATE = 35.0  # DATA.SAMPLING_RATE of the reference's Kinetics recipe, in source frames
 _KINETICS_FPS = 12.0  # its TARGET_FPS
+LOOKED_AT = 100  # videos; what leaves frames out leaves them out of all
 
 
 class FrameRule(Protocol):
@@ -297,3 +299,31 @@ class ClassPool:
             if group not in held:
                 sums |= sums << size
         return (sums >> missing) & ((1 << (room - missing + 1)) - 1) != 0
+
+
+def check_needs(shards: ShardSet, rows: Ints, *, rule: str, split: str) -> None:
+    """ShardError unless the videos `rows` [n] of a split have what the frame rule needs."""
+    if rule in RULES_WITH_FPS:
+        _check_fps(shards, rows, rule, split)
+    if rule in RULES_OF_CLIPS:
+        check_every_frame(shards, rows, what=f'frame rule "{rule}"')
+
+
+def _check_fps(shards: ShardSet, rows: Ints, rule: str, split: str) -> None:
+    unknown = rows[~(shards.fps[rows] > 0)]
+    if len(unknown):
+        raise ShardError(
+            f'frame rule "{rule}" needs the frame rate of every video, and {len(unknown)} videos of split "{split}" in '
+            f'{shards.path} have none (the first: "{shards.name(int(unknown[0]))}"): use frame rule "segment"'
+        )
+
+
+def check_every_frame(shards: ShardSet, rows: Ints, *, what: str) -> None:
+    """ShardError, saying `what` needs them, unless every frame of the videos `rows` [n] is stored; some are seen."""
+    for row in rows[:: max(len(rows) // LOOKED_AT, 1)].tolist():
+        kept = shards.series("rgb").kept(row)
+        if len(kept) and kept[-1] != len(kept) - 1:
+            raise ShardError(
+                f"{what} needs every frame of a video, and {shards.path} holds {len(kept)} of at least "
+                f'{kept[-1] + 1} of "{shards.name(row)}": make shards of all frames with fsar-preprocess'
+            )

@@ -26,17 +26,13 @@ from preprocess.datasets.folder import folder_catalogue, read_class_list
 from preprocess.decode import MOST_FRAMES, MOST_SIDE, USUAL_FRAMES, USUAL_PIXELS, Geometry
 from preprocess.encode.flow import DIS
 from preprocess.estimate import estimate
-from preprocess.outcome import report_part, report_whole
-from preprocess.stage import Settings, join_parts, preprocess, preprocess_part
+from preprocess.stage import Settings, join_parts, preprocess, preprocess_part, report_part, report_whole
 from preprocess.workers.parts import Part, holding
 from shards_spec import Dataset, Split
-from shards_spec.cli.console import SuggestingGroup, run_command
-from shards_spec.cli.shards_option import LocalFolder, Place
-from shards_spec.errors import ConfigError, suggest
+from shards_spec.cli.console import LocalFolder, Place, SuggestingGroup, run_command
+from shards_spec.errors import ConfigError, quoted, suggest, text_fault
 from shards_spec.files import disk_errors, temporary
-from shards_spec.motion import MOTION, flow_pairs, is_motion, motion_series
-from shards_spec.names import quoted, text_fault
-from shards_spec.schema import CODECS
+from shards_spec.schema import CODECS, MOTION, flow_pairs, is_motion, motion_series
 from shards_spec.splits.shipped import NAMES
 
 SMALLEST, LARGEST = 32, 4096  # pixels: optical flow needs some, and a JPEG holds so many

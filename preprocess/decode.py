@@ -1,4 +1,7 @@
-"""One video file -> its frames as YUV planes, through one ffmpeg process that opens nothing else."""
+"""Decode one video file into YUV planes, by one ffmpeg process that opens nothing else.
+
+What the container says of its own completeness is read too: a file cut short is found where decoders stay silent.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,70 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import IO, BinaryIO, NamedTuple, Self
 
+import cv2
 import ffmpeg
 import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.container import missing_bytes
 from shards_spec import FsarError
-from shards_spec.names import printable
+from shards_spec.errors import printable
 from shards_spec.schema import Reason
+
+UNKNOWN_RIFF_SIZES = {0, 0xFFFFFFFF}  # written by encoders that could not seek back
+
+
+def missing_bytes(path: Path) -> int:
+    """Bytes that the container declares beyond the end of the file; 0 where it is whole or does not say.
+
+    AVI declares the size of its RIFF chunks, MP4 and MOV that of their boxes. Matroska, MPEG-TS and
+    others declare nothing that can be relied on: for them only the decoder's own errors count.
+    """
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            end = _end_of_riff(file, total)
+        elif head[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"}:
+            end = _end_of_boxes(file, total)
+        else:
+            end = total
+    return max(0, end - total)
+
+
+def _end_of_riff(file: BinaryIO, total: int) -> int:
+    """Where the last RIFF chunk (AVI, then AVIX for files over 1 GB) should end."""
+    position: int = 0
+    while position + 8 <= total:
+        file.seek(position)
+        name, size = file.read(4), int.from_bytes(file.read(4), "little")
+        if name != b"RIFF" or size in UNKNOWN_RIFF_SIZES:
+            break
+        position += 8 + size + size % 2
+        if position - size % 2 > total:
+            return position - size % 2
+    return min(position, total)
+
+
+def _end_of_boxes(file: BinaryIO, total: int) -> int:
+    """Where the last box of the top level should end."""
+    position = 0
+    while position + 8 <= total:
+        file.seek(position)
+        head = file.read(8)
+        size = int.from_bytes(head[:4], "big")
+        if not head[4:].isalnum():  # no box: something that was appended
+            return total
+        if size == 1:  # a 64-bit size follows
+            large = file.read(8)
+            size = int.from_bytes(large, "big") if len(large) == 8 else total
+        if size < 8:  # 0: to the end of the file
+            return total
+        position += size
+    return position
+
 
 # Containers only: playlists and concat scripts, which open other files, are refused whatever their name.
 CONTAINERS = "mov,avi,matroska,webm,mpegts,mpeg,asf,flv"
@@ -276,3 +332,26 @@ def _check_file(path: Path) -> None:
                 raise VideoError("not-a-video", "the file is empty")
     except OSError as error:
         raise VideoError("unreadable", error.strerror or "it cannot be opened") from error
+
+
+def to_rgb(planes: Planes) -> NDArray[np.uint8]:
+    """[h, w, 3] of full-range BT.601 planes; chroma is scaled up as libjpeg does (3/4 the nearer, 1/4 the farther)."""
+    height, width = planes.y.shape
+    chroma = [
+        cv2.resize(plane, (2 * plane.shape[1], 2 * plane.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
+        for plane in (planes.v, planes.u)
+    ]
+    ycrcb = cv2.merge([planes.y, *(plane[:height, :width] for plane in chroma)])
+    rgb: NDArray[np.uint8] = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB).astype(np.uint8, copy=False)
+    return rgb
+
+
+def shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+    """Scale an image down by area averaging until its short side is `short_side`; smaller ones stay."""
+    height, width = image.shape
+    factor = short_side / min(height, width)
+    if factor >= 1:
+        return image
+    size = (round(width * factor), round(height * factor))
+    result: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return result

@@ -1,15 +1,19 @@
-"""The stage videos -> shards: what is missing is made, what is whole is kept, and the index comes last."""
+"""Run the stage videos -> shards: what is missing is made, what is whole is kept, the index comes last."""
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from tqdm import tqdm
 
 from preprocess.datasets.catalogue import Catalogue
+from preprocess.datasets.coverage import empty_classes
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry
 from preprocess.encode.flow import DIS, create_estimator
 from preprocess.encode.series import series_plans
@@ -17,15 +21,16 @@ from preprocess.workers.job import Finished, Job
 from preprocess.workers.on_ray import work_on_ray
 from preprocess.workers.parts import WHOLE, Part, begun, check_whole, holding
 from preprocess.workers.pool import work
-from shards_spec import ShardError
+from shards_spec import Dataset, ShardError
+from shards_spec.cli.console import WITH_FAILURES
 from shards_spec.files import json_bytes, only_writer, publish, sweep, write_whole
 from shards_spec.index.build import INDEX, build_index, drop_index, shard_path
-from shards_spec.motion import is_motion, motion_series
-from shards_spec.schema import Failure, Plan
+from shards_spec.schema import Failure, Plan, is_motion, motion_series
 from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars
 
 LEAST_ROWS, MOST_ROWS, SHARDS = 8, 64, 32  # of `usual_rows`
 SETTLING = "parts.tmp"  # held by a part while it compares plans and writes what all parts share
+WITH_RECIPES = {"ucf101", "hmdb51", "kinetics100", "ssv2-full", "ssv2-small"}
 
 
 @dataclass(frozen=True)
@@ -316,3 +321,46 @@ def _refuse_nothing_stored(state: _State) -> None:
             f"none of the {total} videos could be stored (the first, {first.name}: {first.reason}, {first.detail}); "
             f"see {state.out / 'failures.jsonl'}, repair them and add --retry-failed"
         )
+
+
+def report_part(failures: list[Failure], out: Path, part: Part) -> None:
+    """Say that a part is whole, and which file has its videos that failed; click's Exit (3) where some did."""
+    click.echo(f"{out}: part {part} is whole; when all are: the same command with --join in place of --part")
+    if failures:
+        click.echo(f"{len(failures)} of its videos failed; see {part.failures(out)}", err=True)
+        raise click.exceptions.Exit(WITH_FAILURES)
+
+
+def report_whole(catalogue: Catalogue, failures: list[Failure], out: Path, *, retried: bool) -> None:
+    """Say what was stored, what failed and which command follows; click's Exit (3) where some videos failed."""
+    stored = len(catalogue.videos) - len(failures)
+    click.echo(f"{out}: {stored:,} videos stored; next: {_next_step(catalogue.dataset, out)}")
+    if empty := empty_classes(catalogue):
+        click.echo(f"  ({len(empty)} classes of its splits have no video: fsar-train needs --small-classes drop)")
+    if not failures:
+        return
+    for failure in failures[:20]:
+        click.echo(f"  failed: {failure.name}: {failure.reason}: {failure.detail}", err=True)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(f.reason for f in failures).most_common())
+    again = "they failed again" if retried else "repair them and add --retry-failed"
+    click.echo(f"{len(failures)} videos failed ({reasons}); see {out / 'failures.jsonl'}; {again}", err=True)
+    raise click.exceptions.Exit(WITH_FAILURES)
+
+
+def _next_step(dataset: Dataset, out: Path) -> str:
+    """The command that follows."""
+    shards = shlex.quote(str(out))
+    if "test" in dataset.splits and "train" not in dataset.splits:
+        return f"fsar-eval --shards {shards} --weights RUN"
+    if not {"train", "test"} <= set(dataset.splits):
+        return (
+            "choose classes with --train-classes and --test-classes, or lists with --splits (nothing is decoded again)"
+        )
+    train = f"fsar-train --shards {shards} --method molo"
+    if dataset.name == "synthetic":
+        return train
+    if dataset.name in WITH_RECIPES:
+        return f"{train} --trunk-weights FILE"
+    if dataset.name == "epic":
+        return f"fsar-train --shards {shards} --method hyrsm++ --trunk-weights FILE"
+    return f"{train} --recipe molo-lite0 --trunk-weights fetch (on a CPU), or --recipe molo-ucf101-1shot (on a GPU)"

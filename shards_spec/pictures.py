@@ -1,8 +1,12 @@
-"""What the members of a series show: pictures, and the motion that some of them code."""
+"""Decode what the members of a series show: pictures, and motion in the colours of a wheel.
+
+The wheel: Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011 (the Middlebury code).
+"""
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import simplejpeg
@@ -12,6 +16,9 @@ from shards_spec.errors import ShardError
 
 MOST_PIXELS = 1 << 26  # of a stored picture: 16384x4096
 FLOW_ZERO, FLOW_CODES = 128, 127  # the code of no motion, and how far from it a component of `scale` pixels is
+# Place on the wheel of 55 hues, and its colour: to the right red, downwards yellow, to the left cyan, upwards violet.
+HUES = (0, 15, 21, 25, 36, 49, 55)
+COLOURS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0))
 
 
 def segment_centres(total: int, segments: int) -> NDArray[np.int64]:
@@ -57,3 +64,13 @@ def flow_field(picture: NDArray[np.uint8], scale: float, size: tuple[int, int]) 
     height, width = codes.shape[:2]
     field: NDArray[np.float64] = (codes - FLOW_ZERO) * (scale / FLOW_CODES) * (size[1] / width, size[0] / height)
     return field
+
+
+def colour_wheel() -> NDArray[np.uint8]:
+    """[55, 3] RGB: from each corner to the next one channel rises or falls in equal steps, the steps rounded down."""
+    corners = zip(pairwise(HUES), pairwise(np.array(COLOURS)), strict=True)
+    parts = [
+        colour + np.sign(following - colour) * (255 * np.arange(end - place) // (end - place))[:, None]
+        for (place, end), (colour, following) in corners
+    ]
+    return np.concatenate(parts).astype(np.uint8)

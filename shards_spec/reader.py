@@ -14,10 +14,9 @@ from shards_spec.index.build import INDEX
 from shards_spec.index.checks import check_layout, check_series, check_videos
 from shards_spec.index.columns import Columns
 from shards_spec.index.opening import check_folder, read_attributes
-from shards_spec.motion import adding_command
 from shards_spec.remote.shards import RemoteSet, RemoteShards
 from shards_spec.remote.store import is_url
-from shards_spec.schema import Dataset
+from shards_spec.schema import Dataset, adding_command
 from shards_spec.series import Series
 
 

@@ -1,18 +1,22 @@
-"""The small files of a shard set: `dataset.json`, `plan.json`, `failures.jsonl`, and the key grammar."""
+"""Define the small files of a shard set: `dataset.json`, `plan.json`, `failures.jsonl`, the JSON of a sample.
+
+Names of keys and of series are defined here too.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shards_spec.errors import ShardError
+from shards_spec.errors import ShardError, path_fault, quoted, text_fault
 from shards_spec.files import json_line, parse_json, read_json
-from shards_spec.names import path_fault, quoted, text_fault
+from shards_spec.pictures import series_kind
 
 FORMAT = 1
 KEY_DIGITS = 8
@@ -33,6 +37,11 @@ Reason = Literal[
     "crash",  # two workers were lost at it
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
+MOST_FRAMES, MOST_SIDE = 99_999, 65_535  # five digits, and two bytes of a JPEG
+NEEDED = frozenset({"name", "label", "group", "frames", "fps", "source_size", "size"})
+LISTS = ("scale", "magnitude", "motion_score")  # a value for each picture
+MOTION = {"diff": "diff1", "flow": "flow1"}  # short name in the command's --motion -> name of the series
+_GRID = re.compile(r"flow([1-9]\d{0,2})g([1-9]\d{0,2})")
 
 
 def sample_key(row: int) -> str:
@@ -278,3 +287,67 @@ class Failure:
     def dump_all(failures: Iterable[Failure]) -> bytes:
         """Content of `failures.jsonl`, sorted by row."""
         return b"".join(json_line(vars(failure)) + b"\n" for failure in sorted(failures))
+
+
+def check_info(info: Any, frames: Sequence[int]) -> None:  # noqa: ANN401 -- whatever the JSON holds
+    """Raise ValueError where the JSON of a sample with the pictures `frames` is not what SPEC.md says."""
+    if not isinstance(info, dict) or not info.keys() >= NEEDED:
+        raise ValueError(f"it is no object with {', '.join(sorted(NEEDED))}")
+    _check_names(info)
+    count, fps = info.get("frames"), info.get("fps")
+    if type(count) is not int or not 0 < count <= MOST_FRAMES:
+        raise ValueError(f"frames is {str(count)[:40]!r}")
+    if not isinstance(fps, int | float) or not 0 <= fps < math.inf:
+        raise ValueError(f"fps is {str(fps)[:40]!r}")
+    for key in ("size", "source_size"):
+        sides = info.get(key)
+        if not (isinstance(sides, list) and len(sides) == 2 and all(_is_side(side) for side in sides)):
+            raise ValueError(f"{key} is {str(sides)[:40]!r}")
+    if info.get("kept", frames) != frames or (frames and not 0 <= min(frames) <= max(frames) < count):
+        raise ValueError("its pictures are not those that it names, or of frames that it has not")
+    for key in LISTS:
+        values = info.get(key, frames)
+        if not isinstance(values, list) or len(values) != len(frames):
+            raise ValueError(f"{key} has not one value for each picture")
+
+
+def _check_names(info: dict[str, Any]) -> None:
+    name, label, group = info.get("name"), info.get("label"), info.get("group")
+    if not isinstance(name, str) or not isinstance(label, str) or not isinstance(group, str | None):
+        raise ValueError("name, label or group is no text")  # noqa: TRY004
+    for text, fault in ((name, path_fault(name)), (label, text_fault(label)), (group or "", text_fault(group or ""))):
+        if fault:
+            raise ValueError(f"{quoted(text)} {fault}")
+
+
+def _is_side(side: Any) -> bool:  # noqa: ANN401
+    return type(side) is int and 0 <= side <= MOST_SIDE
+
+
+def flow_pairs(series: str) -> tuple[int, int] | None:
+    """Displacement D and grid G of `flow1` or `flowDgG`, in source frames; None for a name that is none of these.
+
+    Its fields go from frame i to frame i + D for i = 0, G, 2G, ...
+    """
+    match = _GRID.fullmatch(series)
+    if match:
+        return int(match[1]), int(match[2])
+    return (1, 1) if series == MOTION["flow"] else None
+
+
+def motion_series(names: Iterable[str]) -> list[str]:
+    """The series, sorted, that the names in --motion stand for; a series may be named in full."""
+    return sorted({MOTION.get(name, name) for name in names})
+
+
+def is_motion(name: str) -> bool:
+    """Whether --motion takes this name."""
+    return name in MOTION or name in MOTION.values() or flow_pairs(name) is not None
+
+
+def adding_command(series: str, folder: str | Path) -> str:
+    """What to type so that the shard set in `folder` gets a series of motion too; of an unknown name, its kind."""
+    kind = series_kind(series)[0]
+    name = series if is_motion(series) else {"frames": "diff, flow or flow8g2"}.get(kind, kind)
+    option = {held: short for short, held in MOTION.items()}.get(name, name)
+    return f"the fsar-preprocess command that made {folder}, typed again with --motion {option}"

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
 from shards_spec.index.build import shard_path
+from shards_spec.index.checks import check_shards
 from shards_spec.index.columns import Columns, sum_starts
-from shards_spec.index.shard_check import check_shards
-from shards_spec.motion import adding_command
 from shards_spec.remote.shards import RemoteSet
-from shards_spec.schema import picture_name, sample_key
+from shards_spec.schema import adding_command, picture_name, sample_key
 from shards_spec.tar import BLOCK, padded
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import disk_errors, json_line, parse_json, read_json, sync_folder, write_whole
-from shards_spec.sample_info import check_info
-from shards_spec.schema import CODECS, picture_name, row_of_key
+from shards_spec.schema import CODECS, check_info, picture_name, row_of_key
 from shards_spec.tar import BLOCK, Member, file_sha256, padded, scan
 
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure.timing import Contestant, time_in_turn
 from pipelines.decoding.buffers import ClipBuffers
 from pipelines.episodes.stream import EpisodePlan
 from pipelines.reads import Reads
@@ -196,3 +198,26 @@ def synchronise(device: torch.device) -> None:
 def frames_of(reads: Sequence[Reads]) -> int:
     """Number of frames that an episode reads."""
     return sum(len(each) for each in reads)
+
+
+def gflop(function: Callable[[], object]) -> float:
+    """Floating-point operations of its matrix products and convolutions, in 1e9."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
+def matmul_rate(
+    device: torch.device, *, size: int = 2048, times: int = 10, dtype: torch.dtype = torch.float32
+) -> float:
+    """GFLOP a second of this machine: the best of several products of square matrices."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+
+    def multiply(count: int) -> None:
+        for _ in range(count):
+            a @ b
+        synchronise(device)
+
+    multiply(1)
+    timings = time_in_turn([Contestant("product", multiply)], rounds=times, counts=[1])
+    return 2 * size**3 / min(timings["product"].wall) / 1e9

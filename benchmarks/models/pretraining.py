@@ -29,12 +29,12 @@ from benchmarks.measure.timing import markdown_table
 from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli, resolve
 from fsar.pretraining import MotionViews
+from fsar.pretraining.batches import ViewLoader
 from fsar.pretraining.config import TYPES, PretrainConfig, all_option_types, pretrain_config_of
-from fsar.pretraining.data import ViewLoader
 from fsar.probing.prober import Prober, Rules
 from fsar.probing.scores import group_interval
 from fsar.probing.weights import Probed, open_probed
-from fsar.trunks.video_base import VideoTrunk
+from fsar.trunks.base import VideoTrunk
 from pipelines.clips.labelled import ClipRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.methods import gflop
+from benchmarks.measure.bounds import gflop
 from benchmarks.sides.step_side import PARTS, Side, Sizes, make_episode, make_model
 from fsar.methods import METHODS
 from fsar.training.step import EpisodeStep

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.measure.bounds import synchronise
 from fsar.episode import Episode
 from fsar.methods import FewShotMethod, create_method, method_options
-from fsar.run.memory import keep_freed_memory
+from fsar.run.device import keep_freed_memory
 from fsar.training.step import EpisodeStep
 from fsar.trunks import create_trunk
 

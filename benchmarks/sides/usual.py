@@ -27,8 +27,8 @@ from einops import rearrange
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines.augment.clips import colour_jitter
+from pipelines.draw import Jitter
 from pipelines.episodes.stream import EpisodePlan
-from pipelines.jitter import Jitter
 from preprocess.decode import ffmpeg_program
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError

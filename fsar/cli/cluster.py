@@ -17,15 +17,14 @@ from fsar.checkpoints import choose_checkpoint, load_state
 from fsar.cli.options import check_option
 from fsar.evaluation.embeddings import embed_videos
 from fsar.methods import FewShotMethod, create_method
-from fsar.run.build import build_model, choose_device, evaluation_rules, frozen_prototypes
+from fsar.run.build import build_model, evaluation_rules, frozen_prototypes
 from fsar.run.config import RunConfig, build_config, run_config
-from fsar.training.clusters import agreement, k_means, keep_large
-from fsar.training.flow_features import flow_features
+from fsar.run.device import choose_device
+from fsar.training.clusters import agreement, flow_features, k_means, keep_large
 from pipelines.decoding.choose import executor_for
 from pipelines.episodes.labels import write_labels
 from shards_spec import ShardSet
-from shards_spec.cli.console import run_command
-from shards_spec.cli.shards_option import shards_option
+from shards_spec.cli.console import run_command, shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.remote.shards import RemoteShards
 

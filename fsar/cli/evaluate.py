@@ -30,10 +30,11 @@ from fsar.report.matches import Sight, look
 from fsar.report.result import coverage_text, describe
 from fsar.report.run import html_bytes, page
 from fsar.run import ranks
-from fsar.run.build import TRUNK_ALONE, choose_device, class_text_sha256
+from fsar.run.build import TRUNK_ALONE, class_text_sha256
 from fsar.run.config import RunConfig, build_config
+from fsar.run.device import choose_device
 from shards_spec import ShardSet
-from shards_spec.cli.shards_option import shards_option
+from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 from shards_spec.remote.shards import RemoteShards

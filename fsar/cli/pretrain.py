@@ -13,6 +13,7 @@ from fsar.cli.launch import launch
 from fsar.cli.options import check_option, key_options, overrides
 from fsar.evaluation.overlap import seen_in
 from fsar.pretraining import PRETRAINING
+from fsar.pretraining.batches import ViewLoader
 from fsar.pretraining.config import (
     CHOICES,
     TYPES,
@@ -25,17 +26,15 @@ from fsar.pretraining.config import (
     pretrain_recipe_names,
     read_pretrain_recipe,
 )
-from fsar.pretraining.data import ViewLoader
 from fsar.pretraining.trainer import Pretrainer, build_pretraining, check_queue
-from fsar.report.pretraining import write_pretrain_report
-from fsar.report.pretraining_pictures import draw_pictures
+from fsar.report.pretraining import draw_pictures, write_pretrain_report
 from fsar.report.result import coverage_text, describe_data, provenance
 from fsar.run import ranks
-from fsar.run.build import choose_device
+from fsar.run.device import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data, last_checkpoint
 from fsar.run.weights import weights_seen
 from shards_spec import ShardSet
-from shards_spec.cli.shards_option import shards_option
+from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 from shards_spec.remote.shards import RemoteShards

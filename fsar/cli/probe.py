@@ -18,12 +18,11 @@ from fsar.probing.weights import Probed, open_probed
 from fsar.report.probe import figures, page
 from fsar.report.result import coverage_text
 from fsar.report.run import html_bytes
-from fsar.run.build import choose_device
 from fsar.run.config import read_table, recipe_files
+from fsar.run.device import choose_device
 from pipelines.clips.labelled import SAMPLING, ClipRules
 from shards_spec import ShardSet
-from shards_spec.cli.console import run_command
-from shards_spec.cli.shards_option import shards_option
+from shards_spec.cli.console import run_command, shards_option
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import disk_errors, json_bytes, write_whole
 from shards_spec.remote.shards import RemoteShards

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from fsar.methods.class_text import ClassText, class_words, prompts, write_class_text
-from fsar.trunks.clip_text import ClipText
-from fsar.trunks.tokens import ClipTokenizer
+from fsar.trunks.clip_text import ClipText, ClipTokenizer
 from fsar.trunks.weight_files import read_tensors
 from shards_spec import ShardSet
-from shards_spec.cli.console import run_command
-from shards_spec.cli.shards_option import shards_option
+from shards_spec.cli.console import run_command, shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.remote.shards import RemoteShards
 

@@ -19,14 +19,15 @@ from fsar.report.matches import Sight, look
 from fsar.report.result import coverage_text, describe, describe_data
 from fsar.report.run import write_report
 from fsar.run import ranks
-from fsar.run.build import choose_device, class_text_sha256, frozen_prototypes, training_labels
+from fsar.run.build import class_text_sha256, frozen_prototypes, training_labels
 from fsar.run.config import RunConfig, build_config, choose_recipe, list_recipes, read_recipe
+from fsar.run.device import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data
 from fsar.run.styles import STYLES, restyle
 from fsar.training.trainer import Trainer
 from pipelines.episodes.labels import labels_sha256
 from shards_spec import ShardSet
-from shards_spec.cli.shards_option import shards_option
+from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 from shards_spec.remote.shards import RemoteShards

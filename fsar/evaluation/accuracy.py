@@ -19,8 +19,7 @@ from fsar.evaluation.store import EmbeddingStore
 from fsar.loader import EpisodeLoader
 from fsar.methods import FewShotMethod
 from fsar.run import ranks
-from fsar.run.memory import keep_freed_memory
-from fsar.run.precision import autocast
+from fsar.run.device import autocast, keep_freed_memory
 from pipelines.episodes.stream import EpisodePlan
 
 Z95 = 1.96

@@ -19,8 +19,7 @@ from fsar.evaluation.store import EmbeddingStore
 from fsar.loader import EpisodeLoader
 from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
-from fsar.run.memory import keep_freed_memory
-from fsar.run.precision import autocast
+from fsar.run.device import autocast, keep_freed_memory
 from pipelines.augment.clips import render
 from pipelines.decoding.choose import Executor
 from pipelines.draw import PhiloxDraw

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
-from fsar.run.precision import autocast
+from fsar.run.device import autocast
 from pipelines.episodes.stream import Chosen
 from pipelines.episodes.views import choose_views
 

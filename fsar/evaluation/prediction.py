@@ -27,9 +27,9 @@ from fsar.checkpoints import choose_checkpoint, load_state
 from fsar.evaluation.embeddings import embed_videos, join
 from fsar.methods import Embedding, FewShotMethod
 from fsar.methods.class_text import ClassText
-from fsar.run.build import build_model, choose_device, class_text_of, evaluation_rules
+from fsar.run.build import build_model, class_text_of, evaluation_rules
 from fsar.run.config import build_config, run_config
-from fsar.run.precision import autocast
+from fsar.run.device import autocast, choose_device
 from pipelines.decoding.choose import Executor, executor_for
 from pipelines.episodes.rules import EpisodeRules
 from preprocess.datasets.catalogue import EXTENSIONS, Catalogue, Video, walk

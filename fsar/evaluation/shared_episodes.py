@@ -17,15 +17,9 @@ from fsar.evaluation.store import EmbeddingStore
 from fsar.loader import EpisodeLoader, check_views
 from fsar.methods import FewShotMethod, find_method
 from fsar.run import ranks
-from fsar.run.build import (
-    check_unlabelled,
-    choose_device,
-    class_text_of,
-    evaluation_rules,
-    open_episodes,
-    takes_unlabelled,
-)
+from fsar.run.build import check_unlabelled, class_text_of, evaluation_rules, open_episodes, takes_unlabelled
 from fsar.run.config import RunConfig
+from fsar.run.device import choose_device
 from pipelines.episodes.file import GivenEpisodes, read_episodes, write_episodes
 from pipelines.episodes.stream import Chosen, EpisodeStream
 from shards_spec import ShardSet

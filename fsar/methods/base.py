@@ -11,9 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsar.alignment import Alignment
 from fsar.episode import Episode
-from fsar.matching import full_precision
+from fsar.matching import Alignment, full_precision
 from fsar.trunks import Features, Trunk, create_trunk
 from fsar.trunks.base import mean_pool
 from shards_spec.errors import ConfigError

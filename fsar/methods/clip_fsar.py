@@ -11,9 +11,18 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from fsar.alignment import Alignment, matched
 from fsar.episode import Episode
-from fsar.matching import check_smoothing, class_means, cosine, full_precision, otam, otam_both, token_cosine
+from fsar.matching import (
+    Alignment,
+    check_smoothing,
+    class_means,
+    cosine,
+    full_precision,
+    matched,
+    otam,
+    otam_both,
+    token_cosine,
+)
 from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
 from fsar.methods.layers import TemporalContext
 from fsar.trunks import Features, Trunk

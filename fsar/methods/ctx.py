@@ -13,8 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsar.alignment import Alignment
-from fsar.matching import attention, full_precision, squared_lengths, token_cosine
+from fsar.matching import Alignment, attention, full_precision, squared_lengths, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice

@@ -14,9 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsar.alignment import Alignment, matched
 from fsar.episode import Episode
-from fsar.matching import Reduction, class_means, cosine_distance, full_precision, set_distance
+from fsar.matching import Alignment, Reduction, class_means, cosine_distance, full_precision, matched, set_distance
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,

@@ -10,8 +10,7 @@ from typing import Any, Literal
 from einops import rearrange
 from torch import Tensor
 
-from fsar.alignment import Alignment, matched
-from fsar.matching import check_smoothing, class_means, otam, otam_both, token_cosine
+from fsar.matching import Alignment, check_smoothing, class_means, matched, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice

@@ -15,7 +15,7 @@ from fsar.run.flat_config import FlatConfig, option_types, typed
 from pipelines.clips.flow import FlowPairViews
 from pipelines.clips.windows import PairViews, WindowViews
 from shards_spec.errors import ConfigError, suggest
-from shards_spec.motion import flow_pairs
+from shards_spec.schema import flow_pairs
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("cosine", "step", "warmup_step"),

@@ -20,7 +20,7 @@ from fsar.pretraining.moco import (
 )
 from fsar.run import ranks
 from fsar.trunks import VideoTrunk
-from fsar.trunks.video_base import volume_mean
+from fsar.trunks.base import volume_mean
 
 FADE = 0.99999  # of a column's weight with each step that it stays in the queue
 

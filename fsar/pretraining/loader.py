@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from fsar.pretraining.flow_colour import unit_flow
+from fsar.pretraining.flow_rotation import unit_flow
 from pipelines.augment.crops import crop_views
 from pipelines.clips.stream import ClipPlan, ClipRules, ClipStream, Ints
 from pipelines.decoding.choose import executor_for
@@ -25,7 +25,7 @@ class ClipViews:
 
     Attributes:
         clips: [B, V, T, 3, S, S] in [0, 1], cropped and mirrored.
-        coordinates: [B, V, 4] of their crops, see `pipelines.clips.boxes.crop_coordinates`.
+        coordinates: [B, V, 4] of their crops, see `pipelines.clips.stream.crop_coordinates`.
         flips: Bool [B, V], which are mirrored.
         flow: [B, W, t, 2, S, S] crops of flow, u before v, in units of each whole field's largest radius; mirrored in
             place alone, u keeps its sign; None without flow.

@@ -13,7 +13,7 @@ from fsar.matching import full_precision
 from fsar.pretraining.base import Output, PretrainingMethod
 from fsar.run import ranks
 from fsar.trunks import create_trunk
-from fsar.trunks.video_base import VideoTrunk, volume_mean
+from fsar.trunks.base import VideoTrunk, volume_mean
 from shards_spec.errors import ConfigError
 
 

@@ -1,6 +1,7 @@
 """MSCL: motion sensitive contrastive learning (Ni et al., ECCV 2022, arXiv 2208.06105).
 
-Written after the published code (megvii-research/MSCL, `MSCLWithAug`); only the paper's abstract was at hand.
+Written after the published code (megvii-research/MSCL, `MSCLWithAug`, `MSCLWithAugPosHeadV2`); only the paper's
+abstract was at hand.
 """
 
 from __future__ import annotations
@@ -11,21 +12,51 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsar.matching import full_precision
 from fsar.methods.base import weighted_sum
 from fsar.pretraining.base import Output, PretrainingMethod
 from fsar.pretraining.learner import Learner, Pair
-from fsar.pretraining.lmcl import LocalContrast
 from fsar.pretraining.moco import contrast
 from fsar.pretraining.tpn import TemporalPyramid
 from fsar.trunks import VideoTrunk
-from fsar.trunks.slowonly import SlowOnly50
-from fsar.trunks.thin import ThinResNet18, ThinResNet50
-from fsar.trunks.tiny3d import WIDTHS, Tiny3D
-from fsar.trunks.video import r3d18
+from fsar.trunks.tiny import WIDTHS, Tiny3D
+from fsar.trunks.video import SlowOnly50, ThinResNet18, ThinResNet50, r3d18
 from shards_spec.errors import ConfigError, choice
+
+WIDTH = 128  # channels of the pictures' side
+
+
+class LocalContrast(nn.Module):
+    """Cosines of each time of the pictures with all times of the flow, of which the same time's is the right one.
+
+    Its other times and, behind them, all times of the turned flow are the negatives; no other video takes part.
+
+    Args:
+        flow_channels: Of the flow's side; what is not 128 wide is projected first.
+        steps: Times in a clip after the encoders.
+        temperature: Divides the cosines.
+    """
+
+    labels: Tensor
+
+    def __init__(self, flow_channels: int, *, steps: int = 4, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.trans_flow = nn.Conv1d(flow_channels, WIDTH, 1) if flow_channels != WIDTH else nn.Identity()
+        self.register_buffer("labels", torch.arange(steps)[None])  # [1, steps], named and kept as in the code
+
+    def forward(self, pictures: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 128, t] and [B, C, n t], the turned flow behind -> logits [(B t), n t] and the right columns [(B t)]."""
+        pictures = F.normalize(full_precision(pictures), dim=1)
+        flow = F.normalize(full_precision(self.trans_flow(flow)), dim=1)
+        with torch.autocast(pictures.device.type, enabled=False):
+            logits = torch.einsum("b c i, b c j -> b i j", pictures, flow) / self.temperature
+        return rearrange(logits, "b i j -> (b i) j"), self.labels.expand(len(pictures), -1).flatten()
+
 
 RUN = 219_136 * 400  # samples of the published run: Kinetics-400's training videos, 400 times
 

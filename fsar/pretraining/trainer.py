@@ -18,13 +18,11 @@ from fsar.pretraining import Output as PretrainingOutput
 from fsar.pretraining import PretrainingMethod, create_pretraining, pretraining_options
 from fsar.pretraining.config import PretrainConfig
 from fsar.run import ranks
-from fsar.run.folder import last_checkpoint
-from fsar.run.log import RunLog
-from fsar.run.memory import keep_freed_memory
+from fsar.run.device import keep_freed_memory
+from fsar.run.folder import RunLog, last_checkpoint
 from fsar.run.weights import load_trunk_weights
-from fsar.training.meter import Meter
 from fsar.training.optim import create_sgd, epoch_learning_rate
-from fsar.training.step import Reading, TrainingStep
+from fsar.training.step import Meter, Reading, TrainingStep
 from fsar.trunks import Trunk, parts_to_recompute
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, FsarError

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from fsar.checkpoints import load_state, save_state
 from fsar.probing.features import trunk_features
-from fsar.run.log import RunLog
-from fsar.run.precision import autocast
+from fsar.run.device import autocast
+from fsar.run.folder import RunLog
 from fsar.training.optim import epoch_learning_rate
 from fsar.trunks import Trunk
 from pipelines.draw import PhiloxDraw

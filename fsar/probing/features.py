@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from fsar.probing.loader import ProbeLoader
 from fsar.probing.weights import Probed
-from fsar.run.precision import autocast
+from fsar.run.device import autocast
 from fsar.trunks import Trunk, VideoTrunk
 from shards_spec.errors import FsarError
 from shards_spec.files import json_bytes, json_line, only_writer, write_whole

@@ -1,6 +1,9 @@
-"""Classes of videos from those of their nearest neighbours."""
+"""Classify and retrieve videos by their nearest neighbours, without any training on labels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +11,8 @@ from torch.nn import functional as F
 
 from fsar.matching import full_precision
 from shards_spec.errors import ConfigError
+
+AT = (1, 5, 10, 20, 50)
 
 
 def vote(
@@ -53,3 +58,49 @@ def vote(
             weight[:, 0] += 0.5  # less than a vote: it decides between classes with as many
         parts.append(near.new_zeros(len(part), classes).scatter_add_(1, labels[found], weight))
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What was found for Q queries in a gallery."""
+
+    found: Tensor  # [Q, k] numbers of the k nearest videos of the gallery, the nearest first
+    recall: dict[int, float]  # k -> share of queries with a video of their class among their k nearest
+
+
+def centred(features: Tensor) -> Tensor:
+    """[N, C] less the mean of the set, each then of length 1."""
+    features = full_precision(features)
+    return F.normalize(features - features.mean(dim=0), dim=1)
+
+
+def retrieve(
+    gallery: Tensor,
+    queries: Tensor,
+    *,
+    gallery_labels: Tensor,
+    query_labels: Tensor,
+    at: Sequence[int] = AT,
+    chunk: int = 1024,
+) -> Retrieval:
+    """Nearest videos of the gallery [N, C] to each of the queries [Q, C] by cosine, and recall at each k of `at`.
+
+    Each set is centred on its own mean, as in the published code of MSCL (megvii-research/MSCL,
+    `tools/test_retrival.py`).  `chunk` queries are compared at a time.
+
+    Raises:
+        ConfigError: a set is empty, a k is below 1 or above the size of the gallery.
+    """
+    if not len(gallery) or not len(queries):
+        raise ConfigError(
+            f"retrieval needs videos on both sides, not {len(gallery)} in the gallery, {len(queries)} asked"
+        )
+    if not at or min(at) < 1 or max(at) > len(gallery):
+        raise ConfigError(
+            f"recall at {list(at)} does not fit a gallery of {len(gallery)} videos; choose k in 1 to that"
+        )
+    shelves = centred(gallery)
+    parts = [(part @ shelves.T).topk(max(at), dim=1).indices for part in torch.split(centred(queries), chunk)]
+    found = torch.cat(parts)  # [Q, k]
+    right = gallery_labels[found] == query_labels[:, None]
+    return Retrieval(found, {k: right[:, :k].any(dim=1).float().mean().item() for k in at})

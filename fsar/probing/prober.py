@@ -17,11 +17,10 @@ from torch import Tensor
 from fsar.probing.classifier import Classifier, Fit, Training
 from fsar.probing.features import PART, video_features
 from fsar.probing.loader import ProbeLoader
-from fsar.probing.neighbours import vote
-from fsar.probing.retrieval import AT, Retrieval, retrieve
+from fsar.probing.neighbours import AT, Retrieval, retrieve, vote
 from fsar.probing.scores import Asked, average_clips
 from fsar.probing.weights import Probed
-from fsar.run.precision import autocast
+from fsar.run.device import autocast
 from pipelines.clips.labelled import ClipRules, RandomClips
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, choice

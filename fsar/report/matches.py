@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsar.alignment import Alignment, Pair
 from fsar.episode import Episode
 from fsar.evaluation.accuracy import Answers, shuffle_frames
 from fsar.evaluation.embeddings import clips_of
 from fsar.loader import EpisodeLoader
+from fsar.matching import Alignment, Pair
 from fsar.methods import FewShotMethod
 from fsar.report.pictures import (
     brightened,
@@ -28,7 +28,7 @@ from fsar.report.pictures import (
     pictures_of,
     seeable,
 )
-from fsar.run.precision import autocast
+from fsar.run.device import autocast
 from pipelines.episodes.stream import EpisodePlan
 from pipelines.episodes.views import choose_views, draw_views, number_views
 from shards_spec import ShardSet

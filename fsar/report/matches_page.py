@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from fsar.alignment import Pair
+from fsar.matching import Pair
 from fsar.report.matches import Clip, Confused, Member, Shown, Sight
 from fsar.report.pictures import image
 

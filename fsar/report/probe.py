@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsar.probing.retrieval import Retrieval
+from fsar.probing.neighbours import Retrieval
 from fsar.report.pictures import data_uri, middle_frame
 from fsar.report.run import document, table
 from shards_spec import ShardSet

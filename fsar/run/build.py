@@ -27,37 +27,6 @@ from shards_spec.errors import ConfigError
 TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one.
-
-    Of several processes on a machine each has a GPU of its own, which becomes its current one.
-
-    Raises:
-        ConfigError: there is no such device, or there are fewer GPUs than processes.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if ranks.count() > 1 and name.startswith("cuda"):
-        return _own_gpu(name)
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f'device "{name}" is not to be had here: {str(error).splitlines()[0]}') from error
-    return device
-
-
-def _own_gpu(name: str) -> torch.device:
-    own, there = ranks.local_rank(), torch.cuda.device_count()
-    if name != "cuda" or there <= own:
-        raise ConfigError(
-            f'device "{name}" and {there} GPUs on this machine do not fit its processes, of which each needs one: '
-            "start as many as there are GPUs with --device cuda, or choose --device cpu"
-        )
-    torch.cuda.set_device(own)
-    return torch.device("cuda", own)
-
-
 def _frame_rule(config: RunConfig) -> str:
     whole = config.frame_rule == "kinetics" and config.kinetics_window == "whole"
     return "kinetics-whole" if whole else config.frame_rule

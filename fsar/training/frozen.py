@@ -19,7 +19,7 @@ from fsar.evaluation.keys import key_of, model_sha256, view_facts
 from fsar.loader import EpisodeLoader
 from fsar.methods import FewShotMethod
 from fsar.run import ranks
-from fsar.run.precision import autocast
+from fsar.run.device import autocast
 from fsar.trunks import Trunk
 from pipelines.augment.clips import normalise
 from pipelines.episodes.stream import EpisodePlan

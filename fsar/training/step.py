@@ -1,21 +1,88 @@
-"""The training step: batches in, gradients and figures out, and nothing of it waits for the device."""
+"""Run one training step: batches in, gradients and counters out. Nothing of it waits for the device."""
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsar.episode import Episode
 from fsar.methods import FewShotMethod, Output
 from fsar.run import ranks
-from fsar.run.precision import autocast
+from fsar.run.device import autocast
 from fsar.training.graphs import Graphed
 from fsar.training.optim import guarded_step
-from fsar.training.running_statistics import RunningStatistics
+from shards_spec.errors import ConfigError
+
+
+class RunningStatistics:
+    """Makes one of what each process has counted since the last time.
+
+    Where processes compute whole batches in turn, as episodes are, the result is that of one process that computes
+    all of them in the order of the processes: a call multiplies old statistics by 1 - momentum and adds its own share,
+    so that one process's calls after another's are (what the other left) * decay + (what the first alone would add).
+    Where they share out one batch, it is the mean of theirs.
+
+    Args:
+        model: The same in all processes.
+        shared: Whether a batch is shared out.
+
+    Raises:
+        ConfigError: a norm keeps plain averages (momentum=None).
+    """
+
+    def __init__(self, model: nn.Module, *, shared: bool) -> None:
+        tracked = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if any(norm.momentum is None for norm in tracked):
+            raise ConfigError("a BatchNorm with momentum=None cannot be trained by several processes: give it a number")
+        self.shared = shared
+        twice = [norm for norm in tracked for _ in range(2)]
+        both = [value for norm in tracked for value in (norm.running_mean, norm.running_var)]
+        self._values: list[Tensor] = [value for value in both if value is not None]
+        self._counts = [norm.num_batches_tracked for norm in twice if norm.num_batches_tracked is not None]
+        self._widths = [len(value) for value in self._values]
+        if tracked:
+            device = self._values[0].device
+            self._repeats = torch.tensor(self._widths, device=device)
+            keeps = torch.tensor([1 - (norm.momentum or 0.0) for norm in twice], dtype=torch.float64, device=device)
+            self._keeps = self._spread(keeps)
+            self._before = self._now()
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """One value for each list of statistics -> one for each statistic."""
+        return values.repeat_interleave(self._repeats, output_size=sum(self._widths))
+
+    def _now(self) -> Tensor:
+        """[2, n]: all statistics in float64, and how many batches each has seen."""
+        return torch.stack([torch.cat(self._values).double(), self._spread(torch.stack(self._counts).double())])
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Give all processes the same statistics."""
+        if ranks.count() == 1 or not self._values:
+            return
+        everyone = ranks.gather(self._now()[None])  # [processes, 2, n]
+        self._before = everyone.mean(dim=0) if self.shared else self._in_turn(everyone)
+        for tensors, row in ((self._values, self._before[0]), (self._counts, self._before[1])):
+            for old, new in zip(tensors, torch.split(row, self._widths), strict=True):
+                old.copy_(new if old.ndim else new[0])
+
+    def _in_turn(self, everyone: Tensor) -> Tensor:
+        """[processes, 2, n] -> [2, n], as of one process."""
+        before, seen_before = self._before
+        value, seen = before, seen_before
+        for own, seen_by_own in everyone:
+            decay = self._keeps ** (seen_by_own - seen_before)
+            value = value * decay + (own - before * decay)
+            seen = seen + seen_by_own - seen_before
+        return torch.stack([value, seen])
+
 
 # Places in the counters: batches with a finite loss since the last update; skipped ones; those in a row now, and
 # at most; updates left out.
@@ -197,3 +264,40 @@ class EpisodeStep(TrainingStep):
     def accuracies(self, output: Output, batch: Episode) -> dict[str, Tensor]:
         """The share of queries that were given their class."""
         return {"accuracy": (output.logits.argmax(1) == batch.query_labels).double().mean()}
+
+
+class Meter:
+    """Counts what a loop did; `unit` names what the rate counts, such as "episodes"."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counted = self._units = 0
+        self._wait, self._start = 0.0, time.perf_counter()
+
+    def wait(self, seconds: float, *, units: int = 1) -> None:
+        """Count what one step reads, and the wait for it."""
+        self._units += units
+        self._wait += seconds
+
+    def add(self, reading: Reading) -> None:
+        """Add what the step has counted."""
+        self._counted += reading.counted
+        for name, value in reading.sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def record(self) -> dict[str, float]:
+        """The means, and start anew."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        means = {name: value / self._counted for name, value in self._sums.items() if self._counted}
+        means |= {f"{self._unit}_per_s": self._units / seconds, "data_wait": self._wait / seconds}
+        means["memory_mb"] = (
+            torch.cuda.max_memory_allocated() / 1e6
+            if torch.cuda.is_available()
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        )
+        self._reset()
+        return {name: round(value, 6) for name, value in means.items()}

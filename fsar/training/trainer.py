@@ -20,14 +20,12 @@ from fsar.loader import EpisodeLoader
 from fsar.run import ranks
 from fsar.run.build import build_model, check_unlabelled, class_text_of, open_episodes
 from fsar.run.config import RunConfig
-from fsar.run.folder import last_checkpoint
-from fsar.run.log import RunLog
-from fsar.run.memory import keep_freed_memory
+from fsar.run.device import keep_freed_memory
+from fsar.run.folder import RunLog, last_checkpoint
 from fsar.run.weights import weights_seen
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
-from fsar.training.meter import Meter
 from fsar.training.optim import create_optimizer, learning_rate
-from fsar.training.step import EpisodeStep, Reading
+from fsar.training.step import EpisodeStep, Meter, Reading
 from pipelines.draw import PhiloxDraw
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fsar.trunks.base import ALL_PARTS, Features, Trunk, parts_to_recompute
+from fsar.trunks.base import ALL_PARTS, Features, Trunk, VideoTrunk, parts_to_recompute
 from fsar.trunks.clip import ClipResNet, ClipViT
 from fsar.trunks.efficientnet import EfficientNetLite0
 from fsar.trunks.i3d import I3D
 from fsar.trunks.resnet import resnet18, resnet34, resnet50
-from fsar.trunks.slowonly import SlowOnly50
-from fsar.trunks.thin import ThinResNet18, ThinResNet50
-from fsar.trunks.tiny import TinyTrunk
-from fsar.trunks.tiny3d import Tiny3D
-from fsar.trunks.video import r2plus1d18, r3d18
-from fsar.trunks.video_base import VideoTrunk
+from fsar.trunks.tiny import Tiny3D, TinyTrunk
+from fsar.trunks.video import SlowOnly50, ThinResNet18, ThinResNet50, r2plus1d18, r3d18
 from shards_spec.errors import ConfigError, suggest
 
 TRUNKS: dict[str, Callable[[], Trunk]] = {

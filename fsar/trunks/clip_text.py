@@ -1,8 +1,13 @@
-"""CLIP's text tower (Radford et al. 2021): token numbers -> a vector in the space of its visual tower."""
+"""CLIP's text side (Radford et al. 2021): text -> token numbers -> a vector in the space of its visual tower."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gzip
+import html
+import unicodedata
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -13,6 +18,11 @@ from shards_spec.errors import ConfigError
 
 HEAD_WIDTH = 64  # of every published CLIP
 NAMES = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+LENGTH = 77  # tokens that CLIP's text tower reads
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP's tokenizer
+MERGES = 49_152 - 256 - 2  # lines of the file that CLIP uses, after the first
+NAME = "bpe_simple_vocab_16e6.txt.gz"
+END = "</w>"  # marks the last piece of a word
 
 
 class ClipText(nn.Module):
@@ -53,3 +63,63 @@ class ClipText(nn.Module):
         ends = tokens.argmax(dim=1)  # [n]
         out: Tensor = x[torch.arange(len(tokens), device=tokens.device), ends] @ self.text_projection
         return out
+
+
+class ClipTokenizer:
+    """Byte-pair encoding of lower-cased text by `bpe_simple_vocab_16e6.txt.gz`.
+
+    OpenAI's own also repairs text (ftfy), for example curled quotes and ligatures; here they stay as they are.
+
+    Raises:
+        ConfigError: the package tokenizers is missing, or the file is not that vocabulary.
+    """
+
+    def __init__(self, vocabulary: Path) -> None:
+        try:
+            from tokenizers import Regex, Tokenizer, models, pre_tokenizers  # noqa: PLC0415 -- an extra
+        except ImportError as error:
+            raise ConfigError('CLIP\'s texts need the package tokenizers: pip install "fsar[clip]"') from error
+        merges = read_merges(vocabulary)
+        pieces = [*byte_symbols(), *(symbol + END for symbol in byte_symbols()), *map("".join, merges)]
+        self.start, self.end = len(pieces), len(pieces) + 1
+        self.size = len(pieces) + 2
+        numbers = {piece: number for number, piece in enumerate(pieces)}
+        try:
+            model = models.BPE(vocab=numbers, merges=merges, end_of_word_suffix=END)
+        except Exception as error:  # the package raises no narrower kind
+            raise ConfigError(f"{vocabulary} is not CLIP's vocabulary: {error}") from error
+        self._tokenizer = Tokenizer(model)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> token numbers [n, 77] int64: start, pieces, end, zeros; what is too long is cut before the end."""
+        rows = torch.zeros(len(texts), LENGTH, dtype=torch.int64)
+        for row, text in zip(rows, texts, strict=True):
+            whole = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))
+            clean = " ".join(whole.split()).lower()
+            pieces = self._tokenizer.encode(clean).ids[: LENGTH - 2]
+            row[: len(pieces) + 2] = torch.tensor([self.start, *pieces, self.end])
+        return rows
+
+
+def byte_symbols() -> list[str]:
+    """A printable character for each of the 256 bytes, in the order of CLIP's vocabulary."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in chain(printable, range(256, 512 - len(printable)))]
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """The pairs that are joined, first come first; ConfigError when the file is not CLIP's vocabulary."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : MERGES + 1]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as CLIP's vocabulary ({error}); give {NAME}") from error
+    pairs = [tuple(line.split()) for line in lines]
+    if len(pairs) != MERGES or any(len(pair) != 2 for pair in pairs):
+        raise ConfigError(f"{path} holds {len(pairs)} merges, not {MERGES} pairs; give {NAME} of the CLIP repository")
+    return [(first, second) for first, second in pairs]

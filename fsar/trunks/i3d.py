@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsar.trunks.video_base import VideoTrunk
+from fsar.trunks.base import VideoTrunk
 
 Three = tuple[int, int, int]
 

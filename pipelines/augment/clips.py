@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 
 from pipelines.augment.on_cpu import Look, Windows, fill_clips
-from pipelines.clips.boxes import Box
+from pipelines.clips.stream import Box
 from pipelines.decoding.buffers import ClipBuffers
+from pipelines.draw import Jitter
 from pipelines.episodes.stream import View
-from pipelines.jitter import Jitter
 
 Factor = float | torch.Tensor
 Three = tuple[float, float, float]

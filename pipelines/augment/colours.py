@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.jitter import Jitter
+from pipelines.draw import Jitter
 
 Values = npt.NDArray[np.float32]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.augment.colours import jitter_frame
-from pipelines.jitter import Jitter
+from pipelines.draw import Jitter
 
 Values = npt.NDArray[np.float32]
 

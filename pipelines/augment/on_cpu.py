@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.augment.colours import jitter_frame
+from pipelines.draw import Jitter
 from pipelines.episodes.stream import View
-from pipelines.jitter import Jitter
 
 Pixels = npt.NDArray[np.uint8]
 Windows = Sequence[Pixels]  # uint8 [h, w, 3] each

@@ -18,7 +18,7 @@ from einops import rearrange
 from pipelines.augment import clips as augment
 from pipelines.augment.clips import Three
 from pipelines.augment.frame_colours import Values, augment_clips, blur_clips
-from pipelines.jitter import Jitter
+from pipelines.draw import Jitter
 from shards_spec.errors import ConfigError
 
 BlurSigma = Literal["fixed", "per_sample"]

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.clips.boxes import Box, random_resized_box
+from pipelines.clips.stream import Box, random_resized_box
 from pipelines.draw import Draw, PhiloxDraw
 from pipelines.reads import Reads
 from pipelines.sampling import segment

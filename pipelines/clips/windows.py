@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipelines.clips.boxes import random_resized_box
-from pipelines.clips.stream import Crop, Flags, Ints
+from pipelines.clips.stream import Crop, Flags, Ints, random_resized_box
 from pipelines.draw import Draw
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, choice

@@ -10,13 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.draw import Draw, PhiloxDraw
+from pipelines.draw import Draw, Jitter, PhiloxDraw, draw_jitter
 from pipelines.episodes.pools import Labels, Pools, make_pools, too_few
 from pipelines.episodes.rules import EpisodeRules
-from pipelines.jitter import Jitter, draw_jitter
-from pipelines.needs import check_needs
 from pipelines.reads import ReadLists, Reads
-from pipelines.sampling import RULES_WITH_FPS, centre_frames, distinct, segment
+from pipelines.sampling import RULES_WITH_FPS, centre_frames, check_needs, distinct, segment
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 

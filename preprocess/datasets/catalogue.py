@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards_spec import Dataset
-from shards_spec.errors import FsarError
+from shards_spec.errors import FsarError, path_fault, quoted, text_fault
 from shards_spec.files import json_line
-from shards_spec.names import path_fault, quoted, text_fault
 from shards_spec.remote.store import Remote, RemotePath
 
 EXTENSIONS = frozenset(

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.decode import Planes
-from preprocess.planes import shrink, to_rgb
+from preprocess.decode import Planes, shrink, to_rgb
 from shards_spec.errors import ConfigError
 
 Bytes = NDArray[np.uint8]

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards_spec.colour_wheel import colour_wheel
 from shards_spec.errors import ConfigError, choice
+from shards_spec.pictures import colour_wheel
 
 Floats = NDArray[np.float32]
 Weighting = Literal["motion_map", "attention_map", "rgb_map"]

@@ -12,13 +12,11 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from preprocess.decode import Geometry, Planes, ffmpeg_version
+from preprocess.decode import Geometry, Planes, ffmpeg_version, to_rgb
 from preprocess.encode.flow import DIS, FlowEstimator, create_estimator, estimator_plan
 from preprocess.encode.motion_scores import SCORE_VARIANT, WINDOW, ChangeScores
-from preprocess.planes import to_rgb
 from shards_spec.errors import ConfigError
-from shards_spec.motion import MOTION, flow_pairs, motion_series
-from shards_spec.schema import picture_name
+from shards_spec.schema import MOTION, flow_pairs, motion_series, picture_name
 
 QUALITY = 90
 FLOW_CODES = 127

@@ -1,4 +1,8 @@
-"""Worker processes that end with us: jobs over pipes, so that a killed process is noticed at the next word."""
+"""Run jobs in worker processes that end with us; a shard whose worker died is tried again.
+
+Jobs go over pipes, so that a killed process is noticed at the next word. The video at which a second worker dies is
+left out, and said.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import platform
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -18,12 +23,61 @@ from types import ModuleType
 
 from preprocess.decode import DecoderKilledError
 from preprocess.encode.series import steady
-from preprocess.workers.attempts import AGAIN, Attempts, death_text
 from preprocess.workers.job import Finished, Job, run
 from shards_spec import FsarError
 from shards_spec.index.build import shard_path
 from shards_spec.remote.store import RemotePath
 from shards_spec.tar import unfinished
+
+MOST_DEATHS = 2  # of workers at one video; the first may have been another program's doing
+AGAIN = "type the same command again: finished shards are kept"
+
+
+class Attempts:
+    """One job, from its first attempt to the one that ends; `job` is what the next attempt is to do.
+
+    A job reports its videos in order, which tells at which of them a worker died.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._rows = list(job.videos)
+        self._done = self._most_done = 0
+        self._deaths: Counter[int | None] = Counter()
+
+    def video_done(self) -> bool:
+        """Count one more video of this attempt; whether no attempt before came so far."""
+        self._done += 1
+        first = self._done > self._most_done
+        self._most_done = max(self._most_done, self._done)
+        return first
+
+    def died(self, how: str) -> str | None:
+        """Note that the worker died; returns the name of the video that is left out from now on, if any.
+
+        Raises:
+            FsarError: workers die although all videos of the shard are done.
+        """
+        row = self._rows[self._done] if self._done < len(self._rows) else None
+        self._done = 0
+        self._deaths[row] += 1
+        if self._deaths[row] < MOST_DEATHS:
+            return None
+        if row is None:
+            raise FsarError(f"{MOST_DEATHS} workers were lost at the end of shard {self.job.shard} ({how}); {AGAIN}")
+        self.job = replace(self.job, fatal={**self.job.fatal, row: f"{MOST_DEATHS} workers were lost at it: {how}"})
+        return self.job.videos[row].name
+
+
+def death_text(exit_code: int | None) -> str:
+    """What ended a process."""
+    if exit_code is not None and exit_code < 0:
+        name = f"signal {-exit_code}"
+        with suppress(ValueError):  # a real-time signal has no name
+            name = signal.Signals(-exit_code).name
+        return f"killed by {name}" + (" (out of memory?)" if exit_code == -signal.SIGKILL else "")
+    return f"ended with exit code {exit_code}"
+
 
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
 COPYING = 3600.0  # seconds more where a video is copied from a URL first: a slow line is no dead worker

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from shards_spec.cli.shards_option import LocalFolder
+from shards_spec.cli.console import LocalFolder
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
 from shards_spec.reader import ShardSet

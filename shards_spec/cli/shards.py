@@ -9,9 +9,8 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from shards_spec.cli.console import SuggestingGroup, run_command
+from shards_spec.cli.console import LocalFolder, SuggestingGroup, run_command
 from shards_spec.cli.peek import peek
-from shards_spec.cli.shards_option import LocalFolder
 from shards_spec.cli.splits import splits
 from shards_spec.errors import ShardError
 from shards_spec.files import only_writer, sweep

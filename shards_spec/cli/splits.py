@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from shards_spec.cli.console import WITH_FAILURES, SuggestingGroup
-from shards_spec.splits.leakage import Overlap, leakage
 from shards_spec.splits.published import published_lists, recognise
-from shards_spec.splits.sets import Part, SplitSet, load_split_set
+from shards_spec.splits.sets import Overlap, Part, SplitSet, leakage, load_split_set
 from shards_spec.splits.shipped import shipped, shipped_names
 
 HASH_DIGITS, FIRST_NAMES = 12, 3

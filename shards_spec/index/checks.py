@@ -1,9 +1,11 @@
-"""Whether an index can be what it says: the shapes of its columns before they are read, their values before use."""
+"""Check that a shard set is whole and that its index is consistent with itself and with its shards."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards_spec.errors import ShardError
+from shards_spec.errors import ShardError, path_fault, quoted, text_fault
+from shards_spec.index.build import shard_path
 from shards_spec.index.files import Layout, check_announced, stored_bytes
-from shards_spec.names import path_fault, quoted, text_fault
-from shards_spec.sample_info import MOST_FRAMES, MOST_SIDE
-from shards_spec.tar import BLOCK, archive_size
+from shards_spec.schema import MOST_FRAMES, MOST_SIDE, row_of_key, sample_key
+from shards_spec.tar import BLOCK, archive_size, parse_header
 
 Shape = tuple[str | int, ...]
 
@@ -51,6 +53,8 @@ OPTIONAL: dict[str, tuple[str, Shape]] = {
 MOST_SHARDS = 1_000_000  # six digits
 ROWS_AT_ONCE = 1 << 14
 CLIMBING, CONTROL = (b"../", b"/.."), re.compile(rb"\xc2[\x80-\x9f]")  # what a name that can do harm may hold
+_THREADS, _AT_ONCE = 8, 64
+_CHECKSUM = slice(148, 156)  # the field of a tar header; it counts as blanks in its own sum
 
 
 class Table(Protocol):
@@ -233,3 +237,78 @@ def _check_each(path: str, raw: bytes, bounds: list[int], *, paths: bool) -> Non
         fault = path_fault(text) if paths and text else text_fault(text)
         if fault:
             raise ShardError(f"{path} has the name {quoted(text)}, which {fault}")
+
+
+def check_shards(
+    folder: Path, series: str, *, numbers: NDArray[np.int32], sizes: NDArray[np.int64], shard: NDArray[np.int32]
+) -> None:
+    """Compare each tar's size and first header with the index; 512 bytes are read of each.
+
+    Args:
+        folder: The shard set.
+        series: Which of its series.
+        numbers: [S] shards of the series.
+        sizes: [S] their bytes.
+        shard: [V] number of the shard that holds each video, -1: none.
+
+    Raises:
+        ShardError: one is missing, cut short, replaced, swapped, or its first header is damaged.
+    """
+    stored, firsts = np.unique(shard, return_index=True)
+    first = dict(zip(stored.tolist(), firsts.tolist(), strict=True))
+    # as `shard_path`, which costs as much as the look at the file
+    paths = [f"{folder}/{series}-{number:06d}.tar" for number in numbers.tolist()]
+    looks = zip(paths, numbers.tolist(), sizes.tolist(), _look_at_all(paths), strict=True)
+    for path, number, size, (found, block, total) in looks:
+        if found != size:
+            _refuse_size(shard_path(folder, series, number), found, size)
+        row = first.get(number, -1)
+        if not _begins(block, row, total):
+            held = row_of_key(parse_header(block, 0, shard_path(folder, series, number)).key)
+            if held != row:
+                raise ShardError(f"{path} begins with video {held} where the index has {row}: it was swapped")
+
+
+def _look_at_all(paths: list[str]) -> Iterator[tuple[int, bytes, int]]:
+    """Several at once: each waits for a disk or a network where the file is not in memory."""
+    parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for looks in pool.map(_look_at_some, parts):
+            yield from looks
+
+
+def _look_at_some(paths: list[str]) -> list[tuple[int, bytes, int]]:
+    """Size (-1: missing) and first header of files, and the sum of its bytes."""
+    sizes, blocks = zip(*(_look(path) for path in paths), strict=True)
+    whole = b"".join(block.ljust(BLOCK, b"\0") for block in blocks)
+    sums = np.frombuffer(whole, np.uint8).reshape(-1, BLOCK).sum(axis=1)
+    return list(zip(sizes, blocks, sums.tolist(), strict=True))
+
+
+def _look(path: str) -> tuple[int, bytes]:
+    """Size and first header of a file."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+    except FileNotFoundError:
+        return -1, b""
+    try:
+        return os.fstat(handle).st_size, os.read(handle, BLOCK)
+    finally:
+        os.close(handle)
+
+
+def _begins(block: bytes, row: int, total: int) -> bool:
+    """Whether a header, of bytes that sum up to `total`, is whole, by its checksum, and of the video `row`."""
+    if row < 0 or not block.startswith(f"{sample_key(row)}.".encode()):
+        return False
+    field = block[_CHECKSUM]
+    return b"%06o\0 " % (total - sum(field) + 8 * ord(" ")) == field
+
+
+def _refuse_size(path: Path, found: int, size: int) -> None:
+    if found < 0:
+        raise ShardError(f"{path} is missing; copy it again or type the fsar-preprocess command again")
+    raise ShardError(
+        f"{path} has {found} bytes where the index has {size}: it was cut short or replaced; "
+        "copy it again, or run fsar-shards reindex if it was made again on purpose"
+    )

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards_spec.colour_wheel import COLOURS, HUES
 from shards_spec.errors import ConfigError, suggest
-from shards_spec.motion import flow_pairs
 from shards_spec.peek.sheet import Block, Legend, Row, Sheet, draw_sheet
 from shards_spec.peek.sheet_page import write_page
-from shards_spec.pictures import decode_picture, flow_field, segment_centres, series_kind
+from shards_spec.pictures import COLOURS, HUES, decode_picture, flow_field, segment_centres, series_kind
 from shards_spec.reader import ShardSet
-from shards_spec.schema import Failure
+from shards_spec.schema import Failure, flow_pairs
 from shards_spec.series import Series
 
 GAIN = 4  # how many times its grey levels a difference is shown

@@ -33,12 +33,10 @@ from pipelines.episodes.labels import read_labels
 from preprocess.datasets.folder import read_class_list
 from preprocess.datasets.ssv2 import ssv2_catalogue
 from shards_spec import ShardSet, Split
-from shards_spec.errors import FsarError
+from shards_spec.errors import FsarError, path_fault
 from shards_spec.files import json_line
-from shards_spec.index.build import INDEX, attributes_sha256
+from shards_spec.index.build import INDEX, SeriesColumns, VideoColumns, attributes_sha256
 from shards_spec.index.files import read_column
-from shards_spec.index.index_columns import SeriesColumns, VideoColumns
-from shards_spec.names import path_fault
 from shards_spec.pictures import decode_picture
 from shards_spec.schema import Dataset, Failure, Plan
 from shards_spec.splits.divisions import listed_division

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from fsar.cli.train import resolve
-from fsar.run import log
+from fsar.run import folder as log
 from fsar.run.folder import last_checkpoint
 from fsar.training.trainer import Trainer
 from shards_spec import ShardSet

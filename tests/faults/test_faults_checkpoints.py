@@ -15,8 +15,7 @@ from injector import DEATHS, Injector, in_child, in_shares, injected
 from test_faults_writes import FAULTS, some_of
 
 from fsar.checkpoints import load_state, save_state
-from fsar.run.folder import last_checkpoint
-from fsar.run.log import RunLog
+from fsar.run.folder import RunLog, last_checkpoint
 from shards_spec.errors import FsarError
 
 STEPS = 4
@@ -86,7 +85,7 @@ def befall(case: tuple[int, str], expected: dict[str, str], tmp_path: Path) -> N
 @pytest.fixture(autouse=True)
 def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard's events are for the eye alone."""
-    monkeypatch.setattr("fsar.run.log._open_board", lambda *_: None)
+    monkeypatch.setattr("fsar.run.folder._open_board", lambda *_: None)
 
 
 def test_some_calls_fail(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
 from preprocess.workers import pool
-from preprocess.workers.attempts import Attempts, death_text
 from preprocess.workers.job import Job, run
+from preprocess.workers.pool import Attempts, death_text
 from shards_spec import FsarError, ShardError, ShardSet
 from shards_spec.schema import Failure
 from shards_spec.verify import verify

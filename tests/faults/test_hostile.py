@@ -28,7 +28,7 @@ from preprocess.datasets.catalogue import Video, arrange
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import VideoError
 from shards_spec import Dataset, ShardSet, Split
-from shards_spec.index import index_columns
+from shards_spec.index import build as index_columns
 from shards_spec.index.build import INDEX, build_index
 from shards_spec.index.columns import Columns
 from shards_spec.index.files import read_column

@@ -20,7 +20,7 @@ from fsar.cli.train import cli as train_cli
 from fsar.evaluation.embeddings import embed_rows, shuffle_clips
 from fsar.run.build import build_model
 from fsar.run.config import build_config
-from fsar.trunks.thin import ThinResNet18
+from fsar.trunks.video import ThinResNet18
 from pipelines.augment.clips import Target
 from pipelines.draw import PhiloxDraw
 from pipelines.episodes.stream import EpisodeStream

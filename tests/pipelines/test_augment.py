@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pipelines.augment import clips as augment
 from pipelines.augment.colours import jitter_frame
 from pipelines.decoding.buffers import ClipBuffers
+from pipelines.draw import Jitter, draw_jitter
 from pipelines.episodes.stream import View
-from pipelines.jitter import Jitter, draw_jitter
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = np.load(FOLDER / "molo" / "transforms.npz")

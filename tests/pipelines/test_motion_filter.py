@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mscl_case import CASES, outputs
 
-from pipelines.clips.flow_box import flow_box
-from pipelines.clips.motion_filter import (
+from pipelines.clips.flow import (
     chosen_offsets,
     clip_positions,
     clip_scores,
     draw_clip,
     draw_clips,
+    flow_box,
     nearest,
     released_second,
 )

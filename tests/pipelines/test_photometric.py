@@ -9,7 +9,7 @@ import torch
 
 from pipelines.augment import clips as augment
 from pipelines.augment.photometric import Photometric, gaussian_blur
-from pipelines.jitter import Jitter
+from pipelines.draw import Jitter
 from shards_spec.errors import ConfigError
 
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)

@@ -27,8 +27,7 @@ from pipelines.episodes.stream import Chosen, View
 from pipelines.loader import Decoded
 from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue
-from preprocess.decode import Geometry, Planes
-from preprocess.planes import to_rgb
+from preprocess.decode import Geometry, Planes, to_rgb
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from videos import moving_frames
 
-from preprocess.decode import Geometry, Planes, VideoReader
+from preprocess.decode import Geometry, Planes, VideoReader, shrink
 from preprocess.encode.series import FRAMES_BEHIND, Alongside, create_encoder, difference, mean_length, quantise
-from preprocess.planes import shrink
 
 
 def planes(rgb: np.ndarray) -> Planes:

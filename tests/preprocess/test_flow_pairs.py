@@ -12,7 +12,7 @@ from folders import command_line, decode, digests, shown, stamps
 from test_encode import planes, rms
 from videos import moving_frames, texture, write_video
 
-from pipelines.clips.motion_filter import chosen_offsets
+from pipelines.clips.flow import chosen_offsets
 from preprocess.cli import cli
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
@@ -23,8 +23,8 @@ from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli as shards_cli
 from shards_spec.errors import ConfigError, FsarError
-from shards_spec.motion import adding_command, flow_pairs, is_motion
 from shards_spec.pictures import decode_picture, flow_field
+from shards_spec.schema import adding_command, flow_pairs, is_motion
 from shards_spec.verify import verify
 
 MOTION = ("diff", "flow", "flow4g3")

@@ -5,8 +5,8 @@ import pytest
 from mscl_case import motion_fields, outputs
 
 from preprocess.encode.motion_scores import attention_map, colour_code, frame_scores, motion_boundaries, unit_field
-from shards_spec.colour_wheel import colour_wheel
 from shards_spec.errors import ConfigError
+from shards_spec.pictures import colour_wheel
 
 SCORES = outputs("mds")
 VARIANTS = [name.removeprefix("frame_score_") for name in SCORES if name.startswith("frame_score_")]

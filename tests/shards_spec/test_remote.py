@@ -32,9 +32,8 @@ from preprocess.datasets.catalogue import CatalogueError, Video
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
-from preprocess.workers.attempts import Attempts
 from preprocess.workers.job import Job, run
-from preprocess.workers.pool import _Worker
+from preprocess.workers.pool import Attempts, _Worker
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli as shards_cli
 from shards_spec.errors import ConfigError, GoneError, RemoteError

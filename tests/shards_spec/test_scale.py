@@ -25,8 +25,7 @@ from pipelines.episodes.pools import ClassPools, Labels
 from pipelines.episodes.stream import EpisodePlan, EpisodeStream
 from pipelines.sampling import ClassPool
 from shards_spec import ShardError, ShardSet
-from shards_spec.index.build import build_index
-from shards_spec.index.index_columns import SeriesColumns, VideoColumns
+from shards_spec.index.build import SeriesColumns, VideoColumns, build_index
 from shards_spec.schema import Dataset, Failure
 from shards_spec.summary import Sample, Summary
 

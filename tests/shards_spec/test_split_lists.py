@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.splits import splits
-from shards_spec.splits.leakage import leakage
 from shards_spec.splits.lists import parse_line
 from shards_spec.splits.published import published_lists, recognise
-from shards_spec.splits.sets import load_split_set
+from shards_spec.splits.sets import leakage, load_split_set
 from shards_spec.splits.shipped import NAMES, Entry, class_key, read_lists, shipped, shipped_names
 
 Content = dict[str, dict[str, list[str]]]  # split -> class -> stems

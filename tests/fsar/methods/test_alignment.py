@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fsar.alignment import Alignment, matched, path_weights
-from fsar.matching import otam
+from fsar.matching import Alignment, matched, otam, path_weights
 from fsar.methods import METHODS, Embedding, create_method
 from fsar.trunks import Features
 

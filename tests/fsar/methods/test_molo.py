@@ -8,7 +8,7 @@ from test_methods import make_episode, make_model
 
 from fsar.matching import class_means, hausdorff, token_cosine
 from fsar.methods import create_method
-from fsar.methods.motion import up_sizes
+from fsar.methods.molo import up_sizes
 from shards_spec.errors import ConfigError
 
 

@@ -15,9 +15,8 @@ from pipelines.augment import crops
 from pipelines.augment.clips import crop_resize, normalise
 from pipelines.augment.crops import crop_views
 from pipelines.augment.photometric import Photometric
-from pipelines.clips.boxes import Box
 from pipelines.clips.flow import FlowPairViews
-from pipelines.clips.stream import CropView
+from pipelines.clips.stream import Box, CropView
 from pipelines.clips.windows import PairViews, WindowViews
 from pipelines.decoding.dali import dali_is_installed
 from preprocess.datasets.folder import folder_catalogue

@@ -11,8 +11,8 @@ from torch import nn
 from fsar.checkpoints import load_reference_state_dict
 from fsar.pretraining import FIMA
 from fsar.pretraining.motion_views import motion_views
+from fsar.trunks.base import VideoTrunk
 from fsar.trunks.tiny import TinyTrunk
-from fsar.trunks.video_base import VideoTrunk
 from shards_spec.errors import ConfigError
 
 

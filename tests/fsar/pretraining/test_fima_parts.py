@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fsar.pretraining.fima_losses import cell_distances, correspondence, dense_loss, foreground_mask, log_sum_exp
-from fsar.pretraining.frame_difference import frame_difference, without_extra_frame
+from fsar.pretraining.fima import cell_distances, correspondence, dense_loss, foreground_mask, log_sum_exp
 from fsar.pretraining.motion_decoder import MotionDecoder, PositionTable, ProjectionHead, sine_table
+from fsar.pretraining.motion_views import frame_difference, without_extra_frame
 from fsar.training.optim import epoch_learning_rate
 from pipelines.augment.clips import crop_resize
-from pipelines.clips.boxes import Box, crop_coordinates, random_resized_box
+from pipelines.clips.stream import Box, crop_coordinates, random_resized_box
 from shards_spec.errors import ConfigError
 
 

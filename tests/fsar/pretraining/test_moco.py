@@ -22,7 +22,7 @@ from fsar.pretraining.moco import (
     unshuffle,
 )
 from fsar.run.ranks import gather
-from fsar.trunks.thin import ThinResNet18
+from fsar.trunks.video import ThinResNet18
 from shards_spec.errors import ConfigError
 
 

@@ -12,12 +12,11 @@ from mscl_case import CASES, golden_model, golden_views, outputs
 
 from fsar.checkpoints import load_reference_state_dict
 from fsar.pretraining import MSCL, PairedViews
-from fsar.pretraining.flow_colour import FlowColours, unit_flow
-from fsar.pretraining.flow_rotation import FlowViews, draw_angles, rotate_flow, rotation_angles
+from fsar.pretraining.flow_rotation import FlowColours, FlowViews, draw_angles, rotate_flow, rotation_angles, unit_flow
 from fsar.pretraining.learner import Learner
-from fsar.probing.retrieval import retrieve
+from fsar.probing.neighbours import retrieve
 from fsar.trunks import VideoTrunk
-from fsar.trunks.thin import ThinResNet18
+from fsar.trunks.video import ThinResNet18
 from preprocess.encode.motion_scores import colour_code
 from shards_spec.errors import ConfigError
 

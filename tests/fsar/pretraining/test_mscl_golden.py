@@ -10,12 +10,11 @@ from mscl_case import CASES, golden_model, golden_views, normal, outputs, tensor
 from torch import nn
 from torch.nn import functional as F
 
-from fsar.pretraining.flow_colour import FlowColours, unit_flow
-from fsar.pretraining.flow_rotation import rotate_flow, rotation_angles
+from fsar.pretraining.flow_rotation import FlowColours, rotate_flow, rotation_angles, unit_flow
 from fsar.pretraining.learner import rising_momentum
-from fsar.pretraining.lmcl import LocalContrast
 from fsar.pretraining.moco import contrast
-from fsar.probing.retrieval import centred, retrieve
+from fsar.pretraining.mscl import LocalContrast
+from fsar.probing.neighbours import centred, retrieve
 
 TERMS = CASES["mscl_train"]["loss_terms"]
 RELEASED = {"flow_momentum": "released", "flow_negatives": "released"}

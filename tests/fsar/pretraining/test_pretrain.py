@@ -21,7 +21,7 @@ from fsar.cli.train import cli as train_cli
 from fsar.cli.weights import run_candidate
 from fsar.evaluation.overlap import find_overlap
 from fsar.pretraining import MotionViews, Output, PairedViews, PretrainingMethod, Views
-from fsar.pretraining.data import ViewLoader
+from fsar.pretraining.batches import ViewLoader
 from fsar.pretraining.trainer import Pretrainer, PretrainingStep, build_pretraining
 from fsar.training.optim import create_sgd
 from fsar.trunks import create_trunk

@@ -23,7 +23,7 @@ from fsar.run.config import build_config
 from fsar.run.folder import begin_run, last_checkpoint
 from fsar.training.trainer import Trainer
 from fsar.trunks import create_trunk
-from fsar.trunks.slowonly import SlowOnly50
+from fsar.trunks.video import SlowOnly50
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 

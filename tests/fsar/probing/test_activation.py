@@ -17,8 +17,7 @@ from fsar.cli.pretrain import resolve
 from fsar.evaluation.overlap import seen_in
 from fsar.pretraining.trainer import build_pretraining
 from fsar.probing.activation import activation_maps, overlay, some_of
-from fsar.report.pretraining import pretrain_page, write_pretrain_report
-from fsar.report.pretraining_pictures import draw_pictures, flow_sheet
+from fsar.report.pretraining import draw_pictures, flow_sheet, pretrain_page, write_pretrain_report
 from fsar.run.folder import begin_run, last_checkpoint
 from fsar.trunks import Features, VideoTrunk, create_trunk
 from shards_spec.errors import ConfigError
@@ -92,7 +91,7 @@ def test_the_trunk_before_training_is_drawn_unless_its_file_is_gone(weights, cou
         drawn.extend(trunks)
         return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr("fsar.report.pretraining_pictures.activation_sheet", sheet)
+    monkeypatch.setattr("fsar.report.pretraining.activation_sheet", sheet)
     model = build_pretraining(small_config("moco"), samples=1)
     config = small_config("moco", weights=weights)
     draw_pictures(tmp_path, config, FakeShards([3]), np.arange(3), model, device=torch.device("cpu"))

@@ -14,7 +14,6 @@ import torch
 from browser import Browser, find_browser
 from click.testing import CliRunner
 
-from fsar.alignment import Pair
 from fsar.checkpoints import save_state
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import resolve
@@ -24,6 +23,7 @@ from fsar.evaluation.embeddings import embed_rows, places_in_embedding
 from fsar.evaluation.logits import EpisodeVideos, episode_logits
 from fsar.evaluation.overlap import seen_in
 from fsar.loader import EpisodeLoader
+from fsar.matching import Pair
 from fsar.methods import FewShotMethod
 from fsar.report.comparison import comparison_page
 from fsar.report.matches import Clip, Confused, Member, Shown, Sight, choose_queries, look

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fsar.report.run import read_log
-from fsar.run.log import RunLog
+from fsar.run.folder import RunLog
 
 
 def test_a_line_without_a_kind_is_no_record(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsar.run.memory import keep_freed_memory, memory_limit
+from fsar.run.device import keep_freed_memory, memory_limit
 
 FAULTS = """
 import resource, sys, torch
-from fsar.run.memory import keep_freed_memory, memory_limit
+from fsar.run.device import keep_freed_memory, memory_limit
 assert keep_freed_memory(torch.device(sys.argv[1])) == (sys.argv[1] == "cpu")
 torch.ones(1 << 24)  # 64 MiB; what else was allocated may lie behind it, so the next is smaller
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -42,7 +42,7 @@ def test_without_glibc_nothing_is_asked(monkeypatch):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_nothing_is_kept_where_the_memory_is_too_small_for_what_lies_between_blocks(monkeypatch):
     had = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    monkeypatch.setattr("fsar.run.memory.memory_limit", lambda: int(1.2 * had))
+    monkeypatch.setattr("fsar.run.device.memory_limit", lambda: int(1.2 * had))
     assert not keep_freed_memory(torch.device("cpu"))
 
 

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from fsar.checkpoints import Seen, weights_sha256
 from fsar.cli import launch as launching
 from fsar.pretraining import Views
+from fsar.pretraining.batches import ViewLoader
 from fsar.pretraining.config import PretrainConfig, build_pretrain_config, read_pretrain_recipe
-from fsar.pretraining.data import ViewLoader
 from fsar.pretraining.trainer import Pretrainer, build_pretraining
 from fsar.run import ranks
-from fsar.run.build import choose_device
+from fsar.run.device import choose_device
 from shards_spec import ShardSet
 from shards_spec.cli.console import INTERRUPTED
 from shards_spec.errors import ConfigError

@@ -18,8 +18,7 @@ from fsar.cli.train import cli as train_cli
 from fsar.methods.class_text import ClassText
 from fsar.run.build import evaluation_rules
 from fsar.run.config import build_config
-from fsar.training.clusters import agreement, k_means, keep_large
-from fsar.training.flow_features import _cells, flow_features
+from fsar.training.clusters import _cells, agreement, flow_features, k_means, keep_large
 from pipelines.episodes.labels import read_labels, write_labels
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules

@@ -12,14 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-import fsar.trunks.tokens
+import fsar.trunks.clip_text
 from fsar.methods import create_method
 from fsar.run.weights import load_trunk_weights
 from fsar.trunks.clip import ClipResNet, ClipViT, TransformerBlock
-from fsar.trunks.clip_text import ClipText
-from fsar.trunks.tokens import ClipTokenizer, byte_symbols, read_merges
-from fsar.trunks.torchscript import is_torchscript, read_torchscript
-from fsar.trunks.weight_files import read_tensors
+from fsar.trunks.clip_text import ClipText, ClipTokenizer, byte_symbols, read_merges
+from fsar.trunks.weight_files import is_torchscript, read_tensors, read_torchscript
 from shards_spec.errors import ConfigError
 
 SCRIPTED = pytest.mark.filterwarnings(
@@ -242,7 +240,7 @@ PAIRS = ["c a", "ca t</w>", "p h", "o t", "ot o</w>"]
 @pytest.fixture
 def vocabulary(tmp_path: Path, monkeypatch) -> Path:
     """A file of the published form with few merges."""
-    monkeypatch.setattr(fsar.trunks.tokens, "MERGES", len(PAIRS))
+    monkeypatch.setattr(fsar.trunks.clip_text, "MERGES", len(PAIRS))
     path = tmp_path / "vocabulary.txt.gz"
     path.write_bytes(gzip.compress("\n".join(["#version: 0.2", *PAIRS, "l e"]).encode()))
     return path
@@ -277,7 +275,7 @@ def test_files_that_are_no_vocabulary_are_refused(vocabulary: Path, monkeypatch,
     other.write_bytes(b"plain text")
     with pytest.raises(ConfigError, match="give bpe_simple_vocab"):
         read_merges(other)
-    monkeypatch.setattr(fsar.trunks.tokens, "MERGES", 48_894)
+    monkeypatch.setattr(fsar.trunks.clip_text, "MERGES", 48_894)
     with pytest.raises(ConfigError, match="holds 6 merges, not 48894"):
         read_merges(vocabulary)
 

@@ -17,9 +17,9 @@ from fsar.checkpoints import load_reference_state_dict
 from fsar.pretraining.tpn import TemporalPyramid
 from fsar.run.weights import load_trunk_weights
 from fsar.trunks import ALL_PARTS, TRUNKS, create_trunk
+from fsar.trunks.base import volume_mean
 from fsar.trunks.i3d import Mixed, Unit
-from fsar.trunks.thin import ThinResNet18
-from fsar.trunks.video_base import volume_mean
+from fsar.trunks.video import ThinResNet18
 from shards_spec.errors import ConfigError
 
 FIMA = {"i3d": ("i3d", 80), "r2plus1d": ("r2plus1d18", 32), "r3d": ("r3d18", 32)}

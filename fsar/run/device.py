@@ -1,4 +1,4 @@
-"""What the C library does with memory that PyTorch frees on the CPU."""
+"""Choose where a run computes: its device, its precision, and the C library's use of freed memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,50 @@ from pathlib import Path
 
 import torch
 
+from fsar.run import ranks
+from shards_spec.errors import ConfigError
+
 # Parameters of mallopt(3), from glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 # Kept memory needs more, for what lies unused between blocks in use: 12 % at 24 frames of a training step of
 # ResNet-50, 19 % at 40.
 ROOM = 1.35
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one.
+
+    Of several processes on a machine each has a GPU of its own, which becomes its current one.
+
+    Raises:
+        ConfigError: there is no such device, or there are fewer GPUs than processes.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count() > 1 and name.startswith("cuda"):
+        return _own_gpu(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'device "{name}" is not to be had here: {str(error).splitlines()[0]}') from error
+    return device
+
+
+def _own_gpu(name: str) -> torch.device:
+    own, there = ranks.local_rank(), torch.cuda.device_count()
+    if name != "cuda" or there <= own:
+        raise ConfigError(
+            f'device "{name}" and {there} GPUs on this machine do not fit its processes, of which each needs one: '
+            "start as many as there are GPUs with --device cuda, or choose --device cpu"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which the model computes in bfloat16 where that is safe, or nothing changes."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def keep_freed_memory(device: torch.device) -> bool:
