@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -47,10 +48,14 @@ def model_sha256(model: nn.Module) -> str:
 
 
 def source_sha256(modules: Iterable[str]) -> str:
-    """Hash of the source files of modules; those of torch and of Python itself are named by their versions instead."""
+    """Hash the source files of modules, by name; torch and Python itself are left to their versions.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
     digest = hashlib.sha256()
     for name in sorted(modules):
-        path = getattr(sys.modules.get(name), "__file__", None)
+        path = getattr(sys.modules.get(name) or importlib.import_module(name), "__file__", None)
         if path and name.partition(".")[0] != "torch":
             digest.update(name.encode())
             digest.update(Path(path).read_bytes())
