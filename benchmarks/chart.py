@@ -99,7 +99,7 @@ class Wide:
             yield Bar(f"{label}: {side}" if number == 0 else side, side, value, note if side == "ours" else "")
 
     def _times(self, values: Mapping[str, float], other: str) -> float | None:
-        """How many times as fast as another side ours is."""
+        """Return how many times as fast as another side ours is."""
         if not {"ours", other} <= values.keys():
             return None
         ratio = values["ours"] / values[other]
@@ -127,7 +127,7 @@ CHARTS: dict[str, list[Tall | Wide]] = {
 
 
 def panels_of(name: str, rows: Sequence[Row]) -> list[Panel]:
-    """What to draw of a result; nothing where no declaration fits it."""
+    """Choose the panels of a result; an empty list where no declaration fits it."""
     declared = CHARTS.get(name.partition("-")[0]) or _guess(rows)
     return [panel for each in declared for panel in each.panels(rows)]
 
@@ -154,12 +154,12 @@ def _note(ratio: float | None, share: float | None) -> str:
 
 
 def is_available() -> bool:
-    """Whether the library that draws is installed."""
+    """Tell whether the library that draws is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(path: Path) -> Path | None:
-    """Draw the result in a JSON file beside it; None where there is nothing to draw.
+    """Draw the result in a JSON file, next to it; None where there is nothing to draw.
 
     Raises:
         ConfigError: matplotlib is not installed.

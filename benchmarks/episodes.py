@@ -45,7 +45,7 @@ MEAN, STD = (0.45,) * 3, (0.225,) * 3
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants share."""
+    """Hold what all contestants share."""
 
     shards: ShardSet
     videos: Path
@@ -56,7 +56,7 @@ class Setting:
     raw: ShardSet | None = None  # the same videos, their frames not coded
 
     def with_jitter(self) -> Setting:
-        """The same episodes with the queries' colours jittered."""
+        """Return the setting with the colours of queries jittered."""
         return replace(self, rules=replace(self.rules, query_jitter=True))
 
     def stream(self) -> EpisodeStream:
@@ -91,7 +91,7 @@ def main(
 ) -> None:
     """Measure how many few-shot episodes a second arrive on the device.
 
-    Three ways of making the same episodes, the same frames of the same videos, are timed in turn, round by round.
+    Three ways of making the same episodes from the same frames are timed in turn, round by round.
 
     "ours": JPEG frames from shards, decoded by DALI or by the portable executor.
 
@@ -100,8 +100,8 @@ def main(
     "bound": the same JPEGs decoded from memory by the same decoder on as many threads, and nothing else; for
     float32, the time of writing that much float32 to memory that is warm is added.
 
-    "ours, raw": the same frames from shards of --codec raw. Its bounds are to copy the same windows from memory of
-    the process on as many threads, and, for float32, to write that output alone. "channels last" has the same clips
+    "ours, raw": the same frames from shards of --codec raw. Its bound is to copy the same windows from memory of
+    the process on as many threads; for float32, it is to write that output. "channels last" has the same clips
     in the order in memory that some trunks want.
 
     "webdataset": its reader streams the same JPEG shards from end to end; it cannot draw episodes.
@@ -111,7 +111,7 @@ def main(
     the fastest usual way of that output. The making of the shards is not in these figures (benchmarks.preprocess
     measures it). Warm-up runs are left out; all files are in the page cache, on both sides. Each measurement begins
     with nothing prepared and ends with nothing unfinished. Medians, with the least and the most of all rounds.
-    "core-s" is CPU time of all processes, which says more than the rates where other work runs beside.
+    "core-s" is CPU time of all processes, which says more than rates on a busy machine.
     """
     check_decord()
     with ExitStack() as stack:
@@ -180,7 +180,7 @@ def make_setting(
 
 
 def describe(setting: Setting, shards_path: Path) -> dict[str, Any]:
-    """What is measured; reads every file once, so that it lies in the page cache."""
+    """Prepare what is measured, and read every file once, so that it lies in the page cache."""
     rules, rows = setting.rules, setting.shards.split_rows(setting.split)
     clips = rules.way * rules.videos_per_class
     files = [setting.videos / setting.shards.name(int(row)) for row in rows]
@@ -334,7 +334,7 @@ def _row(kind: str, side: str, timing: Timing, name: str) -> dict[str, Any]:
 
 
 def _with_bounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the float32 bounds, each row's ratio to the fastest usual way of its output, and its part of its bound."""
+    """Add the float32 bounds, the ratio of each row to the fastest usual way, and its part of its bound."""
     rates = {row["name"]: row["episodes_per_second"] for row in rows}
     write = rates[WRITING]
     bounds: dict[tuple[str, str], float] = {}

@@ -1,13 +1,13 @@
-"""What an evaluation costs: the trunk in every episode, or each video embedded once and the episodes matched.
+"""Measure the cost of an evaluation: the trunk in every episode, or each video embedded once.
 
     python -m benchmarks.evaluate [--videos VIDEOS] [--method molo]
 
-* embedding: stored videos through the loader and ResNet-50, and ResNet-50 alone on as many clips in memory;
-* the usual way: the trunk on every clip of every episode, scaled from its own rate, without decoding and matching;
-* matching as a whole, from embeddings that are there: the videos of the episodes chosen, gathered and matched, and the
-  answers noted, in batches (whatever the number of videos), or, where a method allows it, from a table of all pairs of
-  the test videos, which `fsar-eval` takes where it needs fewer pairs than the episodes have;
-* one episode after the other, each planned with its frames, as it was before.
+* embedding: stored videos through the loader and ResNet-50, and ResNet-50 by itself on as many clips in memory;
+* usual: the trunk on every clip of every episode, scaled from its rate, without decoding and matching;
+* matching as a whole, from embeddings: videos are chosen, gathered and matched, and the answers noted. It runs in
+  batches, or, where a method allows it, from a table of all pairs of the test videos. `fsar-eval` takes the table
+  where it needs fewer pairs than the episodes have;
+* one episode after the other, each planned with its frames.
 
 The matched embeddings are random numbers of the shapes that ResNet-50 gives: their values do not change the work.
 """
@@ -48,7 +48,7 @@ ROUNDS = 2
 SHOTS = (1, 5)
 CHANNELS = {"clip-fsar": 1024}  # what CLIP's ResNet-50 pools to
 AT_ONCE = 200  # episodes that are chosen before they are matched
-BATCH = 8  # clips that go through the trunk alone together
+BATCH = 8  # clips that go through the trunk together
 VIDEOS = 8  # that are embedded
 
 
@@ -80,13 +80,13 @@ class Matched:
                 yield len(logits)
 
     def from_table(self, episodes: int) -> Iterator[int]:
-        """The same."""
+        """Match from a table of all pairs."""
         for logits in self.matching.from_table(self.chosen(0, episodes)):
             note(logits)
             yield len(logits)
 
     def one_by_one(self, episodes: int) -> Iterator[int]:
-        """The same with every episode planned whole."""
+        """Plan every episode whole as well."""
         for n in range(episodes):
             plan = self.stream.plan(n)
             support, query = (np.searchsorted(self.videos, rows) for rows in (plan.support_rows, plan.query_rows))
@@ -113,7 +113,7 @@ def note(logits: Tensor) -> object:
 
 
 def random_embedding(model: FewShotMethod, videos: int, frames: int, device: torch.device) -> Embedding:
-    """What a method embeds of random features; for MoLo, which needs maps, random tokens."""
+    """Embed random features by a method; for MoLo, which needs maps, random tokens."""
     shape = (videos, frames, model.channels)
     if hasattr(model, "motion"):
         return Embedding(torch.rand(shape, device=device), torch.rand(videos, frames - 1, shape[2], device=device))
@@ -156,7 +156,7 @@ def measure(matched: Matched, *, episodes: int, seconds: float) -> dict[str, Any
 
 
 def embedding_rates(shards: ShardSet, device: torch.device) -> dict[str, float]:
-    """Videos a second of ResNet-50: from shards through the loader, and alone."""
+    """Measure videos a second of ResNet-50: from shards through the loader, and from memory."""
     rows = shards.split_rows("train")[:VIDEOS]
     model = create_method("prototype", trunk="resnet50").eval().to(device)
     assert model.trunk is not None
@@ -209,7 +209,7 @@ def _line(row: dict[str, Any]) -> list[str]:
     "--videos", type=click.Path(path_type=Path), help="CLASS/video files.  [default: clips made for this run]"
 )
 @click.option(
-    "--method", "only", multiple=True, type=click.Choice(list(METHODS)), help="These alone; nothing is written."
+    "--method", "only", multiple=True, type=click.Choice(list(METHODS)), help="Only these; nothing is written."
 )
 @click.option("--episodes", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--test-videos", type=click.IntRange(500), default=500, show_default=True, help="Embedded at random.")

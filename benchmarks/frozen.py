@@ -3,8 +3,8 @@
     python -m benchmarks.frozen [--device cuda]
 
 Both are forward and backward of the same model, `EpisodeStep`, on episodes of noise.  The usual side's episode lies in
-memory, so that it pays for no decoding; the cached one reads its features from mapped files, one episode after the
-other, which a loader does in the background.
+memory, so that it pays for no decoding. The cached one reads its features from mapped files, one episode after the
+other; a loader does so in the background.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fsar.training.frozen import freeze_trunk
 from fsar.training.step import EpisodeStep
 from shards_spec.errors import ConfigError
 
-VIEWS = 96  # in the store, of which each episode draws
+VIEWS = 96  # in the store; each episode draws some of them
 CACHED = 4  # episodes behind the frozen trunk for each one through it
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu --out DIR
 
 Each part runs in a process of its own, so that one that fails stops no other; the exit code is 1 then.  Results are
-written to benchmarks/results as by every benchmark, and copied to DIR.  With --device cpu all parts but the tests run
-on a CPU, where what only a GPU can say is left out: a rehearsal.
+written to benchmarks/results as by every benchmark, and copied to DIR.  --device cpu is a rehearsal on a CPU of all
+parts but the tests.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STEP_CLIPS = (10, 35)  # 80 and 280 frames
 
 @dataclass(frozen=True)
 class Setting:
-    """What the parts share."""
+    """Hold what the parts share."""
 
     out: Path
     device: str
@@ -80,7 +80,7 @@ class Setting:
 
 
 def run_tests(setting: Setting) -> None:
-    """The tests marked gpu, none of which may be skipped."""
+    """Run the tests marked gpu; a skipped one is a failure."""
     environment = os.environ | {"FSAR_REQUIRE_GPU": "1"}
     done = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-ra"], env=environment, check=False)
     if done.returncode:
@@ -147,7 +147,7 @@ def measure_evaluation(setting: Setting) -> None:
 
 
 def measure_training(setting: Setting) -> None:
-    """How busy a real training run from shards keeps the device."""
+    """Measure how busy a real training run from shards keeps the device."""
     with ShardSet.open(setting.shards()) as shards:
         found = busy_share(
             shards, setting.rules(), setting.out / "run", device=torch.device(setting.device),
@@ -202,7 +202,7 @@ def copy_new(out: Path, since: float) -> None:
 @click.option("--way", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--queries", type=click.IntRange(1), default=6, show_default=True, help="For each class.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="To train.")
-@click.option("--side", "sides", multiple=True, help="Of the step, beside the usual.  [default: all of the device]")
+@click.option("--side", "sides", multiple=True, help="Of the step, next to the usual.  [default: all of the device]")
 def main(out: Path, parts: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 -- the fields of Setting
     """Run the parts, one or all; exit code 1 where one has failed."""
     out.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ BOUNDS = {
     "build_bound_mb": "the columns of the series",
     "open_bound_s": "the stored columns read, and their content hashed",
     "open_bound_mb": "the columns themselves",
-    "draws_us": "the random numbers of the episode alone",
+    "draws_us": "the random numbers of the episode",
 }
 
 

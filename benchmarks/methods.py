@@ -1,9 +1,9 @@
-"""What matching costs: each method in our order of operations and in that of published code, same weights.
+"""Measure the cost of matching: each method in our order of operations and in that of published code, same weights.
 
     python -m benchmarks.methods [--device cuda]
 
 * match: embeddings -> logits, as in evaluation, where we embed each video once.  The published order starts from
-  the same tokens, but TRX and CTX from the features of the trunk, since they project within the matching.
+  the same tokens. TRX and CTX start from the features of the trunk, since they project within the matching.
 * head: features of the trunk -> logits, and the gradients of all weights behind the trunk, as in training.
 
 Each run first checks that both sides give the same logits and gradients.
@@ -84,7 +84,7 @@ def match_sets(model: HyRSM, support: Tensor, query: Tensor) -> tuple[Tensor, Te
 
 
 def behind_transformer(side: Side, model: HyRSM, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """What a side makes of the tokens of features."""
+    """Make the output of a side from the tokens of features."""
     own = model.frames_of(Features(None, support.flatten(0, 1))).unflatten(0, support.shape[:2])
     return side(model, own, model.frames_of(Features(None, query)))
 
@@ -145,7 +145,7 @@ class Work:
         return [leaf.grad for leaf in self.leaves]
 
     def forward(self, side: str) -> None:
-        """The logits alone, as in evaluation."""
+        """Compute the logits, as in evaluation."""
         with torch.no_grad():
             self.logits(side)
 
@@ -246,7 +246,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
 @click.option("--seconds", default=0.5, show_default=True, help="Of each side in a round.")
-@click.option("--method", "only", multiple=True, help="These alone; nothing is written then.")
+@click.option("--method", "only", multiple=True, help="Only these; nothing is written then.")
 def main(device: str, rounds: int, seconds: float, only: tuple[str, ...]) -> None:
     """Time both orders of every method on a 5-way 5-shot episode with 25 queries; print and store a table."""
     place, sizes, before = torch.device(device), Sizes(), load_average()

@@ -58,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Work:
-    """What all contestants share: the videos, where to write, and processes started before the clock."""
+    """Hold what all contestants share: the videos, where to write, and processes started before the clock."""
 
     catalogue: Catalogue
     videos: list[Path]
@@ -67,7 +67,7 @@ class Work:
     luma: list[Path]  # small grey frames of each video, for DIS alone
 
     def folder(self, name: str, workers: int) -> Path:
-        """Where a contestant writes; it stays after its last run, so that its bytes can be counted."""
+        """Return the folder a contestant writes to; it stays after its last run, so that its bytes can be counted."""
         return self.scratch / f"{name} {workers}".replace(", ", "-").replace(" ", "_")
 
 
@@ -94,13 +94,13 @@ def main(videos: Path | None, workers: tuple[int, ...], rounds: int, scratch: Pa
     "bound": ffmpeg to nowhere (-f null), decoding alone, decoding and scaling; OpenCV DIS alone on frames in
     memory. For flow, the time of decoding and scaling and the time of DIS are added.
 
-    "ratio" is to the usual way with as many workers; ours stores the frame difference beside the flow, which the
-    usual way does not. A shard is a worker's unit of work: the number of videos in one is set so that each worker
-    gets about four shards, as in a real data set, where it gets many, of three videos at least. All videos are in
+    "ratio" is to the usual way with as many workers; ours stores the frame difference with the flow, which the
+    usual way does not. A shard is a worker's unit of work. Each worker gets about four shards of at least
+    three videos here; in a real data set it gets many. All videos are in
     the page cache; a warm-up is left out, and the processes of OpenCV are started before the clock. Medians, with the
     least and the most.
 
-    A worker is two processes, ffmpeg and ours, of several threads, so that one alone keeps more than one core busy.
+    A worker is two processes, ffmpeg and ours, of several threads, so that one worker keeps more than one core busy.
     "cores" says on how many cores a row ran. Rows of one worker come twice where there are more cores: on all of them,
     and held to one core. "speed-up" is over ours of one worker on one core: what a further core and worker bring.
     "of bound" compares rates of as many workers on as many cores; "of bound, CPU" compares frames a core-second;
@@ -138,7 +138,7 @@ def store(
 
 
 def prepare(videos: Path, scratch: Path, counts: Sequence[int], stack: ExitStack) -> Work:
-    """Read every video once, start the pools of processes, and make the grey frames for DIS alone."""
+    """Read every video once, start the pools of processes, and make the grey frames for DIS."""
     catalogue = folder_catalogue(videos)
     paths = [video.path for video in catalogue.videos]
     read_whole(paths)
@@ -198,7 +198,7 @@ def contestants(work: Work, workers: int) -> list[Entry]:
 
 
 def _held_to_one_core(entry: Entry) -> Entry:
-    """The same with all of its processes on one core."""
+    """Return the contestant with all of its processes on one core."""
 
     def run_held(count: int) -> None:
         with on_cores(1):

@@ -1,11 +1,11 @@
-"""Videos a second of pre-training: the whole loop, its loader alone, decoding alone, and computing alone.
+"""Measure videos a second of pre-training: the whole loop, and loading, decoding and computing apart.
 
     python -m benchmarks.pretrain_speed [--shards SHARDS] [--device cuda]
 
 For each method on the same shards:
 
 - "ours": steps as fsar-pretrain takes them, frames decoded ahead, views made on the device, forward, backward, update;
-- "loader": its batches alone, ready for the model, and nothing computed;
+- "loader": its batches, ready for the model, and nothing computed;
 - "decode", a bound: the same frames and fields decoded by the same decoder, and no views made of them;
 - "compute", a bound: the same step on one batch that is there already.
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.step [--device cuda]
 
-The usual way is float32 in the usual order of memory, run as it comes, with a look at the loss after every episode.
-On a CPU ours is channels last in a process that keeps its freed memory, which is what fsar-train does there; on a GPU
-it is bfloat16 with channels last as a CUDA graph.  Sides between tell what each of these gives.  A run is forward and
+The usual way is float32 in PyTorch's order of memory, with a look at the loss after every episode.  On a CPU ours is
+channels last in a process that keeps its freed memory, as in fsar-train.  On a GPU it is bfloat16 with channels last
+as a CUDA graph.  Sides between tell what each of these gives.  A run is forward and
 backward of one episode; each side has a process of its own.
 
 Operations, and the memory of an episode of the papers' size, are counted on tensors without values.
@@ -147,7 +147,7 @@ def choose_sides(device: str, names: Sequence[str]) -> list[Side]:
 @click.option("--way", type=click.IntRange(2), help="[default: 2 on a CPU, 5 elsewhere]")
 @click.option("--queries", type=click.IntRange(1), help="Of all classes.  [default: 1 on a CPU, 30 elsewhere]")
 @click.option("--size", type=click.IntRange(32), default=224, show_default=True, help="Of a frame.")
-@click.option("--side", "names", multiple=True, help="These and the usual alone.  [default: all of the device]")
+@click.option("--side", "names", multiple=True, help="Only these and the usual.  [default: all of the device]")
 @click.option("--name", help="Of the file below benchmarks/results.  [default: step-DEVICE]")
 def main(
     device: str, rounds: int, way: int | None, queries: int | None, *, size: int, names: tuple[str, ...], name: str

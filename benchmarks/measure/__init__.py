@@ -1,1 +1,1 @@
-"""How things are timed, and the bounds beside them."""
+"""Timing, bounds, and the environment of a result."""

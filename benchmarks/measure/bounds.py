@@ -1,4 +1,4 @@
-"""What nobody can beat: decoding or copying alone what lies in memory, and writing the float32 output alone."""
+"""Measure what nobody can beat: decoding or copying from memory, and writing the float32 output."""
 
 from __future__ import annotations
 

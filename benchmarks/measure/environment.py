@@ -1,4 +1,4 @@
-"""What a result was measured on, and where it is written."""
+"""Describe the machine of a result, and write the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several ways of doing the same work, timed in turn so that a change of the machine meets all of them."""
+"""Time several ways of doing the same work in turn, so that a change of the machine meets all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def _nothing() -> None:
-    """What comes before a run that needs nothing."""
+    """Prepare nothing before a run."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Contestant:
 
 @dataclass
 class Timing:
-    """What a contestant did: pieces of work a run, wall and CPU seconds of each run."""
+    """Record of a contestant: pieces of work a run, wall and CPU seconds of each run."""
 
     count: int
     wall: list[float] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""What models reach, not what they cost."""
+"""Accuracy of models, not their cost."""

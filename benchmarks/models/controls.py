@@ -1,4 +1,4 @@
-"""Does the model use motion? MoLo beside three controls on the demo's shards, on the same test episodes.
+"""Does the model use motion? MoLo next to three controls on the demo's shards, on the same test episodes.
 
     python -m benchmarks.models.controls --shards demo/shards
 

@@ -1,10 +1,12 @@
-"""What pre-training without labels gives: each method, and each of its terms left out once, probed on held-out videos.
+"""Measure the gain of pre-training without labels, by probes on held-out videos.
+
+Each method is trained whole, and with each of its terms left out once.
 
     python -m benchmarks.models.pretraining --shards synthetic --out runs/pretraining --epochs 4
     python -m benchmarks.models.pretraining --shards clips --out runs/clips --name pretraining-egogestar -- --queue 64
 
-Every row is a run of `fsar-pretrain` with the method's tiny recipe, of as many steps as the others, and with `--seed`
-given more than once as many runs. A run that has ended is kept, one that was interrupted goes on. Then every trunk is
+Every row is a run of `fsar-pretrain` with the method's tiny recipe and as many steps as the others. With several
+`--seed` it is as many runs. A run that has ended is kept, one that was interrupted goes on. Then every trunk is
 probed on the same videos, in clips like those that it was trained on: those of `--probe-split`, whose classes
 pre-training never saw, a part of them as queries. Differences are paired, video by video; intervals are over videos.
 """
@@ -70,7 +72,7 @@ VARIANTS = (
 
 @dataclass
 class Answers:
-    """What a trunk, or several seeds of it, answered: a 1 or 0 a seed and query, by the measure."""
+    """Answers of a trunk, or of several seeds of it: a 1 or 0 a seed and query, by the measure."""
 
     right: dict[str, Floats] = field(default_factory=dict)  # [seeds, Q]
 
@@ -89,7 +91,7 @@ class Answers:
         return found
 
     def less(self, other: Answers, groups: NDArray[np.int64]) -> dict[str, Any]:
-        """The same of the paired difference."""
+        """Compute the interval of the paired difference."""
         return {k: figure(right.mean(axis=0) - other.right[k].mean(axis=0), groups) for k, right in self.right.items()}
 
 
@@ -152,7 +154,7 @@ class Bench:
         answers.add({"R@1": recall["R@1"]["right"], "R@5": recall["R@5"]["right"], "knn": votes["right"]})
 
     def ask_untrained(self, run: Path, seed: int, answers: Answers, *, warm: bool) -> None:
-        """The same of the trunk of a run with random weights; `warm` lets its BatchNorm see the training clips."""
+        """Ask the trunk of a run with random weights; `warm` lets its BatchNorm see the training clips."""
         trained = open_probed(str(run), None)
         probed = replace(open_probed(None, trained.name, seed=seed), clips=trained.clips)
         if warm:

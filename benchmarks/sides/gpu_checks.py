@@ -1,4 +1,4 @@
-"""What only a GPU can answer: how busy training keeps it, and whether a step waits or allocates."""
+"""Check what only a GPU can answer: how busy training keeps it, and whether a step waits or allocates."""
 
 from __future__ import annotations
 

@@ -42,14 +42,14 @@ def resident(kind: str) -> float:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What some work returns, and its wall seconds."""
+    """Return the result of some work, and its wall seconds."""
     began = time.perf_counter()
     found = work()
     return found, time.perf_counter() - began
 
 
 def build(folder: Path) -> dict[str, float]:
-    """Seconds and MB of writing the index from summaries; beside them what bounds both."""
+    """Measure seconds and MB of writing the index from summaries, and the bounds of both."""
     before = resident("VmRSS")
     _, seconds = timed(lambda: build_index(folder))
     most = resident("VmHWM") - before
@@ -82,7 +82,7 @@ def plan(folder: Path) -> dict[str, float]:
     found = {"open_s": seconds, "open_cpu_s": time.process_time() - cpu, "open_mb": resident("VmHWM") - before}
     for name, rules in RULES.items():
         stream, seconds = timed(lambda rules=rules: EpisodeStream(shards, "all", rules, seed=0))
-        stream.plan(EPISODES)  # what a first call alone pays for
+        stream.plan(EPISODES)  # what only a first call pays for
         taken = [timed(lambda n=n, stream=stream: stream.plan(n))[1] for n in range(EPISODES)]
         median, most = np.percentile(taken, [50, 99]) * 1e6
         found |= {f"{name}_stream_s": seconds, f"{name}_plan_us": median, f"{name}_plan_99_us": most}
@@ -91,7 +91,7 @@ def plan(folder: Path) -> dict[str, float]:
 
 
 def _draws(rules: EpisodeRules) -> float:
-    """Seconds of an episode's random numbers alone, the median of 200 episodes."""
+    """Measure the seconds of an episode's random numbers, the median of 200 episodes."""
     videos = rules.way * rules.videos_per_class
     words = rules.way + videos + rules.way * rules.queries - 1 + videos * rules.frames * rules.random_frames
 

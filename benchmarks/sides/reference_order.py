@@ -2,7 +2,7 @@
 
 Written anew from descriptions of alibaba-mmai-research/MoLo and HyRSMPlusPlus and tobyperrett/trx: the same
 mathematics as `fsar.methods`, the same parameters, hence the same logits and gradients up to rounding.  All take
-support [way, shot, T, C] and query [Q, T, C] and return logits [Q, way] and a loss of the method's own (or 0).
+support [way, shot, T, C] and query [Q, T, C].  They return logits [Q, way] and a loss of the method's own (or 0).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ DOES = "no episodes: as many clips"
 
 @dataclass(frozen=True)
 class CentreClip:
-    """Makes a sample, all the members of a video, a clip uint8 [T, crop, crop, 3] of `frames` frames spread over it."""
+    """Turn a sample (all members of a video) into a clip uint8 [T, crop, crop, 3] of frames spread over it."""
 
     frames: int
     crop: int

@@ -32,14 +32,14 @@ class Zeros(TorchDispatchMode):
 
 
 def without_values(function: Callable[[], Any]) -> Any:  # noqa: ANN401 -- what the function returns
-    """Call a function whose tensors have shapes alone: nothing is computed or allocated."""
+    """Call a function whose tensors have shapes but no values: nothing is computed or allocated."""
     with FakeTensorMode(), Zeros():
         return function()
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was counted: operations in 1e9 of a step by the parts that it recomputes; GiB; rows of the methods."""
+    """Counts: operations in 1e9 of a step by the parts that it recomputes; GiB; rows of the methods."""
 
     gflop: dict[int, float]
     papers_gib: dict[tuple[str, int], float]  # by precision and recomputed parts

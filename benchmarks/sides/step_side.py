@@ -69,7 +69,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to measure."""
+    """Task of a process."""
 
     side: Side
     sizes: Sizes
@@ -84,7 +84,7 @@ class Job:
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """What `to_json` wrote."""
+        """Read what `to_json` wrote."""
         table = json.loads(text)
         return cls(**table | {"side": Side(**table["side"]), "sizes": Sizes(**table["sizes"])})
 
@@ -184,7 +184,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def measure_apart(job: Job) -> dict[str, Any]:
-    """The same in a fresh process.
+    """Measure in a fresh process.
 
     Raises:
         click.ClickException: it failed; with its last line.

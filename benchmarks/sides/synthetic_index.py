@@ -1,4 +1,4 @@
-"""Shard sets without pixels: summaries of any number of videos, and tars that hold their first header alone."""
+"""Shard sets without pixels: summaries of any number of videos, and tars that hold nothing but their first header."""
 
 from __future__ import annotations
 

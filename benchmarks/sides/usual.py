@@ -1,7 +1,7 @@
 """The usual way: what is written today where there are no shards.
 
-Episodes: a torch Dataset whose item is an episode, each clip decoded by decord from its video file, in a
-DataLoader with worker processes. Preprocessing: ffmpeg into a folder of JPEGs a video, then OpenCV flow on them.
+Episodes: a torch Dataset whose item is an episode, in a DataLoader with worker processes. decord decodes each clip
+from its video file. Preprocessing: ffmpeg into a folder of JPEGs a video, then OpenCV flow on them.
 Nothing of this uses the project's own decoding; which videos and which frames is given from outside, so that
 both ways do the same work.
 """
@@ -39,7 +39,7 @@ _FLOW_BOUND = 20.0  # pixels; what TSN's files clamp flow to
 
 @dataclass(frozen=True)
 class Clip:
-    """What the usual way must read: frames [T] of a video file, the crop's corner on the resized frame."""
+    """Reads of the usual way: frames [T] of a video file, the crop's corner on the resized frame."""
 
     path: str
     frames: tuple[int, ...]
@@ -200,7 +200,7 @@ def flow_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def extract_flow(folders: Sequence[Path], pool: ProcessPoolExecutor, *, short_side: int = 128) -> None:
-    """DIS flow of neighbouring JPEGs, clamped to 20 pixels: two grey JPEGs a pair, beside the frames."""
+    """DIS flow of neighbouring JPEGs, clamped to 20 pixels: two grey JPEGs a pair, next to the frames."""
     in_processes(pool, _flow_of_folder, folders, [short_side] * len(folders))
 
 
