@@ -107,7 +107,7 @@ def test_an_episode_of_clips_holds_the_frames_of_its_plan(random_views) -> None:
     assert episode.query.shape == (2, 3, 4, 3, 32, 32)
     with EpisodeLoader(FakeShards(), "all", single, executor="portable", threads=1) as loader:
         view = plan.support[2]
-        pixels = loader._executor.decode(plan.reads[view.reads])
+        pixels = loader.executor.decode(plan.reads[view.reads])
         frame = loader._rendered(dataclasses.replace(plan, support=(view,), query=()), [pixels], target=Target())[0]
     assert torch.equal(episode.support[1, 0, 1, 2], frame[1 * 4 + 2])
 
