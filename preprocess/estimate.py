@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would cost, measured on a few of its videos."""
+"""Estimate for `--dry-run` what a run would cost, from a few of its videos."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 from preprocess.datasets.catalogue import Catalogue
 from preprocess.decode import VideoError, VideoReader
 from preprocess.encode.series import create_encoder
-from preprocess.stage import Settings, wanted_plan
+from preprocess.plan import Settings, wanted_plan
 from preprocess.workers.downloads import Downloads
 
-SAMPLED = 8
+SAMPLED = 8  # videos at most
 
 
 def estimate(catalogue: Catalogue, out: Path, settings: Settings) -> Iterator[str]:
-    """Lines of text: each series' share of time and bytes, and the whole run's, from a few evenly spaced videos."""
+    """Yield lines of text: time and bytes of each series, and of the whole run.
+
+    They are measured on up to `SAMPLED` videos, evenly spaced in the catalogue.
+    """
     videos = catalogue.videos
     chosen = videos[:: max(1, len(videos) // SAMPLED)][:SAMPLED]
     series = list(wanted_plan(catalogue, settings).series)
@@ -44,6 +47,7 @@ def estimate(catalogue: Catalogue, out: Path, settings: Settings) -> Iterator[st
 
 
 def _measure(path: Path, settings: Settings, series: list[str], seconds: Counter[str], sizes: Counter[str]) -> None:
+    """Decode and encode one video; add its seconds and bytes by series to the two counters."""
     encoders = {name: create_encoder(name, codec=settings.codec, estimator=settings.flow_estimator) for name in series}
     mark = time.perf_counter()
 

@@ -132,7 +132,7 @@ def write_videos(
     seed: int = 0,
     per_class: int = 24,
     workers: int = 2,
-    progress: Callable[[int], None] | None = None,
+    on_written: Callable[[int], None] | None = None,
 ) -> list[Path]:
     """Write `CLASS/CLASS_NUMBER.mp4` for every class; files that a former run finished are kept.
 
@@ -141,7 +141,7 @@ def write_videos(
         seed: Of all videos; each is a pure function of it, its class and its number.
         per_class: Videos a class.
         workers: Videos rendered and encoded at a time.
-        progress: Called with the number of videos that got ready since the last call.
+        on_written: Called with the number of videos that got ready since the last call.
 
     Raises:
         ConfigError: the folder holds videos of another seed, number or edition.
@@ -152,7 +152,7 @@ def write_videos(
         folder / name / f"{name}_{number:03d}.mp4": (name, number) for name in CLASSES for number in range(per_class)
     }
     missing = [path for path in paths if not path.exists()]
-    report = progress or (lambda _count: None)
+    report = on_written or (lambda _count: None)
     report(len(paths) - len(missing))
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(write_video, path, *paths[path], seed=seed) for path in missing]

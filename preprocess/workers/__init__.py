@@ -1,1 +1,1 @@
-"""Who makes the shards: processes, array jobs, a Ray cluster."""
+"""Make shards: in processes of this machine, as parts of an array job, on a Ray cluster."""

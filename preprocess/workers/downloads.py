@@ -1,4 +1,4 @@
-"""Videos at URLs as files for the decoder: the next one is on its way while this one is decoded."""
+"""Copy videos at URLs to files for the decoder, the next one while this one is decoded."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from shards_spec.remote.store import Remote, RemotePath
 
 
 class Downloads:
-    """Files of videos by row; those at URLs are copied to a temporary folder one ahead. A context manager.
+    """Files of videos by row; videos at URLs are copied to a temporary folder. A context manager.
 
-    At most three videos are on the disk at once: one that is decoded, one whose decoder was started, one on its way.
+    At most three copies are on the disk at once: of the video that is decoded, of the one whose
+    decoder was started, and of the one after it, which is still copied.
     """
 
     def __init__(self, paths: Mapping[int, Path]) -> None:
         self._paths = paths
         self._next = dict(zip(paths, list(paths)[1:], strict=False))  # row -> the row after it
         self._stack = ExitStack()
-        self._coming: dict[int, Future[None]] = {}
+        self._copies: dict[int, Future[None]] = {}
         self._pool: ThreadPoolExecutor | None = None
         if any(isinstance(path, RemotePath) for path in paths.values()):
             self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fsar-videos-")))
             self._pool = self._stack.enter_context(ThreadPoolExecutor(1))
 
     def take(self, row: int) -> Path:
-        """The file of a video.
+        """Return the file of a video, and begin to copy the next one.
 
         Raises:
             VideoError: it was listed and is gone.
@@ -42,20 +43,20 @@ class Downloads:
         path = self._paths[row]
         if not isinstance(path, RemotePath):
             return path
-        self._send_for(row)
+        self._begin_copy(row)
         if row in self._next:
-            self._send_for(self._next[row])
-        self._coming.pop(row).result()
+            self._begin_copy(self._next[row])
+        self._copies.pop(row).result()
         return self._copy(row)
 
     def done(self, row: int) -> None:
-        """Remove the copy of a video, which nobody reads any more; nothing where it has none."""
+        """Remove the copy of a video, if it has one: nobody reads it any more."""
         if isinstance(self._paths.get(row), RemotePath):
             self._copy(row).unlink(missing_ok=True)
 
-    def _send_for(self, row: int) -> None:
-        if self._pool is not None and row not in self._coming:
-            self._coming[row] = self._pool.submit(self._fetch, row)
+    def _begin_copy(self, row: int) -> None:
+        if self._pool is not None and row not in self._copies:
+            self._copies[row] = self._pool.submit(self._fetch, row)
 
     def _fetch(self, row: int) -> None:
         path = self._paths[row]
@@ -73,6 +74,6 @@ class Downloads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for coming in self._coming.values():
-            coming.cancel()
+        for copy in self._copies.values():
+            copy.cancel()
         self._stack.close()

@@ -1,4 +1,4 @@
-"""One unit of work: the videos of one shard -> the temporary tars of that shard, in a process of its own."""
+"""Run one job in this process: the videos of one shard -> the temporary tars of that shard."""
 
 from __future__ import annotations
 
@@ -24,9 +24,21 @@ from shards_spec.tar import TarSeriesWriter
 
 @dataclass(frozen=True)
 class Job:
-    """The videos of one shard by catalogue row, and the series of it to write, with the flow estimators of some.
+    """The work of one shard: its videos, and the series to write of them.
 
-    `fatal` says of the videos that brought workers down how they did: they are not tried again.
+    Attributes:
+        shard: Its number.
+        videos: Videos by catalogue row.
+        classes: Number of each class by its name.
+        series: Names of the series to write.
+        out: Folder of the shard set.
+        geometry: Size of the frames.
+        time_limit: Seconds that one video may take.
+        max_frames: Frames that a video may have.
+        max_pixels: Pixels that a video's own frames may have.
+        codec: Codec of the frames.
+        estimators: Name of the flow estimator of some series; the others use DIS.
+        fatal: Reason by row, for the videos at which workers died: they are not tried again.
     """
 
     shard: int
@@ -44,8 +56,22 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A shard whose tars are whole: final path -> (temporary path, summary); `rows` are those that were tried."""
+class VideoDone:
+    """The message that one video is done; `frames` is 0 where it failed."""
+
+    frames: int
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """The message that the tars of a shard are whole, under their temporary names.
+
+    Attributes:
+        shard: Its number.
+        rows: Rows of the videos that were tried.
+        tars: Final path -> (temporary path, summary).
+        failures: The videos of `rows` that could not be stored.
+    """
 
     shard: int
     rows: set[int]
@@ -53,11 +79,14 @@ class Finished:
     failures: list[Failure]
 
 
-def run(job: Job, report: Callable[[int], None]) -> Finished:
+Messages = Generator[VideoDone | ShardDone]
+
+
+def run_job(job: Job, report: Callable[[int], None]) -> ShardDone:
     """Decode the videos of a job and write its series under temporary names.
 
     Args:
-        job: What to do.
+        job: The work.
         report: Called after every video with the number of its frames (0: it failed).
 
     Raises:
@@ -82,14 +111,14 @@ def run(job: Job, report: Callable[[int], None]) -> Finished:
         paths[name]: (writer.written, _summary(writer, {row: info[name] for row, info in infos.items()}))
         for name, writer in writers.items()
     }
-    return Finished(job.shard, set(job.videos), tars, failures)
+    return ShardDone(job.shard, set(job.videos), tars, failures)
 
 
 def _readers(job: Job) -> Generator[tuple[int, VideoReader | VideoError]]:
-    """The rows of a job, each with its reader or with the reason why it has none.
+    """Yield the rows of a job, each with its reader or with the reason why it has none.
 
-    The decoder of the next video starts before a reader is handed over: it is at work while this one is encoded, as
-    far as its pipe holds frames, and the start of a process costs no time.
+    The decoder of the next video starts before a reader is handed over. It decodes while this
+    video is encoded, as far as its pipe holds frames, and the start of its process costs no time.
     """
     rows = iter(job.videos)
     with Downloads({row: video.path for row, video in job.videos.items() if row not in job.fatal}) as files:
@@ -107,6 +136,7 @@ def _readers(job: Job) -> Generator[tuple[int, VideoReader | VideoError]]:
 
 
 def _start(row: int, files: Downloads, job: Job) -> tuple[int, VideoReader | VideoError]:
+    """Start the decoder of a video."""
     if row in job.fatal:
         return row, VideoError("crash", job.fatal[row])
     try:
@@ -119,14 +149,20 @@ def _start(row: int, files: Downloads, job: Job) -> tuple[int, VideoReader | Vid
 def _store(
     row: int, decoded: VideoReader | VideoError, job: Job, writers: Mapping[str, TarSeriesWriter], thread: Executor
 ) -> dict[str, dict[str, Any]]:
-    """Decode one video once, and append it to every series; nothing is written before all of it is known good."""
+    """Decode one video once, and append it to every series; return its JSON by series.
+
+    Nothing is written before all of the video is known good: a tar only grows.
+
+    Raises:
+        VideoError: the video cannot be stored.
+    """
     if isinstance(decoded, VideoError):
         raise decoded
     video = job.videos[row]
     encoders: dict[str, Encoder] = {}
     for name in writers:
         encoder = create_encoder(name, codec=job.codec, estimator=job.estimators.get(name, DIS))
-        # flow is as dear as all others and the decoder together
+        # Flow costs as much as all other series and the decoder together, so it has a thread.
         encoders[name] = encoder if flow_pairs(name) is None else Alongside(encoder, thread)
     count = 0
     with decoded as reader:

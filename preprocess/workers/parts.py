@@ -1,4 +1,4 @@
-"""Parts of a run for array jobs: part I of N makes every N-th shard, and the last step joins what they made."""
+"""Divide a run into parts for array jobs: part I of N makes every N-th shard; --join ends the run."""
 
 from __future__ import annotations
 
@@ -20,37 +20,50 @@ NUMBERED = re.compile(r"[a-z0-9]+-(?P<shard>\d{6})\.")
 
 @dataclass(frozen=True)
 class Part:
-    """Part `index`, from 1, of `count`: the shards index - 1, index - 1 + count, ...; index 0: all, as one run."""
+    """A part of a run: the shards index - 1, index - 1 + count, index - 1 + 2 * count, ...
+
+    Attributes:
+        index: From 1 to `count`; 0 for the whole run (`WHOLE`).
+        count: Number of parts.
+    """
 
     index: int
     count: int
 
     @staticmethod
     def parse(text: str) -> Part:
-        """The part of a text I/N; ConfigError when it is none."""
+        """Read the text I/N.
+
+        Raises:
+            ConfigError: it is of another form, or I is not from 1 to N.
+        """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(f'--part "{text}": expected I/N with I from 1 to N, such as 3/100')
         return Part(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the text for people, such as "3 of 100"."""
         return f"{self.index} of {self.count}"
 
     def numbers(self, total: int) -> range:
-        """Those of `total` shards that it makes."""
+        """Return the numbers of the shards that it makes, of `total` shards."""
         return range(max(0, self.index - 1), total, self.count)
 
     def failures(self, out: Path) -> Path:
-        """The file of its videos that failed; it is there as soon as the part has begun."""
+        """Return the file of its videos that failed; a part that has begun has this file."""
         return out / f"part-{self.index:04d}-of-{self.count:04d}.jsonl" if self.index else out / FAILURES
 
     def lock(self, out: Path) -> Path:
-        """The file that a run of it holds."""
+        """Return the lock file that a run of this part holds."""
         return self.failures(out).with_suffix(TEMPORARY)
 
     def check_alone(self, out: Path) -> None:
-        """Refuse a folder that is being made in another number of parts: two parts would write one shard."""
+        """Refuse a folder that is made in another number of parts: two parts would write one shard.
+
+        Raises:
+            ConfigError: the folder has parts of another number, or has parts and this is the whole.
+        """
         others = {part.count for part in begun(out)} - {self.count if self.index else 0}
         if others and not self.index:
             raise ConfigError(
@@ -60,7 +73,7 @@ class Part:
             raise ConfigError(f"{out} is being made in {others.pop()} parts, not in {self.count}: keep to their number")
 
     def sweep(self, out: Path) -> None:
-        """Remove what an interrupted run of this part left unfinished."""
+        """Remove what an interrupted run of this part left unfinished; other parts may be at work."""
         with disk_errors(out):
             for path in out.glob(f"*{TEMPORARY}"):
                 match = NUMBERED.match(path.name) if OURS.fullmatch(path.name) else None
@@ -72,14 +85,17 @@ WHOLE = Part(0, 1)
 
 
 def begun(out: Path) -> list[Part]:
-    """The parts of a folder that were begun, in order."""
+    """Return the parts of a folder that were begun, in order."""
     matches = (PART.fullmatch(path.name) for path in out.glob("part-*.jsonl"))
     return sorted((Part(int(m["index"]), int(m["count"])) for m in matches if m), key=lambda part: part.index)
 
 
 @contextmanager
 def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file, on a network file system too, and leave the file: to remove it would free a held lock.
+    """Hold a lock file, on a network file system too.
+
+    The file stays afterwards. If it were removed, a process that waits for it would hold a file
+    without a name, and a third process could hold a new one at the same time.
 
     Raises:
         FsarError: another process holds it (unless we wait), or the file system has no locks.
@@ -108,10 +124,14 @@ def _lock(handle: int, path: Path, kind: int) -> None:
 
 
 def check_whole(out: Path, lacking: list[int]) -> None:
-    """Refuse to join the parts of a folder, which together lack the shards `lacking`.
+    """Check that the parts of a folder are all whole.
+
+    Args:
+        out: The folder.
+        lacking: Numbers of the shards that are still to be made.
 
     Raises:
-        ShardError: no part was begun, or some are not whole; names them.
+        ShardError: no part was begun, or some are not whole; the message names them.
     """
     parts = begun(out)
     if not parts:
@@ -119,16 +139,17 @@ def check_whole(out: Path, lacking: list[int]) -> None:
     count = parts[0].count
     missing = set(range(1, count + 1)) - {part.index for part in parts}
     unfinished = {number % count + 1 for number in lacking} - missing
-    told = [f"{word}: {_ranges(found)}" for word, found in [("not begun", missing), ("not whole", unfinished)] if found]
-    if told:
+    parts_by_fault = {"not begun": missing, "not whole": unfinished}
+    faults = [f"{fault}: {_ranges(found)}" for fault, found in parts_by_fault.items() if found]
+    if faults:
         raise ShardError(
-            f"{out}: of {count} parts {len(missing | unfinished)} are still to be made ({'; '.join(told)}; "
+            f"{out}: of {count} parts {len(missing | unfinished)} are still to be made ({'; '.join(faults)}; "
             f"{len(lacking)} shards in all); run these with --part I/{count}, then --join again"
         )
 
 
 def _ranges(numbers: set[int]) -> str:
-    """Numbers as schedulers take them: 1-3,7."""
+    """Write numbers as schedulers take them: 1-3,7."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:

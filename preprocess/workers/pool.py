@@ -1,314 +1,202 @@
-"""Run jobs in worker processes that end with us; a shard whose worker died is tried again.
+"""Run jobs in worker processes of this machine; the job of a worker that dies is tried again.
 
-Jobs go over pipes, so that a killed process is noticed at the next word. The video at which a second worker dies is
-left out, and said.
+Jobs and messages go over one pipe a worker: the pipe of a killed process closes, and we notice.
+Worker processes end with us, whatever happens.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import platform
 import signal
-import sys
 import time
-from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from multiprocessing import forkserver
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from types import ModuleType
 
 from preprocess.decode import DecoderKilledError
 from preprocess.encode.series import steady
-from preprocess.workers.job import Finished, Job, run
+from preprocess.workers.fork_server import CONTEXT, check_environment, start
+from preprocess.workers.job import Job, Messages, ShardDone, VideoDone, run_job
+from preprocess.workers.retries import AGAIN, Retries, death_cause
 from shards_spec import FsarError
 from shards_spec.index.build import shard_path
 from shards_spec.remote.store import RemotePath
 from shards_spec.tar import unfinished
 
-MOST_DEATHS = 2  # of workers at one video; the first may have been another program's doing
-AGAIN = "type the same command again: finished shards are kept"
-
-
-class Attempts:
-    """One job, from its first attempt to the one that ends; `job` is what the next attempt is to do.
-
-    A job reports its videos in order, which tells at which of them a worker died.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._rows = list(job.videos)
-        self._done = self._most_done = 0
-        self._deaths: Counter[int | None] = Counter()
-
-    def video_done(self) -> bool:
-        """Count one more video of this attempt; whether no attempt before came so far."""
-        self._done += 1
-        first = self._done > self._most_done
-        self._most_done = max(self._most_done, self._done)
-        return first
-
-    def died(self, how: str) -> str | None:
-        """Note that the worker died; returns the name of the video that is left out from now on, if any.
-
-        Raises:
-            FsarError: workers die although all videos of the shard are done.
-        """
-        row = self._rows[self._done] if self._done < len(self._rows) else None
-        self._done = 0
-        self._deaths[row] += 1
-        if self._deaths[row] < MOST_DEATHS:
-            return None
-        if row is None:
-            raise FsarError(f"{MOST_DEATHS} workers were lost at the end of shard {self.job.shard} ({how}); {AGAIN}")
-        self.job = replace(self.job, fatal={**self.job.fatal, row: f"{MOST_DEATHS} workers were lost at it: {how}"})
-        return self.job.videos[row].name
-
-
-def death_text(exit_code: int | None) -> str:
-    """What ended a process."""
-    if exit_code is not None and exit_code < 0:
-        name = f"signal {-exit_code}"
-        with suppress(ValueError):  # a real-time signal has no name
-            name = signal.Signals(-exit_code).name
-        return f"killed by {name}" + (" (out of memory?)" if exit_code == -signal.SIGKILL else "")
-    return f"ended with exit code {exit_code}"
-
-
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
 COPYING = 3600.0  # seconds more where a video is copied from a URL first: a slow line is no dead worker
-LAST_WORDS = 5.0  # seconds in which a process that was told to end does
-STARTS = 50  # of a worker, 0.2 s apart: a fork server that was hit takes its time to die
-NO_SERVER = "the process that starts workers was killed"
+EXIT_SECONDS = 5.0  # in which a process that was told to end does
 MOST_IN_A_ROW = 3  # videos left out without one stored between them: then it is not the videos
 
 
-# OpenCV's faster code for newer CPUs rounds otherwise: optical flow would depend on the CPU. Measured cost: none.
-STEADY = {"OPENCV_CPU_DISABLE": "AVX512-SKX,AVX2,FP16,AVX,SSE4.2,SSE4.1"} if platform.machine() == "x86_64" else {}
-
-
 @dataclass(frozen=True)
-class Progress:
-    """One video is done; `frames` is 0 where it failed."""
+class DecoderKilled:
+    """A message of a worker that lives, but whose decoder was killed."""
 
-    frames: int
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The worker lives, but its decoder was killed."""
-
-    how: str
+    cause: str
 
 
 @dataclass
 class _Worker:
-    """A process, what it is trying, and when it was heard last."""
+    """A process, its job with what is known of it, and the time of its last message."""
 
     process: ForkServerProcess
-    attempts: Attempts
-    heard: float
+    retries: Retries
+    last_message: float
 
     @property
-    def patience(self) -> float:
+    def silence_limit(self) -> float:
         """Seconds that it may be silent."""
-        job = self.attempts.job
+        job = self.retries.job
         copied = any(isinstance(video.path, RemotePath) for video in job.videos.values())
         return 2 * job.time_limit + GRACE + (COPYING if copied else 0.0)
 
     @property
-    def silent_from(self) -> float:
-        """When it has been silent for too long."""
-        return self.heard + self.patience
+    def deadline(self) -> float:
+        """The time at which it has been silent for too long."""
+        return self.last_message + self.silence_limit
 
 
-def work(jobs: Sequence[Job], workers: int) -> Generator[Progress | Finished]:
-    """Run jobs in up to `workers` processes; yields progress as it comes and each shard as it is finished.
+def run_in_processes(jobs: Sequence[Job], workers: int) -> Messages:
+    """Run jobs in up to `workers` processes; yield each video and each shard as it is done.
 
-    A shard whose worker dies or falls silent is tried again by a new one, without the video at which two did.
+    A shard whose worker dies or falls silent is tried again by a new worker. The video at which
+    two workers died is left out, and its failure says so.
 
     Raises:
         FsarError: a worker ran out of disk, or workers die whatever the video.
     """
-    crew = _Crew([Attempts(job) for job in reversed(jobs)])
+    pool = _Pool([Retries(job) for job in reversed(jobs)])
     try:
         for _ in range(min(workers, len(jobs))):
-            crew.hire(crew.waiting.pop())
-        while crew.workers:
-            for ready in wait(crew.workers, crew.patience()):
-                yield from crew.hear(ready)  # type: ignore[arg-type]  # only our connections are waited for
-            crew.end_silent()
+            pool.start_worker(pool.waiting.pop())
+        while pool.workers:
+            for ready in wait(pool.workers, pool.seconds_to_deadline()):
+                yield from pool.receive(ready)  # type: ignore[arg-type]  # only our connections are waited for
+            pool.replace_silent()
     finally:
-        crew.dismiss()
+        pool.stop()
 
 
-class _Crew:
+class _Pool:
     """The workers by their connections, and the jobs that wait for one."""
 
-    def __init__(self, waiting: list[Attempts]) -> None:
-        # A fork server: the parent's threads and locks are never copied, and the imports are paid once.
-        self._context = multiprocessing.get_context("forkserver")
+    def __init__(self, waiting: list[Retries]) -> None:
         self.waiting = waiting
         self.workers: dict[Connection, _Worker] = {}
         self._processes: list[ForkServerProcess] = []
         self._left_out = 0  # videos in a row
 
-    def hire(self, attempts: Attempts) -> None:
+    def start_worker(self, retries: Retries) -> None:
         """Start a worker on a job."""
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
-        _start(process)
-        theirs.close()
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+        start(process)
+        theirs.close()  # else the pipe would stay open when the worker dies
         self._processes.append(process)
-        self.workers[ours] = _Worker(process, attempts, time.monotonic())
-        self._send(ours, attempts)
+        self.workers[ours] = _Worker(process, retries, time.monotonic())
+        self._send(ours, retries)
 
-    def hear(self, connection: Connection) -> Generator[Progress | Finished]:
-        """Take one message of a worker, and give it work where it has none left."""
+    def receive(self, connection: Connection) -> Messages:
+        """Take one message of a worker, and send it a job where it has none left."""
         worker = self.workers[connection]
-        worker.heard = time.monotonic()
+        worker.last_message = time.monotonic()
         try:
             message = connection.recv()
         except (EOFError, OSError):
-            self._bury(connection)
+            self._replace(connection)
             return
         if isinstance(message, FsarError):
             raise message
-        if isinstance(message, Lost):
-            self._note(worker.attempts, message.how)
-            self._send(connection, worker.attempts)
-        elif isinstance(message, Progress):
-            if worker.attempts.video_done():
+        if isinstance(message, DecoderKilled):
+            self._count_death(worker.retries, message.cause)
+            self._send(connection, worker.retries)
+        elif isinstance(message, VideoDone):
+            if worker.retries.count_video():  # videos of a retry are reported once
                 if message.frames:
                     self._left_out = 0
                 yield message
         else:
-            assert isinstance(message, Finished)
-            self._next(connection)  # the worker goes on while its shard is made durable
+            assert isinstance(message, ShardDone)
+            self._send_next(connection)  # the worker goes on while its shard is made durable
             yield message
 
-    def patience(self) -> float:
+    def seconds_to_deadline(self) -> float:
         """Seconds until a worker will have been silent for too long."""
-        return max(0.0, min(worker.silent_from for worker in self.workers.values()) - time.monotonic())
+        return max(0.0, min(worker.deadline for worker in self.workers.values()) - time.monotonic())
 
-    def end_silent(self) -> None:
-        """Kill the workers that said nothing for too long; their jobs are tried again."""
+    def replace_silent(self) -> None:
+        """Kill the workers that said nothing for too long, and start others for their jobs."""
         now = time.monotonic()
         for connection, worker in list(self.workers.items()):
-            if worker.silent_from <= now and not connection.poll():
+            if worker.deadline <= now and not connection.poll():
                 worker.process.kill()
-                self._bury(connection, f"silent for more than {worker.patience:g} s")
+                self._replace(connection, f"silent for more than {worker.silence_limit:g} s")
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """End all workers, whatever they do."""
         for connection in self.workers:
             connection.close()
         for process in self._processes:
             process.terminate()
         for process in self._processes:
-            process.join(LAST_WORDS)
+            process.join(EXIT_SECONDS)
             if process.is_alive():
                 process.kill()
                 process.join()
 
-    def _bury(self, connection: Connection, how: str | None = None) -> None:
-        """Clean up after a dead worker, and hire another for its job."""
+    def _replace(self, connection: Connection, cause: str | None = None) -> None:
+        """Clean up after a dead worker, and start another for its job."""
         worker = self.workers.pop(connection)
         connection.close()
-        worker.process.join(LAST_WORDS)
+        worker.process.join(EXIT_SECONDS)
         worker.process.kill()
         self._processes.remove(worker.process)
-        job = worker.attempts.job
+        job = worker.retries.job
         for series in job.series:
             unfinished(shard_path(job.out, series, job.shard), worker.process.pid or 0).unlink(missing_ok=True)
-        self._note(worker.attempts, how or death_text(worker.process.exitcode))
-        self.hire(worker.attempts)
+        self._count_death(worker.retries, cause or death_cause(worker.process.exitcode))
+        self.start_worker(worker.retries)
 
-    def _note(self, attempts: Attempts, how: str) -> None:
-        left_out = attempts.died(how)
+    def _count_death(self, retries: Retries, cause: str) -> None:
+        left_out = retries.count_death(cause)
         self._left_out += left_out is not None
         if self._left_out >= MOST_IN_A_ROW:
-            raise FsarError(f"workers die at every video, at last at {left_out} ({how}): it is not the videos; {AGAIN}")
+            raise FsarError(
+                f"workers die at every video, at last at {left_out} ({cause}): it is not the videos; {AGAIN}"
+            )
 
-    def _next(self, connection: Connection) -> None:
-        """Give a free worker its next job, or let it go."""
+    def _send_next(self, connection: Connection) -> None:
+        """Send a free worker its next job; where none waits, close its pipe, which ends it."""
         if self.waiting:
-            self.workers[connection].attempts = self.waiting.pop()
-            self._send(connection, self.workers[connection].attempts)
+            self.workers[connection].retries = self.waiting.pop()
+            self._send(connection, self.workers[connection].retries)
         else:
             del self.workers[connection]
             connection.close()
 
     @staticmethod
-    def _send(connection: Connection, attempts: Attempts) -> None:
-        with suppress(OSError):  # it died: the next look at the connection will tell
-            connection.send(attempts.job)
-
-
-def _start(process: ForkServerProcess) -> None:
-    """Start a worker, and before it the process that forks it, which may just have been killed itself.
-
-    Raises:
-        FsarError: that process dies again and again.
-    """
-    for _ in range(STARTS):
-        _start_server()
-        try:
-            with _without_main():
-                process.start()
-        except (ConnectionError, EOFError):
-            time.sleep(0.2)
-        else:
-            return
-    raise FsarError(f"{NO_SERVER}; {AGAIN}")
-
-
-def _start_server() -> None:
-    """Start the process from which workers fork, in an environment that OpenCV reads when it is loaded there."""
-    before = dict(os.environ)
-    os.environ.update(STEADY)
-    try:
-        forkserver.set_forkserver_preload(["preprocess.workers.preload"])
-        forkserver.ensure_running()
-    except OSError as error:  # its socket lies in $TMPDIR, whose name may be too long for one
-        raise FsarError(
-            f"no worker can be started ({error}); $TMPDIR must be a short path to a place with room"
-        ) from error
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
-def _without_main() -> Generator[None]:
-    """Keep a starting worker from importing the program that we run as: it needs nothing of it, and may pay seconds."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    def _send(connection: Connection, retries: Retries) -> None:
+        with suppress(OSError):  # the worker died: `receive` will find the pipe closed
+            connection.send(retries.job)
 
 
 def _serve(connection: Connection) -> None:
-    """Do jobs until the parent closes the pipe or is gone."""
+    """Do jobs in a worker process until its parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     steady()
     try:
-        if any(os.environ.get(name) != value for name, value in STEADY.items()):
-            connection.send(FsarError(f"a fork server ran before fsar set {', '.join(STEADY)}; use a fresh process"))
+        if error := check_environment():
+            connection.send(error)
             return
         while True:
             job = connection.recv()
             try:
-                connection.send(run(job, lambda frames: connection.send(Progress(frames))))
+                connection.send(run_job(job, lambda frames: connection.send(VideoDone(frames))))
             except DecoderKilledError:
-                connection.send(Lost("the decoder was killed (out of memory?)"))
-            except FsarError as error:
-                connection.send(error)
+                connection.send(DecoderKilled("the decoder was killed (out of memory?)"))
+            except FsarError as refused:
+                connection.send(refused)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # what was not published is temporary: the next run sweeps it away
+        return  # what was not published has a temporary name: the next run removes it

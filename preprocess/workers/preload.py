@@ -1,7 +1,8 @@
-"""What the process from which workers fork imports once for all of them; no other process should import it.
+"""Import once, in the fork server, what every worker uses; no other process should import this.
 
-webdataset brings PyTorch for its readers, which takes two seconds; where there is none it goes without. Its writer is
-all that a worker needs, and a flow estimator that wants PyTorch imports it later.
+webdataset imports PyTorch for its readers, which takes two seconds. Without PyTorch it works too,
+and workers use its tar writer only. So PyTorch is hidden during the import, and shown again after:
+a user's flow estimator may want to import it later.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 import preprocess.workers.pool  # noqa: F401
 
-sys.modules["torch"] = None  # type: ignore[assignment]  # as where it is not installed
+sys.modules["torch"] = None  # type: ignore[assignment]  # "import torch" fails as if not installed
 try:
     import webdataset  # noqa: F401
 finally:

@@ -23,9 +23,9 @@ from videos import moving_frames, write_video
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
-from preprocess.workers import pool
-from preprocess.workers.job import Job, run
-from preprocess.workers.pool import Attempts, death_text
+from preprocess.workers import fork_server, pool
+from preprocess.workers.job import Job, run_job
+from preprocess.workers.retries import Retries, death_cause
 from shards_spec import FsarError, ShardError, ShardSet
 from shards_spec.schema import Failure
 from shards_spec.verify import verify
@@ -118,24 +118,24 @@ def test_workers_that_die_at_every_video_end_the_run(videos: Path, tmp_path: Pat
     assert not list((tmp_path / "set").glob("*.tmp"))
 
 
-def test_attempts_name_the_video_at_which_two_workers_died() -> None:
+def test_retries_name_the_video_at_which_two_workers_died() -> None:
     catalogue = {row: type("Video", (), {"name": f"v{row}"}) for row in (3, 4, 7)}
-    attempts = Attempts(Job(1, catalogue, {}, ("rgb",), Path(), Geometry(64, 64), 60))
-    assert attempts.video_done()
-    assert attempts.died("once") is None
-    assert not attempts.video_done()  # reported before
-    assert attempts.video_done()
-    assert attempts.died("elsewhere") is None
-    assert not attempts.video_done()
-    assert attempts.died("again") == "v4"
-    assert attempts.job.fatal == {4: "2 workers were lost at it: again"}
+    retries = Retries(Job(1, catalogue, {}, ("rgb",), Path(), Geometry(64, 64), 60))
+    assert retries.count_video()
+    assert retries.count_death("once") is None
+    assert not retries.count_video()  # reported before
+    assert retries.count_video()
+    assert retries.count_death("elsewhere") is None
+    assert not retries.count_video()
+    assert retries.count_death("again") == "v4"
+    assert retries.job.fatal == {4: "2 workers were lost at it: again"}
     for _ in range(3):
-        attempts.video_done()
-    assert attempts.died("late") is None
+        retries.count_video()
+    assert retries.count_death("late") is None
     with pytest.raises(FsarError, match="lost at the end of shard 1"):
-        [attempts.video_done() for _ in range(3)], attempts.died("late")
-    assert death_text(-11) == "killed by SIGSEGV"
-    assert death_text(-63) == "killed by signal 63"
+        [retries.count_video() for _ in range(3)], retries.count_death("late")
+    assert death_cause(-11) == "killed by SIGSEGV"
+    assert death_cause(-63) == "killed by signal 63"
 
 
 def workers() -> list[int]:
@@ -220,11 +220,11 @@ def kill_run(videos: Path, out: Path, after: float) -> None:
         try:
             make(videos, out, motion=("diff", "flow"))
         except FsarError as error:
-            os._exit(NO_SERVER if pool.NO_SERVER in str(error) else 1)
+            os._exit(NO_SERVER if fork_server.NO_SERVER in str(error) else 1)
 
     code = NO_SERVER
     while code == NO_SERVER:  # Python's fork server dies with a client that is killed while it asks for a process
-        pool._start_server()
+        fork_server.start_server()
         code = in_child(work)
     assert code in {0, -signal.SIGALRM}
 
@@ -267,7 +267,7 @@ def job_memory(videos: Path, out: Path, shards: int) -> Iterator[float]:
     for number in range(shards):
         rows = range(50 * number, 50 * number + 50)
         job = Job(number, dict.fromkeys(rows, one), {"a": 0}, ("rgb", "diff1", "flow1"), out, Geometry(64, 64), 60)
-        for written, _ in run(job, lambda _: None).tars.values():
+        for written, _ in run_job(job, lambda _: None).tars.values():
             written.unlink()
         yield resident()
 

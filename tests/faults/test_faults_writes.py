@@ -62,7 +62,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No decoder and no workers, so that every call of a run is ours."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the injector knows what it would keep
     monkeypatch.setattr(job, "VideoReader", MadeUp)
-    monkeypatch.setattr(stage, "work", lambda jobs, _: (job.run(each, lambda _: None) for each in jobs))
+    monkeypatch.setattr(stage, "run_jobs", lambda jobs, **_: (job.run_job(each, lambda _: None) for each in jobs))
 
 
 def make(out: Path, **options: object) -> None:
@@ -148,7 +148,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fresh") / "set"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "VideoReader", MadeUp)
-        patch.setattr(stage, "work", lambda jobs, _: (job.run(each, lambda _: None) for each in jobs))
+        patch.setattr(stage, "run_jobs", lambda jobs, **_: (job.run_job(each, lambda _: None) for each in jobs))
         make(out)
     return out
 

@@ -220,7 +220,7 @@ def test_epic(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["hmdb51"], ["no data/hmdb51 here", "brush_hair/", "serre-lab"]),
+        (["hmdb51"], ["data/hmdb51 is no folder; put HMDB51 there", "brush_hair/", "serre-lab"]),
         (["hmdb51", "--videos", "."], ["holds no folder of HMDB51's classes", "brush_hair/"]),
         (
             ["kinetics", "--videos", "."],
@@ -231,7 +231,7 @@ def test_epic(tmp_path: Path) -> None:
         (["ssv2", "--videos", "nowhere", "--splits", "lists"], ["put Something-Something V2 there", "220847.webm"]),
         (["ssv2", "--videos", ".", "--splits", "lists"], ['listed videos (such as "1") was found', "220847.webm"]),
         (["epic"], ["needs --splits", "hyrsmplusplus/epic_kitchens"]),
-        (["epic", "--splits", "lists"], ["no data/epic here", "clips_256/P01_11_0.MP4"]),
+        (["epic", "--splits", "lists"], ["data/epic is no folder; put EPIC-Kitchens there", "clips_256/P01_11_0.MP4"]),
         (["ucf101", "--videos", ".", "--splits", "nowhere"], ["holds no clip of UCF101"]),
     ],
 )

@@ -25,7 +25,8 @@ from preprocess.cli import cli
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, Planes, VideoReader
 from preprocess.encode import series as encode
-from preprocess.stage import Settings, preprocess, usual_rows
+from preprocess.plan import usual_rows
+from preprocess.stage import Settings, preprocess
 from preprocess.workers import job
 from shards_spec import ShardError, ShardSet
 from shards_spec.errors import FsarError
@@ -258,7 +259,7 @@ def test_the_next_decoder_starts_before_its_turn(videos: Path, tmp_path: Path, m
     catalogue = folder_catalogue(videos)
     classes = {"a": 0, "b": 1}
     work = job.Job(0, dict(enumerate(catalogue.videos[2:6])), classes, ("rgb",), tmp_path, Geometry(64, 64), 60)
-    done = job.run(work, lambda _: None)
+    done = job.run_job(work, lambda _: None)
     assert events == ["start 2", "start n", "read 2", "start 3", "read n", "start 4", "read 3", "read 4"]
     assert [failure.reason for failure in done.failures] == ["not-a-video"]
 
@@ -275,7 +276,7 @@ def test_decoders_end_with_a_job_that_fails(videos: Path, tmp_path: Path, monkey
     catalogue = folder_catalogue(videos)
     work = job.Job(0, dict(enumerate(catalogue.videos[:3])), {"a": 0}, ("rgb",), tmp_path, Geometry(64, 64), 60)
     with pytest.raises(FsarError, match="stop here"):
-        job.run(work, lambda _: stop())
+        job.run_job(work, lambda _: stop())
     assert len(started) == 2
     assert all(reader._process.poll() is not None for reader in started)
     assert not list(tmp_path.iterdir())
@@ -294,7 +295,7 @@ def test_every_thread_of_a_job_is_steady(videos: Path, tmp_path: Path, monkeypat
     work = job.Job(
         0, {0: folder_catalogue(videos).videos[0]}, {"a": 0}, ("rgb", "flow1"), tmp_path, Geometry(64, 64), 60
     )
-    job.run(work, lambda _: None)
+    job.run_job(work, lambda _: None)
     cv2.setNumThreads(threads)
     assert seen == {(False, False)}
 

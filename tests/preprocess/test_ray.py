@@ -20,7 +20,7 @@ from preprocess.decode import Geometry
 from preprocess.encode.series import series_plans
 from preprocess.stage import Settings, preprocess
 from preprocess.workers.job import Job
-from preprocess.workers.on_ray import _messages, make_shard, work_on_ray
+from preprocess.workers.on_ray import _receive, make_shard, run_on_ray
 from shards_spec.errors import ConfigError, FsarError
 
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
@@ -77,7 +77,7 @@ def test_a_machine_that_would_write_other_bytes_is_refused(tiny_videos: Path, tm
 def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "fsar\[ray\]"'):
-        list(work_on_ray([]))
+        list(run_on_ray([]))
 
 
 def test_a_fault_of_our_code_on_a_machine_is_no_lost_machine(tmp_path: Path) -> None:
@@ -86,4 +86,4 @@ def test_a_fault_of_our_code_on_a_machine_is_no_lost_machine(tmp_path: Path) -> 
 
     job = Job(3, {}, {}, ("rgb",), tmp_path, Geometry(32, 32), 60.0)
     with pytest.raises(FsarError, match=r"shard 3 failed on .* \(ImportError: no fsar\); install the same fsar"):
-        list(_messages(SimpleNamespace(get=get, exceptions=ray.exceptions), None, job))
+        list(_receive(SimpleNamespace(get=get, exceptions=ray.exceptions), None, job))

@@ -84,7 +84,7 @@ def test_the_sprite_stands_out_and_moves():
 
 def test_written_videos_decode_to_what_was_rendered(tmp_path, two_classes):
     counted = []
-    paths = write_videos(tmp_path, seed=0, per_class=2, progress=counted.append)
+    paths = write_videos(tmp_path, seed=0, per_class=2, on_written=counted.append)
     assert [path.relative_to(tmp_path).as_posix() for path in paths[:2]] == [
         "right/right_000.mp4",
         "right/right_001.mp4",

@@ -32,8 +32,9 @@ from preprocess.datasets.catalogue import CatalogueError, Video
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
-from preprocess.workers.job import Job, run
-from preprocess.workers.pool import Attempts, _Worker
+from preprocess.workers.job import Job, run_job
+from preprocess.workers.pool import _Worker
+from preprocess.workers.retries import Retries
 from shards_spec import ShardError, ShardSet
 from shards_spec.cli.shards import cli as shards_cli
 from shards_spec.errors import ConfigError, GoneError, RemoteError
@@ -95,13 +96,13 @@ def test_a_video_that_is_gone_is_a_failure_and_a_place_that_refuses_stops_the_ru
     gone = replace(found[1], path=RemotePath("s3://bucket/videos/ant/gone.mp4"))
     job = Job(0, dict(enumerate([found[0], gone, found[2]])), {"ant": 0}, ("rgb",), tmp_path, Geometry(32, 32), 60.0)
     frames: list[int] = []
-    (failure,) = run(job, frames.append).failures
+    (failure,) = run_job(job, frames.append).failures
     assert (failure.row, failure.reason, failure.detail) == (1, "unreadable", "it was listed and is gone")
     assert [count > 0 for count in frames] == [True, False, True]
     requests.post(f"{s3}/moto-api/reset-auth", data="0", timeout=5)  # from now on keys are looked at
     try:
         with pytest.raises(RemoteError, match=r"access refused .* check the credentials"):
-            run(job, frames.append)
+            run_job(job, frames.append)
     finally:
         requests.post(f"{s3}/moto-api/reset-auth", data="inf", timeout=5)
 
@@ -324,7 +325,7 @@ def test_a_slow_copy_is_no_silent_worker(tmp_path: Path) -> None:
     here = Video("a/x.mp4", "a", None, tmp_path / "x.mp4")
     there = replace(here, path=RemotePath("s3://bucket/x.mp4"))
     jobs = [Job(0, {0: video}, {"a": 0}, ("rgb",), tmp_path, Geometry(32, 32), 5.0) for video in (here, there)]
-    near, far = (_Worker(None, Attempts(job), 0.0).patience for job in jobs)
+    near, far = (_Worker(None, Retries(job), 0.0).silence_limit for job in jobs)
     assert far - near >= 600
 
 
@@ -339,7 +340,7 @@ def test_a_fatal_video_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyP
     paths = [RemotePath(f"memory://nowhere/{name}.mp4") for name in "xy"]
     videos = {row: Video(f"a/{path.name}", "a", None, path) for row, path in enumerate(paths)}
     job = Job(0, videos, {"a": 0}, ("rgb",), tmp_path, Geometry(32, 32), 5.0, fatal={1: "2 workers were lost at it"})
-    assert [failure.reason for failure in run(job, lambda _: time.sleep(0.05)).failures] == ["unreadable", "crash"]
+    assert [failure.reason for failure in run_job(job, lambda _: time.sleep(0.05)).failures] == ["unreadable", "crash"]
     assert fetched == ["x.mp4"]
 
 
