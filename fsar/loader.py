@@ -18,8 +18,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from fsar.episode import Episode
 from fsar.methods.class_text import ClassText
-from pipelines.augment.clips import Target, render, render_windows
-from pipelines.decoding.buffers import ClipBuffers
+from pipelines.augment.clips import render, render_windows
+from pipelines.augment.on_cpu import ClipBuffers, Target
 from pipelines.decoding.choose import executor_for
 from pipelines.decoding.raw import RawExecutor
 from pipelines.episodes.pools import Labels

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.timing import Contestant, time_in_turn
-from pipelines.decoding.buffers import ClipBuffers
+from pipelines.augment.on_cpu import ClipBuffers
 from pipelines.episodes.stream import EpisodePlan
 from pipelines.reads import Reads
 from shards_spec import ShardSet

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fsar.run import ranks
-from pipelines.decoding.buffers import ClipBuffers
+from pipelines.augment.on_cpu import ClipBuffers
 from shards_spec.errors import FsarError
 from shards_spec.files import DiskError, disk_errors, only_writer, publish, temporary
 

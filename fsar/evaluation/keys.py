@@ -25,7 +25,6 @@ OF_VIEWS = (
 MAKERS = (
     "fsar.evaluation.embeddings",
     "pipelines.augment.clips",
-    "pipelines.augment.colours",
     "pipelines.augment.on_cpu",
     "pipelines.episodes.stream",
     "pipelines.episodes.views",

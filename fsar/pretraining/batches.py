@@ -26,9 +26,8 @@ from fsar.pretraining.motion_views import MotionViews, Wrap, motion_views
 from fsar.pretraining.mscl import PairedViews
 from fsar.run import ranks
 from fsar.trunks import Trunk
-from pipelines.augment.clip_jitter import ClipJitter
 from pipelines.augment.clips import Three, normalise
-from pipelines.augment.photometric import Photometric, gaussian_blur
+from pipelines.augment.photometric import ClipJitter, Photometric, gaussian_blur
 from pipelines.clips.stream import COLOURS, ClipPlan, ClipRules
 from pipelines.draw import PhiloxDraw
 from shards_spec import ShardSet

@@ -7,37 +7,18 @@ code (alibaba-mmai-research/MoLo, `datasets/utils/transformations.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from pipelines.augment.on_cpu import Look, Windows, fill_clips
+from pipelines.augment.on_cpu import Look, Target, Windows, fill_clips
 from pipelines.clips.stream import Box
-from pipelines.decoding.buffers import ClipBuffers
 from pipelines.draw import Jitter
 from pipelines.episodes.stream import View
 
 Factor = float | torch.Tensor
 Three = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where clips go: buffers that memory on the CPU is taken from, its order, and the threads that fill it there."""
-
-    buffers: ClipBuffers | None = None
-    memory_format: torch.memory_format = torch.contiguous_format
-    threads: int = 0  # 0: as many as torch has
-
-    def empty(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        """Clips [V, T, 3, h, w] whose content is undefined; channels-last: a frame's colours lie side by side."""
-        last = self.memory_format == torch.channels_last
-        stored = (*shape[:2], *shape[3:], shape[2]) if last else shape
-        own = self.buffers and device.type == "cpu"
-        clips = self.buffers.take(*stored) if self.buffers and own else torch.empty(stored, device=device)
-        return clips.movedim(-1, 2) if last else clips
 
 
 def render(
@@ -195,7 +176,7 @@ def hue(images: torch.Tensor, shift: Factor) -> torch.Tensor:
     return torch.cat(parts, -3).clamp_(0, 1).mul_(chroma).add_(low)
 
 
-_OPERATIONS: tuple[Callable[[torch.Tensor, Factor], torch.Tensor], ...] = (
+OPERATIONS: tuple[Callable[[torch.Tensor, Factor], torch.Tensor], ...] = (
     brightness,
     contrast,
     saturation,
@@ -212,8 +193,8 @@ def colour_jitter(clips: torch.Tensor, jitters: Sequence[Jitter]) -> torch.Tenso
     for number, jitter in enumerate(jitters):
         if jitter.grey:
             clips[number] = greyscale(clips[number])
-    for step in range(len(_OPERATIONS)):
-        for place, operation in enumerate(_OPERATIONS):
+    for step in range(len(OPERATIONS)):
+        for place, operation in enumerate(OPERATIONS):
             numbers = [number for number, jitter in enumerate(jitters) if jitter.order[step] == place]
             if numbers:
                 factors = [_factor(jitters[number], place) for number in numbers]

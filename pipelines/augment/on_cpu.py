@@ -1,35 +1,101 @@
-"""Clips on a CPU that are not resized: each frame is made in the cache, and each of its values written once."""
+"""Make clips on a CPU frame by frame, with OpenCV, in memory that is used again.
+
+A frame goes through all of its operations while it is in the cache, and each of its values is written once. The
+operations are those of `pipelines.augment.clips`; a frame of 224 x 224 takes a fifth of torch's time for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from pipelines.augment.colours import jitter_frame
 from pipelines.draw import Jitter
 from pipelines.episodes.stream import View
 
 Pixels = npt.NDArray[np.uint8]
 Windows = Sequence[Pixels]  # uint8 [h, w, 3] each
 Values = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float64]
 
-if TYPE_CHECKING:
-    import torch
+MOST_KEPT = 8  # buffers; a consumer that keeps more episodes than that gets fresh memory
+HELD_BY_US = 2  # references to a free buffer: the list's, and that of the call that counts
+LEAST_SHARE = 1 << 21  # values a thread: to start one costs as much as to write some hundred thousand
+LEAST_COLOURS = 1 << 20  # the same where colours are jittered or blurred, which takes longer a value
+TOGETHER = 4  # frames whose channels are parted at a time: their bytes fit the cache of a core
+COLOURS = (np.arange(256, dtype=np.float32) / np.float32(255))[None]  # [1, 256] the colour of each byte
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+TURN = 360.0  # OpenCV's hue is in degrees
+FAINT = 1e-8  # taps of a blur below this are no more than rounding
 
-LEAST_SHARE = 1 << 21  # values: a thread costs as much as to write some hundred thousand
-TOGETHER = 4  # frames whose channels are parted at a time: pixels and planes fit the cache of a core
-COLOURS = (np.arange(256, dtype=np.float32) / np.float32(255))[None]  # [1, 256]
+
+class ClipBuffers:
+    """Memory of tensors of one type on the CPU, given again once nobody holds a view of it; safe in threads.
+
+    Fresh pages cost as much as filling them: the system clears each of them first.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike = np.float32) -> None:
+        self._dtype = dtype
+        self._arrays: list[np.ndarray[tuple[int], Any]] = []
+        self._lock = threading.Lock()
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """Return a tensor of that shape; its content is undefined."""
+        size = math.prod(shape)
+        with self._lock:
+            for number in range(len(self._arrays)):  # by number: a loop variable would be one more reference
+                fits = size <= self._arrays[number].size <= 2 * size
+                # every tensor made of an array, and every view of that tensor, holds a reference to the array
+                if fits and sys.getrefcount(self._arrays[number]) == HELD_BY_US:
+                    return torch.from_numpy(self._arrays[number])[:size].view(shape)
+            array = np.empty(size, self._dtype)
+            if len(self._arrays) == MOST_KEPT:
+                self._arrays.pop(0)
+            self._arrays.append(array)
+            return torch.from_numpy(array).view(shape)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where clips go.
+
+    Attributes:
+        buffers: What memory on the CPU is taken from; None: fresh memory.
+        memory_format: Order of a frame in memory; with `torch.channels_last` its colours lie side by side.
+        threads: Threads that fill it on a CPU; 0: as many as torch has.
+    """
+
+    buffers: ClipBuffers | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+    threads: int = 0
+
+    def empty(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Return clips [V, T, 3, h, w] whose content is undefined."""
+        last = self.memory_format == torch.channels_last
+        stored = (*shape[:2], *shape[3:], shape[2]) if last else shape
+        own = self.buffers and device.type == "cpu"
+        clips = self.buffers.take(*stored) if self.buffers and own else torch.empty(stored, device=device)
+        return clips.movedim(-1, 2) if last else clips
 
 
 @dataclass(frozen=True)
 class Look:
-    """How colours become values: table float32 [3, 256] of bytes, matrix float32 [3, 4] of colours in [0, 1]."""
+    """How colours become values.
+
+    Attributes:
+        table: float32 [3, 256], the value of each byte of each channel.
+        matrix: float32 [3, 4], from colours in [0, 1] and a 1 below them to values.
+    """
 
     table: Values
     matrix: Values
@@ -44,31 +110,41 @@ def fill_clips(
     look: Look,
     threads: int,
 ) -> None:
-    """Write the clips `numbers` of [V, T, 3, h, w], in whichever order in memory, whose windows are not resized.
+    """Write those clips of [V, T, 3, h, w] that have these numbers; their windows are not resized.
 
-    frames: R windows uint8 [h, w, 3] for each of the plan's reads.
+    Args:
+        clips: In either order in memory.
+        numbers: Places of the clips in V.
+        views: [V] all views.
+        frames: Windows uint8 [h, w, 3], R of them for each of the plan's reads.
+        look: How colours become values.
+        threads: Most threads to use.
     """
     colours_last = clips.stride(2) == 1
     out = clips.movedim(2, -1).numpy() if colours_last else clips.numpy()
-    shares = max(1, min(threads, len(numbers) * out[0].size // LEAST_SHARE))
 
-    def work(share: int) -> None:
+    def work(share: int, shares: int) -> None:
         painter = _Painter(clips.shape[-2:], look, colours_last=colours_last)
         for number in numbers[share::shares]:
             painter.paint(out[number], frames[views[number].reads], views[number])
 
-    if shares == 1:
-        work(0)
+    in_shares(work, min(threads, len(numbers) * out[0].size // LEAST_SHARE))
+
+
+def in_shares(work: Callable[[int, int], None], shares: int) -> None:
+    """Do `work(share, shares)` for every share, each in a thread; the first one is the caller's own."""
+    if shares <= 1:
+        work(0, 1)
         return
     with ThreadPoolExecutor(shares - 1) as pool:
-        tasks = [pool.submit(work, share) for share in range(1, shares)]
-        work(0)
+        tasks = [pool.submit(work, share, shares) for share in range(1, shares)]
+        work(0, shares)
         for task in tasks:
             task.result()
 
 
 class _Painter:
-    """Makes one clip after the other in memory of its own, which stays in the cache."""
+    """Makes one clip after the other in scratch memory of its own, which stays in the cache."""
 
     def __init__(self, size: Sequence[int], look: Look, *, colours_last: bool) -> None:
         self._look, self._colours_last = look, colours_last
@@ -76,7 +152,7 @@ class _Painter:
         # OpenCV's table of one channel, for all three, is the faster one
         self._table = look.table[0] if same else np.ascontiguousarray(look.table.T)[None]  # [256] or [1, 256, 3]
         self._pixels = np.empty((TOGETHER, *size, 3), np.uint8)
-        self._planes = np.empty((3, TOGETHER, *size), np.uint8)
+        self._channels = np.empty((3, TOGETHER, *size), np.uint8)
         self._colours = np.empty((0, *size, 3), np.float32)
 
     def paint(self, clip: Values, windows: Windows, view: View) -> None:
@@ -84,17 +160,17 @@ class _Painter:
         chosen = [windows[place] for place in view.indices]
         if view.jitter is None and not self._colours_last:
             for start in range(0, len(chosen), TOGETHER):
-                self._parted(clip[start : start + TOGETHER], chosen[start : start + TOGETHER], flip=view.flip)
+                self._part(clip[start : start + TOGETHER], chosen[start : start + TOGETHER], flip=view.flip)
             return
         for image, window in zip(clip, chosen, strict=True):
             pixels = cv2.flip(window, 1, self._pixels[0]) if view.flip else window
             if view.jitter is None:
                 cv2.LUT(pixels, self._table, image)
             else:
-                self._jittered(image, pixels, view.jitter)
+                self._jitter(image, pixels, view.jitter)
 
-    def _parted(self, images: Values, windows: Windows, *, flip: bool) -> None:
-        """Write frames [k, 3, h, w] in few calls, for each of which another thread may have to wait."""
+    def _part(self, images: Values, windows: Windows, *, flip: bool) -> None:
+        """Write frames [k, 3, h, w] in few calls: at each of them it may have to wait for another thread."""
         count, _, height, width = images.shape
         pixels = self._pixels[:count]
         if flip:
@@ -102,14 +178,15 @@ class _Painter:
                 cv2.flip(window, 1, out)
         else:  # a window of a frame is parted six times slower than its copy
             cv2.vconcat(windows, pixels.reshape(count * height, width, 3))
-        planes = self._planes[:, :count].reshape(3, count * height, width)
-        cv2.split(pixels.reshape(count * height, width, 3), list(planes))
+        channels = self._channels[:, :count].reshape(3, count * height, width)
+        cv2.split(pixels.reshape(count * height, width, 3), list(channels))
+        # A byte has 256 values: a table gives each its normalised one, in place of conversion, division and addition.
         for channel, table in enumerate(self._look.table):
-            out = images[:, channel].reshape(count, -1)  # a view: the planes of a frame are whole
-            cv2.LUT(planes[channel].reshape(count, -1), table, out)
+            out = images[:, channel].reshape(count, -1)  # a view, not a copy: each channel of a frame is whole
+            cv2.LUT(channels[channel].reshape(count, -1), table, out)
 
-    def _jittered(self, image: Values, pixels: Pixels, jitter: Jitter) -> None:
-        if not len(self._colours):
+    def _jitter(self, image: Values, pixels: Pixels, jitter: Jitter) -> None:
+        if not len(self._colours):  # most clips need none
             self._colours = np.empty((2, *pixels.shape), np.float32)
         colours, spare = self._colours
         cv2.LUT(pixels, COLOURS, colours)
@@ -118,3 +195,94 @@ class _Painter:
             cv2.transform(colours, self._look.matrix, image)
         else:
             cv2.split(cv2.transform(colours, self._look.matrix, spare), list(image))
+
+
+def augment_clips(
+    clips: torch.Tensor, jitters: Sequence[Jitter | None], kernels: Sequence[Values | None], matrix: torch.Tensor
+) -> torch.Tensor:
+    """Jitter, then blur, then normalise clips [N, T, 3, H, W] of colours in [0, 1]; return the same shape.
+
+    Args:
+        clips: float32 on the CPU.
+        jitters: [N]; None leaves a clip's colours.
+        kernels: [N] taps of the blur along both axes; None leaves a clip sharp.
+        matrix: [3, 4] of the normalisation, from colours and a 1 below them to values.
+    """
+    out = torch.empty(clips.shape)
+    source, made, last = clips.numpy(), out.numpy(), matrix.numpy()
+    frames = [(n, t) for n in range(clips.shape[0]) for t in range(clips.shape[1])]
+
+    def work(share: int, shares: int) -> None:
+        colours, spare = np.empty((2, *clips.shape[-2:], 3), np.float32)
+        for n, t in frames[share::shares]:
+            cv2.merge(list(source[n, t]), colours)
+            if (jitter := jitters[n]) is not None:
+                jitter_frame(colours, spare, jitter)
+            if (kernel := kernels[n]) is not None:
+                blur_frame(colours, kernel, out=colours)
+            cv2.split(cv2.transform(colours, last, spare), list(made[n, t]))
+
+    in_shares(work, min(torch.get_num_threads(), clips.numel() // LEAST_COLOURS))
+    return out
+
+
+def blur_clips(clips: torch.Tensor, kernels: Sequence[Values | None]) -> torch.Tensor:
+    """Blur those of clips float32 [N, T, 3, H, W] on the CPU that have a kernel; return the same shape."""
+    out = clips.clone(memory_format=torch.contiguous_format)
+    made = out.flatten(1, 2).numpy()  # [N, T 3, H, W]
+    images = [
+        (image, kernel) for clip, kernel in zip(made, kernels, strict=True) if kernel is not None for image in clip
+    ]
+
+    def work(share: int, shares: int) -> None:
+        for image, kernel in images[share::shares]:
+            blur_frame(image, kernel, out=image)
+
+    in_shares(work, min(torch.get_num_threads(), len(images) * made[0, 0].size // LEAST_COLOURS))
+    return out
+
+
+def blur_frame(frame: Values, kernel: Values, *, out: Values) -> None:
+    """Write a frame [h, w] or [h, w, 3], blurred along both axes by a kernel [taps]; the border is mirrored."""
+    faint = int((kernel[: len(kernel) // 2] < FAINT).sum())  # a kernel is symmetric: as many fall at its end
+    taps = kernel[faint : len(kernel) - faint]
+    cv2.sepFilter2D(frame, -1, taps, taps, out, borderType=cv2.BORDER_REFLECT_101)
+
+
+def jitter_frame(frame: Values, spare: Values, jitter: Jitter) -> None:
+    """Jitter a frame [h, w, 3] of colours in [0, 1] where it lies; spare: memory of the same shape."""
+    if jitter.grey:
+        _saturation(frame, spare, 0.0)
+    factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    for place in jitter.order:
+        _OPERATIONS[place](frame, spare, factors[place])
+
+
+def _brightness(frame: Values, spare: Values, factor: float) -> None:
+    np.multiply(frame, np.float32(factor), out=spare)
+    cv2.threshold(spare, 1.0, 0.0, cv2.THRESH_TRUNC, frame)
+
+
+def _contrast(frame: Values, spare: Values, factor: float) -> None:
+    mean = LUMINANCE @ cv2.mean(frame)[:3]
+    _mix(frame, spare, factor * np.eye(3), np.full((3, 1), (1 - factor) * mean))
+
+
+def _saturation(frame: Values, spare: Values, factor: float) -> None:
+    _mix(frame, spare, factor * np.eye(3) + (1 - factor) * LUMINANCE, np.zeros((3, 1)))
+
+
+def _mix(frame: Values, spare: Values, matrix: Matrix, shift: Matrix) -> None:
+    """Replace every colour by matrix [3, 3] times it plus shift [3, 1], kept in [0, 1]."""
+    cv2.transform(frame, np.hstack([matrix, shift]).astype(np.float32), spare)
+    np.clip(spare, np.float32(0), np.float32(1), out=frame)
+
+
+def _hue(frame: Values, spare: Values, shift: float) -> None:
+    cv2.cvtColor(frame, cv2.COLOR_RGB2HSV, spare)
+    # from 0 to two turns: OpenCV takes off whole ones, of positive hues only
+    spare[..., 0] += np.float32(TURN * (shift % 1))
+    cv2.cvtColor(spare, cv2.COLOR_HSV2RGB, frame)
+
+
+_OPERATIONS = (_brightness, _contrast, _saturation, _hue)  # each as its namesake of `pipelines.augment.clips`

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.decoding.buffers import ClipBuffers
+from pipelines.augment.on_cpu import ClipBuffers
 from pipelines.decoding.jpeg import frame_name
 from pipelines.reads import Reads
 from shards_spec import ShardSet

@@ -21,7 +21,7 @@ from fsar.evaluation.embeddings import embed_rows, shuffle_clips
 from fsar.run.build import build_model
 from fsar.run.config import build_config
 from fsar.trunks.video import ThinResNet18
-from pipelines.augment.clips import Target
+from pipelines.augment.on_cpu import Target
 from pipelines.draw import PhiloxDraw
 from pipelines.episodes.stream import EpisodeStream
 from pipelines.sampling import frame_rule, segment_clips

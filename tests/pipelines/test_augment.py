@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.augment import clips as augment
-from pipelines.augment.colours import jitter_frame
-from pipelines.decoding.buffers import ClipBuffers
+from pipelines.augment.on_cpu import ClipBuffers, Target, jitter_frame
 from pipelines.draw import Jitter, draw_jitter
 from pipelines.episodes.stream import View
 
@@ -157,7 +156,7 @@ def test_both_orders_in_memory_hold_the_same_values(std):
     views = [view(), view(flip=True), view(jitter=jitter), view(flip=True, jitter=jitter), view((4, 2))]
     made = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        target = augment.Target(ClipBuffers(), memory_format, threads=1)
+        target = Target(ClipBuffers(), memory_format, threads=1)
         look = {"mean": MEAN, "std": std, "crop": 32, "resize": 40, "target": target}
         made.append(augment.render([CLIP[:, :32, :32]], views, **look))
     assert torch.equal(*made)

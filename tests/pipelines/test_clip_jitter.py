@@ -5,7 +5,7 @@ import colorsys
 import pytest
 import torch
 
-from pipelines.augment.clip_jitter import ClipJitter, JitterDraws, add_brightness, hsv_saturation
+from pipelines.augment.photometric import ClipJitter, JitterDraws, add_brightness, hsv_saturation
 from shards_spec.errors import ConfigError
 
 CLIPS = torch.rand(3, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))

@@ -98,7 +98,7 @@ def test_rules_that_mean_nothing(options):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_frames_on_a_cpu_are_made_as_whole_clips_are_elsewhere(threads, monkeypatch):
     """Double precision takes torch's operations, as a GPU does; whichever thread makes a frame."""
-    monkeypatch.setattr("pipelines.augment.frame_colours.LEAST_SHARE", 1)
+    monkeypatch.setattr("pipelines.augment.on_cpu.LEAST_COLOURS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     clips, rules = some_clips(6, 60), replace(RULES, blur_sigma="per_sample", grey=0.4, jitter=0.5)
     draws = rules.draw(6, seeded(2))

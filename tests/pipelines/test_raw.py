@@ -19,7 +19,7 @@ from videos import moving_frames, write_video
 
 from fsar import EpisodeLoader
 from fsar.report.pictures import middle_frame
-from pipelines.decoding.buffers import ClipBuffers
+from pipelines.augment.on_cpu import ClipBuffers
 from pipelines.decoding.choose import create_executor
 from pipelines.decoding.raw import RawExecutor
 from pipelines.episodes.rules import EpisodeRules
