@@ -261,7 +261,7 @@ def _ours(
 
 def _run_frames(loader: EpisodeLoader) -> Callable[[int], None]:
     def run(count: int) -> None:
-        for _ in loader.prefetcher.frames(0, count):
+        for _ in loader.background.frames(loader.stream, 0, count):
             pass
         synchronise(loader.device)
 

@@ -97,8 +97,8 @@ class Loop:
 
     def decode(self, count: int) -> None:
         """The pixels of as many steps."""
-        for _, frames, _ in self.loader.prefetcher.prepared(self.loader.prefetcher.decode, 0, count):
-            self.loader.prefetcher.to_device(frames)
+        for _ in self.loader.background.frames(self.loader.stream, 0, count):
+            pass
         synchronise(self.device)
 
     def compute(self, count: int) -> None:

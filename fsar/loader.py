@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import starmap
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
@@ -20,12 +19,11 @@ from fsar.episode import Episode
 from fsar.methods.class_text import ClassText
 from pipelines.augment.clips import render, render_windows
 from pipelines.augment.on_cpu import ClipBuffers, Target
-from pipelines.decoding.choose import executor_for
 from pipelines.decoding.raw import RawExecutor
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import Chosen, EpisodePlan, EpisodeStream
-from pipelines.loader import Prefetcher
+from pipelines.loader import Loader, executor_for
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
@@ -96,7 +94,7 @@ class EpisodeLoader:
         # On the CPU clips are made straight from the files' memory, without a copy of the pixels in between.
         on_cpu = self.device.type == "cpu"
         self._raw = self.executor if on_cpu and isinstance(self.executor, RawExecutor) else None
-        self.prefetcher = Prefetcher(self.stream, self.executor, device=self.device, prefetch=prefetch)
+        self.background = Loader(self.executor, device=self.device, prefetch=prefetch)
         self._target = Target(ClipBuffers(), memory_format)
         # half of the threads for each: two episodes are prepared at a time
         self._in_background = replace(self._target, threads=max(1, (threads or torch.get_num_threads()) // 2))
@@ -113,28 +111,27 @@ class EpisodeLoader:
     def planned(
         self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
-        """The same with each episode's plan (which videos, which frames) and the seconds waited for it.
+        """Yield the same with each episode's plan (which videos, which frames) and the seconds waited for it.
 
         Each of the episodes is followed by the next ones in number, a `block` of them together.
         """
-        # no loop, whose variables would keep an episode's memory while the next one is waited for
-        return starmap(self._finished, self.prefetcher.prepared(self._prepared, start, stop, step=step, block=block))
+        work = (self.stream, self._prepared, self._finished)
+        return self.background.steps(*work, start, stop, step=step, block=block)
 
     def _prepared(self, plan: EpisodePlan) -> Tensor | list[Tensor]:
-        """In the background: clips where the CPU makes them and nothing is resized, else decoded frames."""
+        """In the background: make clips where the CPU makes them and nothing is resized, else decode frames."""
         if self.device.type != "cpu" or any(view.box for view in plan.views):
-            return self.prefetcher.decode(plan)
+            return self.background.decode(plan)
         if self._raw is None:
-            return self._rendered(plan, self.prefetcher.decode(plan), target=self._in_background)
+            return self._rendered(plan, self.background.decode(plan), target=self._in_background)
         windows = [self._raw.windows(reads) for reads in plan.reads]
         return render_windows(windows, plan.views, mean=self.mean, std=self.std, target=self._in_background)
 
-    def _finished(
-        self, plan: EpisodePlan, made: Tensor | list[Tensor], wait: float
-    ) -> tuple[EpisodePlan, Episode, float]:
+    def _finished(self, plan: EpisodePlan, made: Tensor | list[Tensor]) -> Episode:
+        """In the consumer's thread: make clips of frames, and the episode of clips."""
         if not isinstance(made, Tensor):
-            made = self._rendered(plan, self.prefetcher.to_device(made), target=self._target)
-        return plan, self.assemble(plan, self.rules.parted(made)), wait
+            made = self._rendered(plan, self.background.to_device(made), target=self._target)
+        return self.assemble(plan, self.rules.parted(made))
 
     def _rendered(self, plan: EpisodePlan, frames: list[Tensor], *, target: Target) -> Tensor:
         """Clips [V, T, 3, H, W] on the device."""
@@ -182,8 +179,7 @@ class EpisodeLoader:
 
     def close(self) -> None:
         """End its threads and give back the decoder; the shard set stays open."""
-        self.prefetcher.close()
-        self.executor.close()
+        self.background.close()
 
     def __enter__(self) -> Self:
         return self

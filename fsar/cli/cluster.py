@@ -21,8 +21,8 @@ from fsar.run.build import build_model, evaluation_rules, frozen_prototypes
 from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run.device import choose_device
 from fsar.training.clusters import agreement, flow_features, k_means, keep_large
-from pipelines.decoding.choose import executor_for
 from pipelines.episodes.labels import write_labels
+from pipelines.loader import executor_for
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command, shards_option
 from shards_spec.errors import ConfigError

@@ -21,11 +21,11 @@ from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
 from fsar.run.device import autocast, keep_freed_memory
 from pipelines.augment.clips import render
-from pipelines.decoding.choose import Executor
 from pipelines.draw import PhiloxDraw
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import View
 from pipelines.episodes.views import draw_views, number_views, rows_of
+from pipelines.loader import Executor
 from pipelines.reads import Reads
 from shards_spec import ShardSet
 

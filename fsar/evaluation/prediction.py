@@ -30,8 +30,8 @@ from fsar.methods.class_text import ClassText
 from fsar.run.build import build_model, class_text_of, evaluation_rules
 from fsar.run.config import build_config, run_config
 from fsar.run.device import autocast, choose_device
-from pipelines.decoding.choose import Executor, executor_for
 from pipelines.episodes.rules import EpisodeRules
+from pipelines.loader import Executor, executor_for
 from preprocess.datasets.catalogue import EXTENSIONS, Catalogue, Video, walk
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry

@@ -13,8 +13,7 @@ from torch import Tensor
 from fsar.pretraining.flow_rotation import unit_flow
 from pipelines.augment.crops import crop_views
 from pipelines.clips.stream import ClipPlan, ClipRules, ClipStream, Ints
-from pipelines.decoding.choose import executor_for
-from pipelines.loader import Prefetcher
+from pipelines.loader import Loader, executor_for
 from shards_spec import ShardSet
 from shards_spec.pictures import FLOW_ZERO
 
@@ -78,15 +77,15 @@ class ClipLoader:
         self.shards, self.rules, self.device = shards, rules, torch.device(device)
         self.stream = ClipStream(shards, rows, rules, batch=batch, seed=seed, rank=rank, ranks=ranks)
         series = ["rgb"] + ([rules.flow_series] if rules.flow_series else [])
-        self._executor = executor_for(shards, self.device, name=executor, threads=threads, series=series)
-        self.prefetcher = Prefetcher(self.stream, self._executor, device=self.device, prefetch=prefetch)
+        made = executor_for(shards, self.device, name=executor, threads=threads, series=series)
+        self.background = Loader(made, device=self.device, prefetch=prefetch)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[ClipPlan, ClipViews, float]]:
         """Yield the plans of steps start, start + 1, ... below stop, their clips, and the seconds waited for each."""
-        for decoded in self.prefetcher.frames(start, stop):
-            yield decoded.plan, self._views(decoded.plan, decoded.frames), decoded.wait
+        return self.background.steps(self.stream, self.background.decode, self._cropped, start, stop)
 
-    def _views(self, plan: ClipPlan, frames: list[Tensor]) -> ClipViews:
+    def _cropped(self, plan: ClipPlan, decoded: list[Tensor]) -> ClipViews:
+        frames = self.background.to_device(decoded)
         videos, size = len(plan.rows), self.rules.crop
         clips = crop_views(frames, plan.views, size=size).div_(255)  # [B V, T, 3, S, S]
         flow = None
@@ -105,8 +104,7 @@ class ClipLoader:
 
     def close(self) -> None:
         """End its threads and give back the decoder; the shard set stays open."""
-        self.prefetcher.close()
-        self._executor.close()
+        self.background.close()
 
     def __enter__(self) -> Self:
         return self

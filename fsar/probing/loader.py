@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,9 +16,8 @@ from fsar.trunks import Trunk
 from pipelines.augment.clips import normalise, resize_bilinear
 from pipelines.augment.photometric import Photometric
 from pipelines.clips.labelled import ClipRules, ProbePlan, RandomClips, UniformClips
-from pipelines.decoding.choose import executor_for
 from pipelines.draw import PhiloxDraw
-from pipelines.loader import Prefetcher
+from pipelines.loader import Loader, executor_for
 from shards_spec import ShardSet
 
 Ints = NDArray[np.int64]
@@ -50,14 +49,15 @@ class ProbeLoader:
         threads: int = 0,
         prefetch: int = 2,
     ) -> None:
-        self.shards, self.rules, self.device, self._prefetch = shards, rules, device, prefetch
+        self.shards, self.rules, self.device = shards, rules, device
         self._mean, self._std = trunk.mean, trunk.std
-        self._executor = executor_for(shards, device, name=executor, threads=threads)
+        made = executor_for(shards, device, name=executor, threads=threads)
+        self._background = Loader(made, device=device, prefetch=prefetch)
 
     def uniform(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """The test clips [clips, T, 3, S, S] of each video, in order."""
         stream = UniformClips(self.shards, rows, self.rules)
-        for plan, frames in self._prepared(stream, 0, len(stream)):
+        for plan, frames, _ in self._background.frames(stream, 0, len(stream)):
             yield normalise(self._clips(plan, frames, self.rules.size), self._mean, self._std)
 
     def random(self, stream: RandomClips, start: int, stop: int) -> Iterator[tuple[Tensor, Ints]]:
@@ -68,18 +68,10 @@ class ProbeLoader:
         photometric = Photometric(self._mean, self._std, blur=0.0)
         if not stream.rules.jitter:
             photometric = replace(photometric, grey=0.0, jitter=0.0)
-        for n, (plan, frames) in enumerate(self._prepared(stream, start, stop), start):
+        for n, (plan, frames, _) in enumerate(self._background.frames(stream, start, stop), start):
             generator = torch.Generator().manual_seed(PhiloxDraw(stream.seed, _JITTER | n).randint(0, 2**62))
             clips = self._clips(plan, frames, stream.rules.size)
             yield photometric(clips, generator), np.array(plan.rows, dtype=np.int64)
-
-    def _prepared(
-        self, stream: UniformClips | RandomClips, start: int, stop: int
-    ) -> Iterator[tuple[ProbePlan, list[Tensor]]]:
-        with Prefetcher(stream, self._executor, device=self.device, prefetch=self._prefetch) as prefetcher:
-            made: Iterator[Any] = prefetcher.prepared(prefetcher.decode, start, stop)
-            for plan, frames, _ in made:
-                yield plan, prefetcher.to_device(frames)
 
     def _clips(self, plan: ProbePlan, frames: Sequence[Tensor], size: int) -> Tensor:
         """All clips [N, T, 3, size, size] of a plan, in [0, 1]."""
@@ -93,7 +85,7 @@ class ProbeLoader:
 
     def close(self) -> None:
         """Give back the decoder; the shard set stays open."""
-        self._executor.close()
+        self._background.close()
 
     def __enter__(self) -> Self:
         return self

@@ -87,8 +87,8 @@ class CachedEpisodes:
         self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
         """Plans, episodes and seconds waited for each, as `EpisodeLoader.planned` has them."""
-        for plan, read, wait in self.loader.prefetcher.prepared(self._read, start, stop, step=step, block=block):
-            yield plan, self._episode(plan, read), wait
+        work = (self.loader.stream, self._read, self._episode)
+        return self.loader.background.steps(*work, start, stop, step=step, block=block)
 
     def _read(self, plan: EpisodePlan) -> dict[str, Tensor]:
         """In the background: features of the episode's views, support first."""

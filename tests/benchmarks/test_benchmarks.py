@@ -69,9 +69,9 @@ def test_usual_float_equals_ours(setting: episodes.Setting, n: int) -> None:
 @needs_decord
 def test_usual_bytes_equal_ours(setting: episodes.Setting) -> None:
     with episodes._ours(setting, "portable") as loader:
-        (decoded,) = loader.prefetcher.frames(0, 1)
-    views = decoded.plan.support + decoded.plan.query
-    ours = torch.stack([decoded.frames[view.reads][list(view.indices)] for view in views])  # [V, T, 56, 56, 3]
+        ((plan, frames, _),) = loader.background.frames(loader.stream, 0, 1)
+    views = plan.support + plan.query
+    ours = torch.stack([frames[view.reads][list(view.indices)] for view in views])  # [V, T, 56, 56, 3]
     usual = usual_episode(setting, 0, "uint8")
     assert usual.dtype == ours.dtype == torch.uint8
     check_same_frames(usual, ours, close=6.0)
@@ -150,11 +150,11 @@ def test_raw_rows_run_and_copy_the_windows_that_the_loader_gives(
         raw = episodes.open_raw(tmp_path / "raw", setting.shards, stack)
         with_raw = replace(setting, raw=raw)
         loader = stack.enter_context(episodes._ours(with_raw, "raw"))
-        (decoded,) = loader.prefetcher.frames(1, 2)
+        ((_, frames, _),) = loader.background.frames(loader.stream, 1, 2)
         episodes._run_episodes(loader)(2)
         bound = stack.enter_context(CopyBound([with_raw.stream().plan(1)], raw, threads=2))
         bound.run(2)
-    expected = decoded.frames[0].numpy().ravel()
+    expected = frames[0].numpy().ravel()
     for copied in bound._out:
         assert np.array_equal(copied[: len(expected)], expected)
     with ExitStack() as stack, pytest.raises(ConfigError, match="no raw shard set of the videos"):

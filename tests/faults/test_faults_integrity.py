@@ -19,9 +19,9 @@ from small_runs import call, words
 
 from fsar.cli.train import cli as train_cli
 from fsar.loader import EpisodeDataset, EpisodeLoader
-from pipelines.decoding.choose import create_executor
 from pipelines.decoding.dali import dali_is_installed
 from pipelines.episodes.rules import EpisodeRules
+from pipelines.loader import create_executor
 from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry

@@ -16,7 +16,7 @@ from pipelines.decoding.dali import dali_is_installed
 from pipelines.decoding.jpeg import PortableExecutor
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import EpisodeStream
-from pipelines.loader import Prefetcher
+from pipelines.loader import Loader
 from pipelines.reads import Reads
 from shards_spec.errors import ConfigError, ShardError
 
@@ -50,8 +50,8 @@ def stream():
 
 
 def load(stream, executor, start, stop, *, step=1, prefetch=2):
-    with Prefetcher(stream, executor, device="cpu", prefetch=prefetch) as loader:
-        yield from loader.frames(start, stop, step=step)
+    with Loader(executor, device="cpu", prefetch=prefetch) as loader:
+        yield from loader.frames(stream, start, stop, step=step)
 
 
 def episode_threads() -> list[str]:
@@ -59,10 +59,9 @@ def episode_threads() -> list[str]:
 
 
 def test_frames_come_with_their_plan(stream):
-    for decoded in load(stream, ConstantExecutor(), 0, 5):
-        (frames,) = decoded.frames
-        assert frames.shape == (len(decoded.plan.reads[0]), 48, 48, 3)
-        assert frames[:, 0, 0, 0].tolist() == decoded.plan.reads[0].rows.tolist()
+    for plan, (frames,), _ in load(stream, ConstantExecutor(), 0, 5):
+        assert frames.shape == (len(plan.reads[0]), 48, 48, 3)
+        assert frames[:, 0, 0, 0].tolist() == plan.reads[0].rows.tolist()
 
 
 @pytest.mark.parametrize("width", [0, 80])
@@ -88,20 +87,20 @@ def test_an_episode_is_the_rendered_plan(sizes, width):
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
 def test_order_resuming_and_ranks(stream, prefetch):
     executor = ConstantExecutor()
-    whole = {batch.plan.n: batch.frames[0] for batch in load(stream, executor, 0, 9, prefetch=prefetch)}
+    whole = {plan.n: frames for plan, (frames,), _ in load(stream, executor, 0, 9, prefetch=prefetch)}
     assert list(whole) == list(range(9))
     later = list(load(stream, executor, 4, 9, prefetch=prefetch))
-    assert [batch.plan.n for batch in later] == [4, 5, 6, 7, 8]
-    assert all(torch.equal(batch.frames[0], whole[batch.plan.n]) for batch in later)
-    assert [batch.plan.n for batch in load(stream, executor, 1, 9, step=3)] == [1, 4, 7]
+    assert [plan.n for plan, _, _ in later] == [4, 5, 6, 7, 8]
+    assert all(torch.equal(frames, whole[plan.n]) for plan, (frames,), _ in later)
+    assert [plan.n for plan, _, _ in load(stream, executor, 1, 9, step=3)] == [1, 4, 7]
     assert list(load(stream, executor, 5, 5)) == []
 
 
 def test_the_wait_is_measured_and_hidden_behind_the_model(stream):
-    with Prefetcher(stream, ConstantExecutor(0.1), device="cpu") as loader:
+    with Loader(ConstantExecutor(0.1), device="cpu") as loader:
         waits = []
-        for batch in loader.frames(0, 4):
-            waits.append(batch.wait)
+        for _, _, wait in loader.frames(stream, 0, 4):
+            waits.append(wait)
             time.sleep(0.4)  # the model computes for longer than an episode takes to decode
         assert waits[0] > 0.08
         assert max(waits[1:]) < 0.08
@@ -110,8 +109,8 @@ def test_the_wait_is_measured_and_hidden_behind_the_model(stream):
 
 def test_no_more_than_prefetch_episodes_are_prepared(stream):
     executor = ConstantExecutor()
-    with Prefetcher(stream, executor, device="cpu", prefetch=3) as loader:
-        batches = loader.frames(0, 100)
+    with Loader(executor, device="cpu", prefetch=3) as loader:
+        batches = loader.frames(stream, 0, 100)
         next(batches)
         time.sleep(0.2)
         assert executor.calls == 4
@@ -121,7 +120,7 @@ def test_an_error_of_the_background_reaches_the_consumer(stream):
     executor = ConstantExecutor()
     executor.fail_at = 3
     batches = load(stream, executor, 0, 10, prefetch=1)
-    assert [next(batches).plan.n, next(batches).plan.n] == [0, 1]
+    assert [next(batches)[0].n, next(batches)[0].n] == [0, 1]
     with pytest.raises(ShardError, match="the disk is gone"):
         next(batches)
     assert not episode_threads()
@@ -138,9 +137,9 @@ def test_a_damaged_frame_stops_the_episodes():
 
 def test_closing_early_leaves_no_thread_behind(stream):
     executor = ConstantExecutor(0.02)
-    with Prefetcher(stream, executor, device="cpu", prefetch=4) as loader:
-        for batch in loader.frames(0, 1000):
-            if batch.plan.n == 2:
+    with Loader(executor, device="cpu", prefetch=4) as loader:
+        for plan, _, _ in loader.frames(stream, 0, 1000):
+            if plan.n == 2:
                 break
         assert episode_threads()
     assert not episode_threads()
@@ -149,9 +148,9 @@ def test_closing_early_leaves_no_thread_behind(stream):
     assert executor.calls == calls <= 8
 
 
-def test_prefetch_under_one_is_refused(stream):
+def test_prefetch_under_one_is_refused():
     with pytest.raises(ConfigError, match="prefetch is 0"):
-        Prefetcher(stream, ConstantExecutor(), device="cpu", prefetch=0)
+        Loader(ConstantExecutor(), device="cpu", prefetch=0)
 
 
 def test_real_shards_give_the_same_episodes_through_every_executor(tiny_shards):

@@ -10,10 +10,10 @@ import simplejpeg
 import torch
 from fake_shards import FakeShards
 
-from pipelines.decoding import choose as executors
-from pipelines.decoding.choose import create_executor
+from pipelines import loader as executors
 from pipelines.decoding.dali import DaliExecutor, dali_is_installed
 from pipelines.decoding.jpeg import PortableExecutor
+from pipelines.loader import create_executor
 from pipelines.reads import Reads
 from shards_spec.errors import ConfigError, ShardError
 

@@ -20,11 +20,10 @@ from videos import moving_frames, write_video
 from fsar import EpisodeLoader
 from fsar.report.pictures import middle_frame
 from pipelines.augment.on_cpu import ClipBuffers
-from pipelines.decoding.choose import create_executor
 from pipelines.decoding.raw import RawExecutor
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import Chosen, View
-from pipelines.loader import Decoded
+from pipelines.loader import create_executor
 from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, Planes, to_rgb
@@ -169,17 +168,18 @@ def test_clips_straight_from_the_files_are_the_rendered_frames(
     given = [Chosen((0, 1), (2, 5), ((5, 1), (2, 0)))] * 4  # the videos that are stored as squares: nothing is resized
     look = {"mean": (0.1, 0.4, 0.7), "std": (0.2, 0.3, 0.25)}
     with ShardSet.open(raw_path) as raw, EpisodeLoader(raw, "train", rules, given=given, **look) as loader:
-        for decoded, episode in zip(loader.prefetcher.frames(0, 4), loader.episodes(0, 4), strict=True):
+        decoded = loader.background.frames(loader.stream, 0, 4)
+        for (plan, frames, _), episode in zip(decoded, loader.episodes(0, 4), strict=True):
             clips = torch.cat([episode.support.flatten(0, 1), episode.query])
-            expected = [normalised(decoded, view, **look) for view in decoded.plan.views]
+            expected = [normalised(frames[view.reads], view, **look) for view in plan.views]
             if not changed.get("query_jitter"):
                 assert torch.equal(clips, torch.stack(expected))
             assert torch.equal(clips[:2], torch.stack(expected[:2]))  # support is never jittered
 
 
-def normalised(decoded: Decoded, view: View, *, mean: tuple, std: tuple) -> torch.Tensor:
+def normalised(frames: torch.Tensor, view: View, *, mean: tuple, std: tuple) -> torch.Tensor:
     """A clip as the formula has it, operation by operation: [T, 3, h, w]."""
-    clip = decoded.frames[view.reads][list(view.indices)].permute(0, 3, 1, 2).float()
+    clip = frames[list(view.indices)].permute(0, 3, 1, 2).float()
     means, stds = (torch.tensor(three)[:, None, None] for three in (mean, std))
     return (clip.flip(-1) if view.flip else clip) * (1 / (255 * stds)) + -means / stds
 
@@ -190,8 +190,8 @@ def test_episodes_of_mixed_sizes(raw: ShardSet) -> None:
         held = list(loader.episodes(0, 12))  # more than there are buffers
         for kept, episode in zip(held, loader.episodes(0, 12), strict=True):
             assert torch.equal(kept.query, episode.query)
-        (decoded,) = loader.prefetcher.frames(5, 6)
-    for reads, frames in zip(decoded.plan.reads, decoded.frames, strict=True):
+        ((plan, pixels, _),) = loader.background.frames(loader.stream, 5, 6)
+    for reads, frames in zip(plan.reads, pixels, strict=True):
         for i, row in enumerate(reads.rows.tolist()):
             whole = raw.series("rgb").pixels(row)[reads.frames[i]]
             window = whole[reads.tops[i] :, reads.lefts[i] :][: reads.size[0], : reads.size[1]]

@@ -32,8 +32,8 @@ from fsar.methods import FewShotMethod
 from fsar.run.build import build_model
 from fsar.run.config import build_config
 from pipelines.augment.clips import render
-from pipelines.decoding.choose import create_executor
 from pipelines.episodes.stream import EpisodePlan, EpisodeStream
+from pipelines.loader import create_executor
 from preprocess.decode import Geometry
 from shards_spec import FsarError, ShardSet
 from shards_spec.errors import ConfigError
