@@ -19,12 +19,12 @@ from fsar.evaluation.overlap import Overlap
 from fsar.evaluation.shared_episodes import UNLABELLED, Candidate, Trial, unlabelled_text
 from fsar.report.comparison import comparison_page
 from fsar.report.result import coverage, inference
-from fsar.report.run import html_bytes
 from fsar.run import ranks
 from fsar.run.build import class_text_sha256
 from fsar.run.config import RunConfig
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import json_bytes, write_whole
+from shards_spec.peek.html import write_html
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _write(
     if options.report:
         facts = {name: one["weights_sha256"] for name, one in described.items()}
         page = comparison_page(comparison, details, facts, _provenance(trial) | {"styles": styles})
-        write_whole(options.report, html_bytes(page))
+        write_html(options.report, page)
     if options.out:
         rows = [
             {"run": name} | described[name] | {"overlap": overlaps[name].to_json()} | figures

@@ -26,9 +26,9 @@ from fsar.evaluation.comparison import check_same
 from fsar.evaluation.shared_episodes import UNLABELLED, Candidate, Trial, open_trial
 from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import METHODS, FewShotMethod, find_method, method_options
-from fsar.report.matches import Sight, look
+from fsar.report.examples import Examples, collect_examples
 from fsar.report.result import coverage_text, describe
-from fsar.report.run import html_bytes, page
+from fsar.report.run import page
 from fsar.run import ranks
 from fsar.run.build import TRUNK_ALONE, class_text_sha256
 from fsar.run.config import RunConfig, build_config
@@ -37,6 +37,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
+from shards_spec.peek.html import write_html
 from shards_spec.remote.shards import RemoteShards
 
 T = TypeVar("T")
@@ -271,12 +272,12 @@ def _of_trunk(source: Source) -> RunConfig:
     return build_config(given | {"num_classes": 1} | options)
 
 
-def _look(trial: Trial, candidate: Candidate, model: FewShotMethod, answers: Answers) -> Sight:
-    """Look again at some queries that `trial.run` has asked."""
+def _examples(trial: Trial, candidate: Candidate, model: FewShotMethod, answers: Answers) -> Examples:
+    """Collect examples of the queries that `trial.run` has asked."""
     config = trial.configured(candidate.config)
     with closing(trial.episodes(config, model, choose_device(config.device))) as loader:
         how: dict[str, Any] = {"precision": config.precision, "seed": config.eval_seed}
-        return look(model, loader, answers, shuffled=trial.shuffled, **how)
+        return collect_examples(model, loader, answers, shuffled=trial.shuffled, **how)
 
 
 def _left_out(trial: Trial) -> str | None:
@@ -306,8 +307,8 @@ def _evaluate(found: list[Candidate], trial: Trial, options: CompareOptions) -> 
     if options.out and ranks.is_first():
         write_whole(options.out, json_bytes(table))
     if options.report and ranks.is_first():
-        sight = _look(trial, candidate, model, answers)
-        write_whole(options.report, html_bytes(page(candidate.name, table, config.flat(), [], sight=sight)))
+        examples = _examples(trial, candidate, model, answers)
+        write_html(options.report, page(candidate.name, table, config.flat(), [], examples=examples))
 
 
 def _print(what: str, result: Result) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from fsar.evaluation.overlap import UNKNOWN, Overlap, find_overlap
 from fsar.probing.prober import VIEWS, Rules
 from fsar.probing.scores import AVERAGES
 from fsar.probing.weights import Probed, open_probed
-from fsar.report.probe import figures, page
+from fsar.report.probe import Neighbours, figures, page
 from fsar.report.result import coverage_text
-from fsar.report.run import html_bytes
 from fsar.run.config import read_table, recipe_files
 from fsar.run.device import choose_device
 from pipelines.clips.labelled import SAMPLING, ClipRules
@@ -25,6 +24,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.console import run_command, shards_option
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import disk_errors, json_bytes, write_whole
+from shards_spec.peek.html import write_html
 from shards_spec.remote.shards import RemoteShards
 from shards_spec.splits.divisions import Division, held_out_division, listed_division
 
@@ -207,22 +207,24 @@ def cli(
         run = ProbeRun(shards, division, rules, choose_device(device), cache, out)
         both = untrained and weights is not None
         control = open_probed(None, probed.name, seed=given["seed"]) if both else None
-        drawn = run.draw_activation(probed, control) if ACTIVATION in modes else ""  # before fine-tuning
-        found, picture = run.probe(probed, modes, given)
+        activation = run.draw_activation(probed, control) if ACTIVATION in modes else None  # before fine-tuning
+        found, retrieval = run.probe(probed, modes, given)
         result = run.stamps(probed, overlap) | {"probes": found}
         if control is not None:
             result["untrained"], _ = run.probe(control, modes, given)
             result["difference"] = run.differences(found, result["untrained"])
-        _tell(result, drawn + picture, out)
+        _tell(result, out, retrieval=retrieval, activation=activation)
 
 
-def _tell(result: dict[str, Any], picture: str, out: Path | None) -> None:
+def _tell(
+    result: dict[str, Any], out: Path | None, *, retrieval: Sequence[Neighbours], activation: Path | None
+) -> None:
     """Print the figures, and write the result and its page to the folder."""
     for name, text in figures(result):
         click.echo(f"{name}: {text}")
     if out is not None:
         write_whole(out / "result.json", json_bytes(result))
-        write_whole(out / "report.html", html_bytes(page(result, picture)))
+        write_html(out / "report.html", page(result, retrieval=retrieval, activation=activation))
         click.echo(f"{out / 'report.html'}")
 
 

@@ -12,12 +12,11 @@ import click
 import torch
 
 from fsar.evaluation.overlap import Overlap
-from fsar.probing.activation import activation_sheet, some_of
+from fsar.probing.activation import activation_sheet, choose_by_class
 from fsar.probing.classifier import FINETUNE, LINEAR, Fit
 from fsar.probing.prober import Prober, Rules, ask
 from fsar.probing.weights import RANDOM, Probed
-from fsar.report.pretraining import png_part
-from fsar.report.probe import retrieval_picture
+from fsar.report.probe import Neighbours, retrieval_examples
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
@@ -46,20 +45,22 @@ class ProbeRun:
         self.device, self.cache, self.out = device, cache, out
         self.asked = ask(shards, division, rules.clips)
 
-    def probe(self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """The results of a trunk by mode, fine-tuning last, and the picture of its retrieval."""
+    def probe(
+        self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[Neighbours]]:
+        """The results of a trunk by mode, fine-tuning last, and examples of its retrieval."""
         results: dict[str, Any] = {}
-        picture = ""
+        examples: list[Neighbours] = []
         with Prober(self.shards, self.division, probed, self.rules, device=self.device, cache=self.cache) as prober:
             for mode in sorted(set(modes) - {ACTIVATION}, key=MODES.index):
                 if mode == "retrieval":
                     results[mode], found = prober.retrieval()
-                    picture = retrieval_picture(self.shards, self.division, found)
+                    examples = retrieval_examples(self.shards, self.division, found)
                 elif mode == "knn":
                     results[mode] = prober.knn(k=given["k"], temperature=given["temperature"])
                 else:
                     results[mode] = self._classify(prober, mode, given)
-        return results, picture
+        return results, examples
 
     def _classify(self, prober: Prober, mode: str, given: Mapping[str, Any]) -> dict[str, Any]:
         name = mode if prober.probed.source != RANDOM else f"{mode}-untrained"
@@ -70,10 +71,10 @@ class ProbeRun:
         fit, frozen = self.fit(mode, given), mode == "linear"
         return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
 
-    def draw_activation(self, probed: Probed, control: Probed | None) -> str:
-        """Write activation.png, of test videos that are drawn class by class; the picture for the page."""
+    def draw_activation(self, probed: Probed, control: Probed | None) -> Path:
+        """Write activation.png, of test videos that are drawn class by class."""
         assert self.out is not None
-        rows = some_of(self.shards, self.division.test, PICTURED, seed=self.rules.seed)
+        rows = choose_by_class(self.shards, self.division.test, PICTURED, seed=self.rules.seed)
         first = "untrained" if probed.source == RANDOM else "weights"
         trunks = {first: probed.trunk} | ({"untrained": control.trunk} if control else {})
         trunks = {name: trunk.to(self.device) for name, trunk in trunks.items()}
@@ -81,7 +82,7 @@ class ProbeRun:
         sheet = activation_sheet(title, self.shards, rows, trunks, self.rules.clips, device=self.device)
         write_whole(path := self.out / "activation.png", png_bytes(sheet))
         click.echo(f"{path}")
-        return png_part(path, "Where the trunk responds")
+        return path
 
     def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         """What each mode's first figure is above the control's, on the same videos."""

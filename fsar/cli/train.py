@@ -15,7 +15,7 @@ from fsar.cli.options import check_option, config_options, overrides
 from fsar.evaluation.accuracy import answer, evaluate, summarise
 from fsar.evaluation.overlap import find_overlap
 from fsar.methods import METHODS, find_method, method_options
-from fsar.report.matches import Sight, look
+from fsar.report.examples import Examples, collect_examples
 from fsar.report.result import coverage_text, describe, describe_data
 from fsar.report.run import write_report
 from fsar.run import ranks
@@ -92,9 +92,9 @@ def cli(
         _settle_run(run, config, shards, resume=resume)
         device = choose_device(config.device)
         controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
-        result, sight = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
+        result, examples = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
     if ranks.is_first():
-        report = write_report(run, result, config.flat(), sight=sight)
+        report = write_report(run, result, config.flat(), examples=examples)
         click.echo(f"result: {run / 'result.json'}; report: {report}")
 
 
@@ -177,8 +177,8 @@ class Controls:
 
 def train_and_test(
     config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, controls: Controls
-) -> tuple[dict[str, Any], Sight | None]:
-    """Train, load the selected checkpoint, test it once, write `result.json`; the first process looks at some of it."""
+) -> tuple[dict[str, Any], Examples | None]:
+    """Train, load the selected checkpoint, test it once, write `result.json`; the first process collects examples."""
     with Trainer(config, shards, run, device=device, resume=resume) as trainer:
         test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
         baseline = frozen_prototypes(config).to(device) if controls.prototypes else None  # so are missing weights
@@ -210,7 +210,8 @@ def train_and_test(
         if not ranks.is_first():
             return table, None
         write_whole(run / "result.json", json_bytes(table))
-        return table, look(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
+        shown = collect_examples(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
+        return table, shown
 
 
 def _training_facts(trainer: Trainer, selected: int) -> dict[str, Any]:

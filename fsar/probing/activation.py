@@ -1,4 +1,4 @@
-"""Where a trunk responds: class-agnostic activation maps of clips, and their pictures."""
+"""Class-agnostic activation maps of a trunk: where in a clip it responds, and pictures of that."""
 
 from __future__ import annotations
 
@@ -25,17 +25,27 @@ from shards_spec.pictures import segment_centres
 
 Pixels = NDArray[np.uint8]
 
-MIDDLE, CLIPS = 1, 3  # the middle one of three uniform clips is shown
-SHOWN = 8  # frames of it
-STRENGTH = 0.5  # of the colours over the frame
+CLIPS, MIDDLE = 3, 1  # of three uniform clips of a video the middle one is shown
+SHOWN = 8  # frames of a clip
+STRENGTH = 0.5  # weight of the colours over the frame
 
 
 @torch.no_grad()
 def activation_maps(trunk: Trunk, clips: Tensor) -> Tensor:
-    """Clips [N, T, 3, H, W] -> how strongly a trunk responds at each place [N, T, H, W], from 0 to 1 in each clip.
+    """Compute how strongly a trunk responds at each place of a clip.
 
-    The mean over channels of the last maps, brought to the size of the clip: no class has a part in it.  Source: Baek
-    et al., PsyNet, AAAI 2020 (class-agnostic activation map); FIMA (ACM Multimedia 2023) shows its trunks so.
+    The map is the mean over channels of the trunk's last maps, in the size of the clip. It is scaled
+    so that each clip has a 0 and a 1.
+
+    Source: Baek et al., PsyNet, AAAI 2020 (class-agnostic activation map). FIMA (ACM Multimedia
+    2023) shows its trunks so.
+
+    Args:
+        trunk: The trunk; it is left in the mode it had.
+        clips: [N, T, 3, H, W] normalised frames.
+
+    Returns:
+        [N, T, H, W] in [0, 1].
 
     Raises:
         ConfigError: the trunk has no maps.
@@ -43,7 +53,8 @@ def activation_maps(trunk: Trunk, clips: Tensor) -> Tensor:
     was_training = trunk.training
     trunk.eval()
     if isinstance(trunk, VideoTrunk):
-        strength = trunk.clip_maps(rearrange(clips, "n t c h w -> n c t h w")).float().mean(dim=1)  # [N, t, h, w]
+        last = trunk.clip_maps(rearrange(clips, "n t c h w -> n c t h w"))  # [N, C, t, h, w]
+        strength = last.float().mean(dim=1)
     else:
         maps = trunk(clips).maps  # [N, T, C, h, w]
         if maps is None:
@@ -57,7 +68,7 @@ def activation_maps(trunk: Trunk, clips: Tensor) -> Tensor:
 
 
 def overlay(frame: Pixels, strength: NDArray[np.float32]) -> Pixels:
-    """A frame [h, w, 3] under the colours of a map [h, w] in [0, 1]: blue is the weakest, red the strongest."""
+    """Colour a frame [h, w, 3] by a map [h, w]: 0 is blue, the weakest response, and 1 is red."""
     levels = np.rint(255 * strength).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     mixed: Pixels = np.asarray(cv2.addWeighted(colours, STRENGTH, frame, 1 - STRENGTH, 0), dtype=np.uint8)
@@ -73,15 +84,15 @@ def activation_sheet(
     *,
     device: torch.device,
 ) -> Image:
-    """The middle clip of each video, and under it the map of each trunk, by the names that stand beside them.
+    """Draw the middle clip of each video, and under it the map of each trunk.
 
     Args:
-        title: Of the sheet.
+        title: Title of the sheet.
         shards: The opened shard set.
         rows: Catalogue rows of the videos.
-        trunks: On the device, each with its constants of colour.
+        trunks: Name that the sheet shows -> trunk on the device.
         rules: How clips are cut.
-        device: Where the trunks are.
+        device: The device of the trunks.
 
     Raises:
         ConfigError: a trunk has no maps; ShardError: a frame cannot be read.
@@ -92,6 +103,8 @@ def activation_sheet(
     blocks = []
     with ProbeLoader(shards, rules, first, device=device, executor="portable") as loader:
         for place, clips in enumerate(loader.uniform(rows)):
+            # The loader normalises for the first trunk, and others may normalise otherwise:
+            # colours are restored here and normalised again for each.
             mean, std = (torch.tensor(three, device=device)[:, None, None] for three in (first.mean, first.std))
             clip = (clips[MIDDLE : MIDDLE + 1] * std + mean).clamp(0, 1)  # [1, T, 3, S, S]
             plan = stream.plan(place)
@@ -117,8 +130,8 @@ def _overlaid(frames: Pixels, maps: NDArray[np.float32]) -> Iterator[Pixels]:
     return (overlay(frame, strength) for frame, strength in zip(frames, maps, strict=True))
 
 
-def some_of(shards: ShardSet, rows: NDArray[np.int64], count: int, *, seed: int) -> list[int]:
-    """So many of some videos by chance, one of each class before a second of any."""
+def choose_by_class(shards: ShardSet, rows: NDArray[np.int64], count: int, *, seed: int) -> list[int]:
+    """Choose `count` of the videos `rows` at random, one of each class before a second of any."""
     shuffled = np.random.default_rng(seed).permutation(rows)
     turns: dict[int, int] = {}
     order = []

@@ -1,1 +1,1 @@
-"""Results and the pages that show them."""
+"""Results of runs, and the pages that show them."""

@@ -1,10 +1,10 @@
-"""Small pictures inside a page: frames as they are stored or as a model sees them, and motion in grey and colour."""
+"""Pictures inside a page: frames as they are stored or as a model reads them, and their motion."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,13 +17,15 @@ from shards_spec.pictures import decode_picture
 
 Picture = NDArray[np.uint8]
 
-SIDE, QUALITY = 96, 78  # longest side in pixels; twice what a page shows of a frame, for screens of many pixels
-FULL = 99.0  # percentile of the motion in a figure that has the full colour, and of a frame's colours
-DARK, BRIGHT, MOST_BRIGHTENING = 100.0, 200.0, 8.0  # of frames of which nothing could be seen
+SIDE = 96  # pixels of the longest side, twice what a page shows, for screens of many pixels
+QUALITY = 78  # of JPEG
+FULL = 99.0  # percentile that has the full colour, of motion in an example and of a video
+# A video whose percentile FULL is below DARK is brightened so that it is BRIGHT, within a limit.
+DARK, BRIGHT, MOST_BRIGHTENING = 100.0, 200.0, 8.0
 
 
-def data_uri(picture: Picture, *, side: int = SIDE) -> str:
-    """A picture [h, w, 3] as JPEG in an address, scaled down until no side is longer than `side` pixels."""
+def jpeg_uri(picture: Picture, *, side: int = SIDE) -> str:
+    """Write a picture [h, w, 3] into an address, as JPEG with sides of at most `side` pixels."""
     factor = side / max(picture.shape[:2])
     if factor < 1:
         size = [max(1, round(factor * length)) for length in picture.shape[1::-1]]
@@ -32,53 +34,69 @@ def data_uri(picture: Picture, *, side: int = SIDE) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def image(address: str, alt: str) -> str:
-    """The element of a picture."""
-    return f'<img src="{address}" alt="{escape(alt)}">'
+def png_uri(path: Path) -> str:
+    """Write a PNG file into an address."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def brightening(pictures: Sequence[Picture]) -> float:
-    """By how much dark pictures of one video are to be multiplied to be seen; 1 for others."""
+    """Choose the factor that makes dark pictures of one video visible; 1 unless they are dark."""
     bright = max(float(np.percentile(np.stack(pictures), FULL)), 1.0)
     return 1.0 if bright >= DARK else min(BRIGHT / bright, MOST_BRIGHTENING)
 
 
-def seeable(picture: Picture) -> Picture:
-    """The picture, brighter where it is dark."""
+def visible(picture: Picture) -> Picture:
+    """Brighten a picture that is dark."""
     return brightened([picture], brightening([picture]))[0]
 
 
 def brightened(pictures: Sequence[Picture], factor: float) -> list[Picture]:
-    """The same pictures, every colour multiplied."""
+    """Multiply every colour."""
     return [(factor * picture.astype(np.float32)).clip(0, 255).astype(np.uint8) for picture in pictures]
 
 
 def pictures_of(clip: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> list[Picture]:
-    """Normalised frames [T, 3, h, w] as pictures; of clips [S, clip, 3, h, w] the frame in the middle of each."""
+    """Turn normalised frames into pictures [h, w, 3].
+
+    Args:
+        clip: [T, 3, h, w]; or [S, clip, 3, h, w], S clips with one picture of each.
+        mean: Of the normalisation.
+        std: Of the normalisation.
+    """
     frames = middle_frames(clip).float().cpu().permute(0, 2, 3, 1).numpy()  # [T, h, w, 3]
     colours = 255 * (frames * np.asarray(std, np.float32) + np.asarray(mean, np.float32))
     return list(colours.round().clip(0, 255).astype(np.uint8))
 
 
 def middle_frames(clip: Tensor) -> Tensor:
-    """[T, 3, h, w] as it is; of [S, clip, 3, h, w] the frame in the middle of each clip."""
+    """Take the middle frame of each of S clips.
+
+    Args:
+        clip: [S, clip, 3, h, w]; frames [T, 3, h, w] stay as they are.
+    """
     return clip if clip.ndim == 4 else clip[:, clip.shape[1] // 2]
 
 
 def full_motion(changes: Sequence[Tensor]) -> float:
-    """The change that has the full colour beside others: few pixels of all that are given change more."""
+    """Find the change that has the full colour.
+
+    It is a percentile, since one pixel that changes more would bleach all others.
+    """
     sizes = np.concatenate([change.float().abs().cpu().numpy().ravel() for change in changes])
     return max(float(np.percentile(sizes, FULL)), 1e-6)
 
 
 def motion_pictures(change: Tensor, full: float) -> list[Picture]:
-    """Changes [n, 3, h, w] of normalised colours as pictures: grey is none, black and white are -full and full."""
+    """Turn changes [n, 3, h, w] of normalised colours into pictures.
+
+    Black is -full, grey is no change, white is full.
+    """
     grey = 127.5 * (1 + change.float().cpu().permute(0, 2, 3, 1).numpy() / full)
     return list(grey.round().clip(0, 255).astype(np.uint8))
 
 
 def middle_frame(shards: ShardSet, row: int) -> Picture:
-    """The stored frame [h, w, 3] in the middle of a video.
+    """Read the stored frame [h, w, 3] in the middle of a video.
 
     Raises:
         ShardError: it is damaged.

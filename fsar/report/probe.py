@@ -1,33 +1,40 @@
-"""`report.html` of a probe: its figures, and a picture of retrieval with each query's nearest videos."""
+"""`report.html` of a probe: its figures, queries with their nearest videos, activation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from html import escape
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fsar.probing.neighbours import Retrieval
-from fsar.report.pictures import data_uri, middle_frame
-from fsar.report.run import document, table
+from fsar.report.html import render
+from fsar.report.pictures import jpeg_uri, middle_frame, png_uri
 from shards_spec import ShardSet
 from shards_spec.splits.divisions import Division
 
-OWN_STYLE = """
-.found{display:flex;gap:.6rem;margin:.5rem 0}.found figure{margin:0;width:132px}
-.found img{width:132px;height:100px;object-fit:cover;border:4px solid #8c959f;border-radius:6px}
-.found .right img{border-color:#1a7f37}.found .wrong img{border-color:#d1242f}
-.found figcaption{font-size:12px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-"""
-QUERIES, NEIGHBOURS = 12, 5  # of the picture
-SIDE = 264  # pixels of a frame in it, twice what is shown, for screens of many pixels
-MARKS = {"query": "query: ", "right": "\u2713 ", "wrong": "\u2717 "}  # before the class, for those who see no colour
+QUERIES, NEIGHBOURS = 12, 5  # shown
+SIDE = 264  # pixels of a frame, twice what is shown, for screens of many pixels
+
+
+class Video(NamedTuple):
+    """A video by its name, its class and the address of its middle frame."""
+
+    name: str
+    label: str
+    frame: str
+
+
+class Neighbours(NamedTuple):
+    """A query and its nearest videos, the nearest first."""
+
+    query: Video
+    nearest: list[Video]
 
 
 def figures(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A name and a text for each figure of a result, as the command prints them."""
+    """List a name and a text for each figure of a result, as the command prints them."""
     who = "untrained" if result["weights"]["source"] == "random" else "weights"
     yield from _figures(result["probes"], who)
     if "untrained" in result:
@@ -62,17 +69,23 @@ def _share(share: Mapping[str, Any], chance: float) -> str:
     return f"{share['value']:.1%} (chance {chance:.1%}); 95 % intervals: {low:.1%} to {high:.1%} (Wilson){text}"
 
 
-def page(result: Mapping[str, Any], picture: str) -> str:
-    """The whole page as text."""
-    what = ", ".join(result["probes"]) or "where it responds"  # a picture alone
-    heading = f"{result['weights']['trunk']} on {result['dataset']}: {what}"
-    parts = [
-        f"<h1>{escape(heading)}</h1>",
-        table(figures(result)),
-        f"<h2>Provenance</h2>{table(_provenance(result))}",
-        picture,
-    ]
-    return document(heading, parts, style=OWN_STYLE)
+def page(result: Mapping[str, Any], *, retrieval: Sequence[Neighbours] = (), activation: Path | None = None) -> str:
+    """Write the whole page.
+
+    Args:
+        result: The result of the command.
+        retrieval: Queries with their nearest videos.
+        activation: A PNG file that shows where the trunk responds.
+    """
+    modes = ", ".join(result["probes"]) or "where it responds"  # the mode activation has no figures
+    return render(
+        "probe.html",
+        heading=f"{result['weights']['trunk']} on {result['dataset']}: {modes}",
+        figures=list(figures(result)),
+        provenance=list(_provenance(result)),
+        activation=None if activation is None else png_uri(activation),
+        retrieval=retrieval,
+    )
 
 
 def _provenance(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -83,34 +96,21 @@ def _provenance(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield key, str(result[key])
 
 
-def retrieval_picture(shards: ShardSet, division: Division, found: Retrieval, *, seed: int = 0) -> str:
-    """Some queries drawn by chance, each with its nearest videos: a green frame has the query's class, a red one not.
+def retrieval_examples(shards: ShardSet, division: Division, found: Retrieval, *, seed: int = 0) -> list[Neighbours]:
+    """Choose some queries at random, each with its nearest videos.
 
     Raises:
         ShardError: a frame cannot be read.
     """
     order = np.random.default_rng(seed).permutation(len(division.test))[:QUERIES]
-    rows = [
-        _row(shards, int(division.test[n]), division.train[found.found[int(n), :NEIGHBOURS].numpy()])
-        for n in sorted(order.tolist())
-    ]
-    text = "the query, and its nearest videos of the gallery: green has its class, red has not"
-    return f"<h2>Retrieval</h2><p class=quiet>{text}</p>{''.join(rows)}"
+    examples = []
+    for n in sorted(order.tolist()):
+        nearest = division.train[found.found[n, :NEIGHBOURS].numpy()]
+        videos = [_video(shards, row) for row in nearest.tolist()]
+        examples.append(Neighbours(_video(shards, int(division.test[n])), videos))
+    return examples
 
 
-def _row(shards: ShardSet, query: int, near: NDArray[np.int64]) -> str:
-    own = shards.labels[query]
-    marks = ["right" if shards.labels[row] == own else "wrong" for row in near.tolist()]
-    shown = [_video(shards, row, mark) for row, mark in zip(near.tolist(), marks, strict=True)]
-    return f"<div class=found>{_video(shards, query, 'query')}{''.join(shown)}</div>"
-
-
-def _video(shards: ShardSet, row: int, mark: str) -> str:
-    name, label = shards.name(row), shards.dataset.classes[int(shards.labels[row])]
-    frame = data_uri(middle_frame(shards, row), side=SIDE)
-    caption = MARKS[mark] + label
-    return (
-        f'<figure class={mark} title="{escape(name.encode("utf-8", "replace").decode(), quote=True)}">'
-        f'<img alt="{escape(caption, quote=True)}, {mark}" src="{frame}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def _video(shards: ShardSet, row: int) -> Video:
+    label = shards.dataset.classes[int(shards.labels[row])]
+    return Video(shards.name(row), label, jpeg_uri(middle_frame(shards, row), side=SIDE))

@@ -1,4 +1,4 @@
-"""What a run says of itself: `result.json`, its claims and their provenance; `data.json`, what it was trained on."""
+"""`result.json`: accuracy and provenance of a run; `data.json`: hashes of its training data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 from shards_spec.schema import Plan
 
+# Names in a result -> keys of the configuration.
+SETTINGS = {
+    "method": "method",
+    "way": "test_way",
+    "shot": "test_shot",
+    "queries": "test_queries",
+    "unlabelled_per_class": "unlabelled_per_class",
+    "distractor_classes": "distractor_classes",
+    "distractors_per_class": "distractors_per_class",
+    "labelled_fraction": "labelled_fraction",
+    "views": "views",
+    "freeze_trunk": "freeze_trunk",
+    "recipe_style": "recipe_style",
+}
+
 
 def describe(
     config: RunConfig,
@@ -27,40 +42,26 @@ def describe(
     device: torch.device,
     class_text: str | None = None,
 ) -> dict[str, Any]:
-    """The result of an evaluation with its provenance: hashes of weights, shards, splits and texts, versions.
+    """Describe the result of an evaluation: settings, accuracy and provenance.
 
     Args:
         config: The run's configuration.
         shards: The shards.
         model: The model that was tested.
-        test: What it reached.
-        device: Where it computed.
-        class_text: Hash of the file of texts of classes that it read.
+        test: Its accuracy.
+        device: The device that computed it.
+        class_text: Hash of the file of class texts that the model read.
     """
     return (
-        {
-            "method": config.method,
-            "dataset": shards.dataset.name,
-            "way": config.test_way,
-            "shot": config.test_shot,
-            "queries": config.test_queries,
-            "unlabelled_per_class": config.unlabelled_per_class,
-            "distractor_classes": config.distractor_classes,
-            "distractors_per_class": config.distractors_per_class,
-            "labelled_fraction": config.labelled_fraction,
-            "views": config.views,
-            "freeze_trunk": config.freeze_trunk,
-            "test": test.to_json(),
-            "recipe_style": config.recipe_style,
-            "class_text_sha256": class_text,
-        }
+        {name: getattr(config, key) for name, key in SETTINGS.items()}
+        | {"dataset": shards.dataset.name, "test": test.to_json(), "class_text_sha256": class_text}
         | inference(config)
         | provenance(shards, model, device=device, precision=config.precision)
     )
 
 
 def provenance(shards: ShardSet, model: nn.Module, *, device: torch.device, precision: str) -> dict[str, Any]:
-    """Where a result comes from: versions, the device, hashes of weights, shards and splits."""
+    """Describe the provenance of a result: versions, device, hashes, coverage of the splits."""
     return {
         "fsar": version("fsar"),
         "torch": torch.__version__,
@@ -74,18 +75,18 @@ def provenance(shards: ShardSet, model: nn.Module, *, device: torch.device, prec
 
 
 def inference(config: RunConfig) -> dict[str, Any]:
-    """How the method answers, where it has an option that says so."""
+    """Name the inference of a method that has several; a method without a choice adds nothing."""
     options = method_options(config.method)
     return {"inference": config.options.get("inference", options["inference"])} if "inference" in options else {}
 
 
 def coverage(shards: ShardSet) -> dict[str, list[int]]:
-    """Split -> videos stored, videos that the published split has; splits whose size is not known are left out."""
+    """Count the stored and the published videos of each split whose published size is known."""
     return {name: [len(shards.split_rows(name)), of] for name, (_, of) in shards.dataset.coverage.items()}
 
 
 def coverage_text(shards: ShardSet) -> str | None:
-    """A line for people where videos are missing."""
+    """Say which splits miss videos; None if no split does."""
     parts = {name: counts for name, counts in coverage(shards).items() if counts[0] < counts[1]}
     if not parts:
         return None
@@ -94,7 +95,13 @@ def coverage_text(shards: ShardSet) -> str | None:
 
 
 def describe_data(shards: ShardSet) -> dict[str, Any]:
-    """Hashes of the shards and splits, and the size of the stored frames: fixed sides, or the short side alone."""
+    """Describe the training data: hashes of shards and splits, and the size of the stored frames.
+
+    The size has both sides, or only the short side where videos keep their aspect.
+
+    Raises:
+        ShardError: the plan of the shards does not tell the size.
+    """
     text = Plan.load(shards.files / "plan.json").series.get("rgb", {}).get("geometry", "")
     sides = [int(side) for side in re.findall(r"\d{1,5}", str(text))]
     if len(sides) not in (1, 2):

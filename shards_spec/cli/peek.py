@@ -55,6 +55,7 @@ def peek(
     is no motion, and the full colour stands for the speed that 99 % of the row keep to, but for 1 pixel at least;
     beside each row stands that speed and the largest, in pixels of the stored frame.
     """
+    from shards_spec.peek.html import write_html  # noqa: PLC0415 -- Jinja
     from shards_spec.peek.peek import choose_rows, choose_series, contact_page, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow
     from shards_spec.peek.sheet import png_bytes  # noqa: PLC0415
 
@@ -68,8 +69,7 @@ def peek(
         else:
             rows = choose_rows(shards, count, seed=seed, classes=classes, split=split)
         if out.suffix == ".html":
-            page = contact_page(shards, rows, frames=frames, series=shown)
-            write_whole(out, page.encode("utf-8", "backslashreplace"))
+            write_html(out, contact_page(shards, rows, frames=frames, series=shown))
         else:
             write_whole(out, png_bytes(contact_sheet(shards, rows, frames=frames, series=shown)))
         for place, row in enumerate(rows, 1):

@@ -16,7 +16,7 @@ from fsar.checkpoints import save_state
 from fsar.cli.pretrain import resolve
 from fsar.evaluation.overlap import seen_in
 from fsar.pretraining.trainer import build_pretraining
-from fsar.probing.activation import activation_maps, overlay, some_of
+from fsar.probing.activation import activation_maps, choose_by_class, overlay
 from fsar.report.pretraining import draw_pictures, flow_sheet, pretrain_page, write_pretrain_report
 from fsar.run.folder import begin_run, last_checkpoint
 from fsar.trunks import Features, VideoTrunk, create_trunk
@@ -66,7 +66,7 @@ def test_an_overlay_is_blue_where_nothing_and_red_where_all_responds():
 def test_videos_of_a_picture_are_of_as_many_classes_as_may_be():
     shards = FakeShards([6, 2, 1], classes=3)
     for seed in range(4):
-        rows = some_of(shards, np.arange(9), 5, seed=seed)
+        rows = choose_by_class(shards, np.arange(9), 5, seed=seed)
         assert sorted(shards.labels[rows[:3]]) == [0, 1, 2]
         assert len(set(rows)) == 5
 
@@ -123,7 +123,7 @@ def test_every_term_of_mscl_has_a_curve_in_words():
     ):
         assert caption in page
     for term in ("loss_cls", "loss_cls_mx_r_aug", "loss_pos"):
-        assert page.count(f"aria-label='accuracy of {term}'") == 1
+        assert page.count(f'aria-label="accuracy of {term}"') == 1
 
 
 def test_the_command_draws_where_a_trunk_responds(tiny_path, tiny_shards, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""No name becomes markup: every page has the same tags and attributes whatever the names in it are."""
+"""No name becomes markup: pages have the same tags and attributes whatever names they hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fsar.evaluation.accuracy import Result
 from fsar.evaluation.comparison import Comparison
 from fsar.report.pretraining import write_pretrain_report
 from fsar.report.probe import page as probe_page
-from fsar.report.probe import retrieval_picture
+from fsar.report.probe import retrieval_examples
 from fsar.report.run import write_report
 from shards_spec.schema import Dataset
 from shards_spec.splits.divisions import Division
@@ -34,7 +34,7 @@ SPOKEN = {"title", "alt", "aria-label"}  # attributes that hold words
 
 
 class Structure(HTMLParser):
-    """The tags of a page with the names of their attributes, its words, and the values of all other attributes."""
+    """Tags of a page with the names of their attributes, its words, and values of attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def check(make: Callable[[str], str], text: str) -> None:
     assert given_page.values == plain.values
 
 
-def outcome(text: str) -> dict[str, Any]:
+def fake_accuracy(text: str) -> dict[str, Any]:
     names = [f"{n}{text}" for n in range(3)]
     confusion = {name: {other: 1 + (other == name) for other in names} for name in names}
     figures = {"accuracy": 0.5, "chance": 0.2, "queries": 9, "interval_episodes": 0.1, "interval_videos": 0.2}
@@ -100,8 +100,8 @@ def test_page_of_a_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
     def make(text: str) -> str:
-        result = provenance(text) | {"test": outcome(text), "selected_on": text, "selected_after": 4}
-        result |= {"shuffled_frames": outcome(text), "frozen_prototypes": outcome(text)}
+        result = provenance(text) | {"test": fake_accuracy(text), "selected_on": text, "selected_after": 4}
+        result |= {"shuffled_frames": fake_accuracy(text), "frozen_prototypes": fake_accuracy(text)}
         config = {"test_way": 5, "test_shot": 1, "trunk_weights": text, f"option {text}": [text]}
         return write_report(tmp_path, result, config).read_text()
 
@@ -129,20 +129,21 @@ def test_page_of_a_probe(text: str) -> None:
         shards.dataset = Dataset("fake", tuple(f"{n}{text}" for n in range(4)))
         shards.name = lambda row: f"{text}/{row}.avi"
         division = Division(text, np.arange(8), np.arange(8, 10), {})
-        picture = retrieval_picture(shards, division, SimpleNamespace(found=torch.arange(10).reshape(2, 5) % 8))
+        found = SimpleNamespace(found=torch.arange(10).reshape(2, 5) % 8)
+        examples = retrieval_examples(shards, division, found)
         share = {"value": 0.5, "interval_wilson": [0.1, 0.9], "interval_groups": 0.1}
         probes = {text: {"accuracy": share, "chance": 0.25, "videos": 4, "without_short": {"videos": 4}}}
         result = provenance(text) | {"probes": probes, "seed": 0}
         result |= {key: {f"{key} {text}": text} for key in ("overlap", "division", "clips")}
         result["weights"] = {"trunk": text, "source": text}
-        return probe_page(result, picture).encode(errors="backslashreplace").decode()
+        return probe_page(result, retrieval=examples).encode(errors="backslashreplace").decode()
 
     check(make, text)
 
 
 def test_tables_of_a_comparison() -> None:
     """Viewers of Markdown take tags as they are, and a bar ends a cell."""
-    figures = {key: value for key, value in outcome("").items() if key in Result.__annotations__}
+    figures = {key: value for key, value in fake_accuracy("").items() if key in Result.__annotations__}
     result = Result(**figures | {"per_class": {"<script>|": 0.5}, "confusion": {}})
     text = Comparison("a|<b>", {"a|<b>": result}, {}).to_markdown({"a|<b>": {"trunk": "<img>"}})
     assert "\\<script>\\|" in text

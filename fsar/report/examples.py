@@ -1,0 +1,347 @@
+"""Examples of a test: queries with classes that they were compared with, and confused classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fsar.episode import Episode
+from fsar.evaluation.accuracy import Answers, shuffle_frames
+from fsar.evaluation.embeddings import clips_of
+from fsar.loader import EpisodeLoader
+from fsar.matching import Alignment, Pair
+from fsar.methods import FewShotMethod
+from fsar.report.pictures import (
+    brightened,
+    brightening,
+    full_motion,
+    jpeg_uri,
+    middle_frame,
+    middle_frames,
+    motion_pictures,
+    pictures_of,
+    visible,
+)
+from fsar.run.device import autocast
+from pipelines.episodes.stream import EpisodePlan
+from pipelines.episodes.views import choose_views, draw_views, number_views
+from shards_spec import ShardSet
+
+Ints = NDArray[np.int64]
+
+MOST_QUERIES, LEAST_QUERIES = 6, 2
+PICTURES = 400  # about as many in a page, however many frames a video has
+MOST_CONFUSIONS = 8
+MOST_ANSWERS = 20_000  # right or wrong answers that queries are chosen from
+CONFUSION_SIDE = 160  # pixels of a picture of confused classes
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as the model read it: addresses of the pictures of T frames and T - 1 changes.
+
+    Attributes:
+        brighter: Factor by which dark pictures are brighter than what the model read; else 1.
+    """
+
+    name: str
+    label: str
+    frames: list[str]
+    motion: list[str]
+    brighter: float
+
+
+@dataclass(frozen=True)
+class ComparedClass:
+    """A class that a query was compared with, and one of its support videos.
+
+    Attributes:
+        score: Logit of the class.
+        pairs: `frames` or `motion` -> matched steps of the query and of the class.
+        of_mean: The pairs are with the mean of the class's videos.
+    """
+
+    clip: Clip
+    score: float
+    shots: int
+    pairs: dict[str, list[Pair]]
+    of_mean: bool
+
+
+@dataclass(frozen=True)
+class QueryExample:
+    """A query and two classes that it was compared with.
+
+    Attributes:
+        predicted: The class that the model chose.
+        other: The true class, or the next best one where the model was right.
+        decoded: Changes between the query's frames that the model's decoder made, if it has one.
+        error: Mean squared error of these, and of no motion at all.
+        unlabelled: Unlabelled videos count in the scores, though not in the pairs.
+    """
+
+    episode: int
+    query: Clip
+    right: bool
+    predicted: ComparedClass
+    other: ComparedClass
+    decoded: list[str]
+    error: tuple[float, float] | None
+    unlabelled: bool = False
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Two classes that the model confused: how often, and a frame of a query and of its support."""
+
+    truth: str
+    predicted: str
+    count: int
+    queries: int
+    query_frame: str
+    support_frame: str
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures of a test, for its report."""
+
+    queries: list[QueryExample]
+    confusions: list[Confusion]
+
+
+def collect_examples(
+    model: FewShotMethod,
+    loader: EpisodeLoader,
+    answers: Answers,
+    *,
+    precision: str = "fp32",
+    shuffled: bool = False,
+    seed: int = 0,
+) -> Examples:
+    """Compute some queries of a test again and draw them.
+
+    Half of the queries are wrong where there are as many. The model is left in the mode it had.
+
+    Args:
+        model: The model that was tested, on the loader's device.
+        loader: Source of the test's episodes.
+        answers: The model's answers to them.
+        precision: fp32 or bf16 (autocast).
+        shuffled: The test shuffled the frames of each clip.
+        seed: Decides which queries are shown.
+
+    Raises:
+        ShardError: a frame cannot be read.
+    """
+    count = max(LEAST_QUERIES, min(MOST_QUERIES, PICTURES // (8 * loader.rules.frames)))
+    was_training = model.training
+    model.eval()
+    try:
+        queries = [
+            _query_example(model, loader, n, query, predicted=predicted, precision=precision, shuffled=shuffled)
+            for n, query, predicted in choose_queries(answers, count, seed=seed)
+        ]
+    finally:
+        model.train(was_training)
+    return Examples(queries, find_confusions(loader, answers, seed=seed))
+
+
+def choose_queries(answers: Answers, count: int, *, seed: int) -> list[tuple[int, int, int]]:
+    """Choose `count` answers at random: wrong ones first, then right ones, of many classes.
+
+    Half are wrong where there are as many. One of each class comes before a second of any.
+
+    Returns:
+        (episode, place among its queries, place of the predicted class) of each.
+    """
+    right = answers.truth == answers.said  # [N, Q]
+    generator = np.random.default_rng(seed)
+    wrong, correct = (
+        _in_turns(answers, generator.permutation(np.flatnonzero(kind))[:MOST_ANSWERS]) for kind in (~right, right)
+    )
+    half = max(count // 2, count - len(correct))
+    chosen = wrong[:half] + correct[: count - min(half, len(wrong))]
+    places = (divmod(place, right.shape[1]) for place in chosen)
+    return [(n, q, int(np.flatnonzero(answers.classes[n] == answers.said[n, q])[0])) for n, q in places]
+
+
+def _in_turns(answers: Answers, places: Ints) -> list[int]:
+    """Order answers: one of each class before a second of any; each video only once."""
+    turns: Counter[int] = Counter()
+    rows: set[int] = set()
+    order = []
+    for place, label, row in zip(
+        places.tolist(), answers.truth.flat[places].tolist(), answers.query.flat[places].tolist(), strict=True
+    ):
+        if row not in rows:
+            order.append((turns[label], place))
+            turns[label] += 1
+            rows.add(row)
+    return [place for _, place in sorted(order, key=lambda each: each[0])]
+
+
+def evaluated_episode(loader: EpisodeLoader, n: int, *, shuffled: bool) -> tuple[EpisodePlan, Episode]:
+    """Read episode n with the frames that an evaluation read."""
+    ((plan, episode, _),) = loader.planned(n, n + 1)
+    if loader.views:
+        episode = loader.assemble(plan, clips_of(loader, draw_views(loader.stream, _views(loader, plan))))
+    return plan, shuffle_frames(plan, episode) if shuffled else episode
+
+
+def _views(loader: EpisodeLoader, plan: EpisodePlan) -> Ints:
+    """[V] numbers of the views that the episode takes of its videos."""
+    rows = (plan.support_rows, plan.query_rows, plan.unlabelled_rows)
+    counts = [len(own) for own in rows]
+    chosen = choose_views(plan.n, counts, loader.views, seed=loader.stream.seed, flips=loader.rules.query_flip)
+    return np.concatenate([number_views(own, 1) + view for own, view in zip(rows, chosen, strict=True)])
+
+
+@torch.no_grad()
+def _query_example(
+    model: FewShotMethod, loader: EpisodeLoader, n: int, query: int, *, predicted: int, precision: str, shuffled: bool
+) -> QueryExample:
+    """Compute one query of episode n again; `predicted` is the place of a class in the episode."""
+    plan, episode = evaluated_episode(loader, n, shuffled=shuffled)
+    truth = int(plan.query_labels[query])
+    with autocast(loader.device, precision):
+        logits, alignments, decoded = _compare(model, _with_one_query(episode, query))
+    others = sorted(set(range(plan.way)) - {predicted}, key=lambda place: -logits[place])
+    places = [predicted, truth if truth != predicted else others[0]]
+    shots = [(place, _nearest_shot(alignments, place, plan)) for place in places]
+    pictures = _ExamplePictures(loader.shards, model, plan, episode, query=query, shots=shots)
+    motion, error = pictures.decoded(decoded)
+    return QueryExample(
+        n,
+        query=pictures.clip(0),
+        right=truth == predicted,
+        predicted=pictures.compared_class(0, logits[places[0]], alignments),
+        other=pictures.compared_class(1, logits[places[1]], alignments),
+        decoded=motion,
+        error=error,
+        unlabelled=model.reads_unlabelled and len(plan.unlabelled_rows) > 0,
+    )
+
+
+def _compare(model: FewShotMethod, episode: Episode) -> tuple[list[float], dict[str, Alignment], Tensor | None]:
+    """Compare the only query of an episode with its classes.
+
+    Returns:
+        Logits [way], what was matched, and the decoded changes [T - 1, 3, h, w].
+    """
+    assert episode.query is not None
+    size = (episode.query.shape[-2], episode.query.shape[-1])
+    of_support, of_query = model.read(episode)
+    support, query = model.embed(of_support).map(episode.group), model.embed(of_query)
+    unlabelled = model.read_unlabelled(episode) if model.reads_unlabelled else None
+    text = episode.class_text if model.reads_class_text else None
+    more = None if unlabelled is None else model.embed(unlabelled)
+    logits = model.match(support, query, class_text=text, unlabelled=more)
+    decoded = model.reconstruct(of_query, size)
+    alignments = model.alignment(query, support, class_text=text)
+    return logits[0].tolist(), alignments, None if decoded is None else decoded[0]
+
+
+def _with_one_query(episode: Episode, query: int) -> Episode:
+    assert episode.query is not None
+    one = slice(query, query + 1)
+    return replace(episode, query=episode.query[one], query_labels=episode.query_labels[one])
+
+
+def _nearest_shot(alignments: dict[str, Alignment], place: int, plan: EpisodePlan) -> int:
+    """Choose a support video of a class: the nearest where each was compared, else the first."""
+    frames = alignments.get("frames")
+    if frames is None or frames.similarity.shape[1] == plan.way:
+        return 0
+    total = frames.total[0].view(plan.way, plan.shot)
+    return int(total[place].argmax())
+
+
+class _ExamplePictures:
+    """Pictures of a query and of one support video of some classes; motion is on one scale."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        model: FewShotMethod,
+        plan: EpisodePlan,
+        episode: Episode,
+        *,
+        query: int,
+        shots: Sequence[tuple[int, int]],
+    ) -> None:
+        assert model.trunk is not None
+        assert episode.support is not None
+        assert episode.query is not None
+        self._shards, self._plan, self._shots = shards, plan, shots
+        self._colours = {"mean": model.trunk.mean, "std": model.trunk.std}
+        clips = [episode.query[query], *(episode.support[place, shot] for place, shot in shots)]
+        rows = [plan.query_rows[query], *(plan.support_rows[place * plan.shot + shot] for place, shot in shots)]
+        self._clips = [middle_frames(clip) for clip in clips]
+        self._rows = [int(row) for row in rows]
+        self._changes = [clip[1:] - clip[:-1] for clip in self._clips]  # [T - 1, 3, h, w] each
+        self._full = full_motion(self._changes) if self._changes[0].numel() else 1.0
+
+    def clip(self, number: int) -> Clip:
+        """Draw the query (0) or the support video of one of the classes (from 1)."""
+        shards, row = self._shards, self._rows[number]
+        pictures = pictures_of(self._clips[number], **self._colours)
+        motion = motion_pictures(self._changes[number], self._full)
+        label, brighter = shards.dataset.classes[int(shards.labels[row])], brightening(pictures)
+        frames = brightened(pictures, brighter)
+        return Clip(shards.name(row), label, _addresses(frames), _addresses(motion), brighter)
+
+    def compared_class(self, number: int, score: float, alignments: dict[str, Alignment]) -> ComparedClass:
+        """Draw the support video of class `number`, with what was matched."""
+        (place, shot), plan = self._shots[number], self._plan
+        pairs, of_mean = {}, False
+        for name, alignment in alignments.items():
+            # An alignment has a member for each class (its mean) or for each support video.
+            each = alignment.similarity.shape[1] != plan.way or plan.shot == 1
+            of_mean = not each
+            pairs[name] = alignment.pairs(0, place * plan.shot + shot if each else place)
+        return ComparedClass(self.clip(number + 1), score, plan.shot, pairs, of_mean)
+
+    def decoded(self, motion: Tensor | None) -> tuple[list[str], tuple[float, float] | None]:
+        """Draw decoded motion [T - 1, 3, h, w]; return its error and that of no motion."""
+        if motion is None:
+            return [], None
+        target = self._changes[0].float()
+        error = float((motion.float() - target).square().mean()), float(target.square().mean())
+        return _addresses(motion_pictures(motion, self._full)), error
+
+
+def _addresses(pictures: Iterable[NDArray[np.uint8]]) -> list[str]:
+    return [jpeg_uri(picture) for picture in pictures]
+
+
+def find_confusions(loader: EpisodeLoader, answers: Answers, *, seed: int) -> list[Confusion]:
+    """Find the pairs of classes with the largest share of confused queries of the true class.
+
+    Raises:
+        ShardError: a frame cannot be read.
+    """
+    shards, total = loader.shards, np.bincount(answers.truth.ravel())
+    number = len(total) + int(answers.said.max()) + 1
+    wrong = answers.truth != answers.said
+    # A pair of classes is one number, truth * number + said, so that np.unique counts pairs.
+    confused, counts = np.unique(answers.truth[wrong] * number + answers.said[wrong], return_counts=True)
+    pairs = [(*divmod(int(pair), number), int(count)) for pair, count in zip(confused, counts, strict=True)]
+    pairs.sort(key=lambda each: -each[2] / total[each[0]])
+    generator = np.random.default_rng(seed)
+    shot = answers.support.shape[1] // answers.classes.shape[1]
+    found = []
+    for truth, predicted, count in pairs[:MOST_CONFUSIONS]:
+        n, q = generator.choice(np.argwhere((answers.truth == truth) & (answers.said == predicted))).tolist()
+        place = int(np.flatnonzero(answers.classes[n] == predicted)[0])
+        rows = int(answers.query[n, q]), int(answers.support[n, place * shot])
+        frames = [jpeg_uri(visible(middle_frame(shards, row)), side=CONFUSION_SIDE) for row in rows]
+        names = shards.dataset.classes[truth], shards.dataset.classes[predicted]
+        found.append(Confusion(*names, count, int(total[truth]), *frames))
+    return found
