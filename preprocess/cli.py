@@ -34,9 +34,9 @@ from preprocess.workers.executors import EXECUTORS
 from preprocess.workers.parts import Part, holding
 from shards_spec import Dataset, Split
 from shards_spec.cli.console import LocalFolder, Place, SuggestingGroup, run_command
-from shards_spec.errors import ConfigError, quoted, suggest, text_fault
+from shards_spec.errors import ConfigError, suggest
 from shards_spec.files import disk_errors, temporary
-from shards_spec.schema import CODECS, MOTION, flow_pairs, is_motion, motion_series
+from shards_spec.schema import CODECS, MOTION, flow_pairs, is_motion, motion_series, quoted, text_fault
 from shards_spec.splits.shipped import NAMES
 
 SMALLEST, LARGEST = 32, 4096  # pixels of a side: optical flow takes no fewer, a JPEG holds so many

@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_spec import FsarError
-from shards_spec.errors import printable
-from shards_spec.schema import Reason
+from shards_spec.schema import Reason, printable
 
 UNKNOWN_RIFF_SIZES = {0, 0xFFFFFFFF}  # written by encoders that could not seek back
 

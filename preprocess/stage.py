@@ -16,7 +16,8 @@ from preprocess.workers.job import Job, ShardDone
 from preprocess.workers.parts import WHOLE, Part, begun, check_whole, holding
 from shards_spec import ShardError
 from shards_spec.files import only_writer, sweep
-from shards_spec.index.build import INDEX, build_index, drop_index
+from shards_spec.index.build import build_index, drop_index
+from shards_spec.index.layout import INDEX
 from shards_spec.schema import Failure
 
 __all__ = ["Settings", "join_parts", "preprocess", "preprocess_part"]

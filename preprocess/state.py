@@ -12,7 +12,7 @@ from preprocess.workers.job import Job, ShardDone
 from preprocess.workers.parts import WHOLE, Part
 from shards_spec import ShardError
 from shards_spec.files import json_bytes, publish, write_whole
-from shards_spec.index.build import shard_path
+from shards_spec.index.layout import shard_path
 from shards_spec.schema import Failure, Plan
 from shards_spec.summary import drop_sidecars, load_or_make, write_sidecars
 

@@ -1,4 +1,7 @@
-"""Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder."""
+"""Write files that are either whole or absent: temporary name, fsync, rename, fsync of the folder.
+
+Locks, JSON and URLs are here too: all that every room needs of files.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,18 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shards_spec.errors import FsarError
 
-# What a run leaves unfinished in a shard set: nothing else is ever swept away.
+# Names of the files that a run leaves unfinished in a shard set: `sweep` removes nothing else.
 OURS = re.compile(
     r"([a-z0-9]+-\d{6}\.(tar|idx|json)(\.\d+)?|index\.zarr|old-index|(dataset|plan)\.json|failures\.jsonl|part-\d+-of-\d+(\.jsonl)?|parts|attempt-[0-9a-f]{32})\.tmp"
 )
-TEMPORARY = ".tmp"  # every unfinished file ends with it; nothing that ends with it is ever read
-
-
+TEMPORARY = ".tmp"  # every unfinished file ends with it; no file that ends with it is ever read
+URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
 NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # of network file systems, on a folder
 REFUSED = {
     getattr(errno, name)
@@ -30,12 +32,21 @@ REFUSED = {
 
 
 class DiskError(FsarError):
-    """The disk is full or refuses to be written."""
+    """A disk that is full or refuses to be written."""
+
+
+class NoLocksError(FsarError):
+    """A file system that locks no files; the text is the reason of the system."""
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text is a URL, not a path."""
+    return "://" in text and URL.match(text) is not None
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write under `path` into one sentence; the finished files are untouched by then."""
+    """Turn a failed write under `path` into a DiskError; finished files are left as they are."""
     try:
         yield
     except OSError as error:
@@ -52,9 +63,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 def only_writer(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Make `folder` and hold it: two runs at once would remove each other's unfinished files.
 
+    On a file system that locks no folders (NFS) it is not held.
+
     Args:
         folder: The shard set.
-        shared: With others that share it, such as the parts of a run.
+        shared: Hold it together with others that share it, such as the parts of a run.
 
     Raises:
         FsarError: another process holds it.
@@ -64,24 +77,37 @@ def only_writer(folder: Path, *, shared: bool = False) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        with suppress(NoLocksError):
+            lock(handle, shared=shared)
         yield
     except BlockingIOError:
         raise FsarError(f"{folder} is being written by another process; wait for it or stop it") from None
     finally:
-        os.close(handle)  # releases the lock; a killed run leaves nothing behind
+        os.close(handle)  # releases the lock
 
 
-def _lock(handle: int, kind: int) -> None:
+def lock(handle: int, *, shared: bool = False, wait: bool = False) -> None:
+    """Lock an open file or folder until its handle is closed; a killed process leaves no lock behind.
+
+    Args:
+        handle: The open file or folder.
+        shared: Hold it together with others that share it.
+        wait: Wait while another process holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and we do not wait.
+        NoLocksError: the file system has no such locks.
+    """
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno not in NO_LOCKS:  # NFS locks files alone: we go on without
+        if error.errno not in NO_LOCKS:
             raise
+        raise NoLocksError(str(error.strerror)) from error
 
 
 def nearest_folder(path: Path) -> Path:
-    """The closest folder above `path` that exists."""
+    """Return the closest folder above `path` that exists."""
     while not path.is_dir():
         path = path.parent
     return path
@@ -116,12 +142,14 @@ def sync_tree(folder: Path) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """The name under which `path` is written before it is whole."""
+    """Return the name under which `path` is written before it is whole."""
     return path.with_name(path.name + TEMPORARY)
 
 
 def publish(written: Path, path: Path) -> None:
-    """Give a finished temporary file its final name: its bytes are made durable before, the name after.
+    """Give a finished temporary file its final name.
+
+    Its bytes are made durable before, the name after: a crash between leaves the old file.
 
     Raises:
         DiskError: the disk refuses.
@@ -144,20 +172,20 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def json_bytes(value: Any) -> bytes:  # noqa: ANN401 -- JSON is what it is
-    """`value` as JSON text with a fixed key order and one final newline, so that equal values are equal bytes."""
+    """Return a value as JSON text with sorted keys and one final newline: equal values are equal bytes."""
     return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
 
 def json_line(value: Any) -> bytes:  # noqa: ANN401
-    """`value` as one line of JSON, without the newline."""
+    """Return a value as one line of JSON, without the newline."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        FsarError: the file is missing or is no JSON.
+        FsarError: the file is missing, cannot be read or is no JSON.
     """
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for ever
@@ -172,10 +200,10 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
 
 
 def parse_json(data: str | bytes) -> Any:  # noqa: ANN401
-    """The value that JSON text stands for.
+    """Return the value of JSON text.
 
     Raises:
-        ValueError: it is none, holds NaN or infinity, or is nested too deeply to be ours.
+        ValueError: it is no JSON, holds NaN or infinity, or is nested too deeply to be ours.
     """
     try:
         return json.loads(data, parse_constant=_refuse_constant)
@@ -188,7 +216,7 @@ def _refuse_constant(name: str) -> Any:  # noqa: ANN401
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted run left unfinished in `folder`."""
+    """Remove the unfinished files of an interrupted run in `folder`."""
     with disk_errors(folder):
         for leftover in (path for path in folder.glob(f"*{TEMPORARY}") if OURS.fullmatch(path.name)):
             if leftover.is_dir():

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError, suggest
-from shards_spec.index.build import INDEX
-from shards_spec.index.checks import check_layout, check_series, check_videos
+from shards_spec.files import is_url
+from shards_spec.index.checks import check_folder, check_layout, check_series, check_videos, read_attributes
 from shards_spec.index.columns import Columns
-from shards_spec.index.opening import check_folder, read_attributes
+from shards_spec.index.layout import INDEX
 from shards_spec.remote.shards import RemoteSet, RemoteShards
-from shards_spec.remote.store import is_url
 from shards_spec.schema import Dataset, adding_command
 from shards_spec.series import Series
 
@@ -24,11 +23,11 @@ class ShardSet:
     """A folder of shards, opened for random access; a context manager.
 
     Attributes:
-        path: The folder; of a set at a URL, the URL as a path.
-        files: The folder of its small files, which is another one where the set is at a URL.
+        path: The folder, or the URL of the set as a path.
+        files: The folder of its small files; a copy of them where the set is at a URL.
         dataset: Name, classes and splits.
         labels: [V] class number of each catalogue row.
-        groups: [V] group number, -1 where none is known.
+        groups: [V] group number, -1 where the group is not known.
         frames: [V] decoded source frames, 0 where the video failed.
         fps: [V] source frames a second.
     """
@@ -54,19 +53,22 @@ class ShardSet:
 
     @staticmethod
     def open(path: str | Path | RemoteShards, *, series: Iterable[str] = ("rgb",), check: bool = False) -> ShardSet:
-        """Open a shard set, in a folder or at a URL, and check the shards of the named series.
+        """Open a shard set and check the shards of the named series.
 
-        With `check` every picture that is read is held against its CRC-32.
+        Args:
+            path: A folder, or a URL; `RemoteShards` also says through which cache a URL is read.
+            series: Names of the series to check now; others are checked when they are first asked for.
+            check: Compare the CRC-32 of every picture that is read.
 
         Raises:
             ShardError: it is missing, unfinished, truncated, swapped, damaged or of another format.
-            RemoteError: it is at a URL which refuses us or does not answer.
+            RemoteError: it is at a URL that refuses us or does not answer.
         """
         if not isinstance(path, RemoteShards) and is_url(str(path)):
             path = RemoteShards(str(path))
         remote = RemoteSet(path) if isinstance(path, RemoteShards) else None
         try:
-            shards = ShardSet._opened(remote.path if remote else Path(str(path)), remote, check=check)
+            shards = ShardSet._checked(remote.path if remote else Path(str(path)), remote, check=check)
             for name in series:
                 shards.series(name)
         except BaseException:
@@ -76,8 +78,8 @@ class ShardSet:
         return shards
 
     @staticmethod
-    def _opened(path: Path, remote: RemoteSet | None, *, check: bool) -> ShardSet:
-        """A shard set of which no series is looked at yet; `path` is what messages call it."""
+    def _checked(path: Path, remote: RemoteSet | None, *, check: bool) -> ShardSet:
+        """Open a shard set and check its index, but no series yet; `path` names it in messages."""
         if remote is None:
             check_folder(path)
         files = remote.files if remote else path
@@ -103,10 +105,10 @@ class ShardSet:
         return self.series("rgb").sha256
 
     def series(self, name: str) -> Series:
-        """One modality.
+        """Return one modality; check its shards when it is first asked for.
 
         Raises:
-            ShardError: it was not made, with the option that makes it; or one of its shards is damaged.
+            ShardError: it was not made (the message names the option that makes it), or a shard is damaged.
         """
         if name not in self._series:
             if name not in self.series_names:
@@ -120,32 +122,32 @@ class ShardSet:
         return self._series[name]
 
     def columns(self, name: str) -> Columns:
-        """The index columns of a series, its shards not looked at."""
+        """Return the index columns of a series; its shards are not checked."""
         return self._columns(f"series/{name}")
 
     def _columns(self, group: str) -> Columns:
         return Columns(self.path / INDEX, group, self._hashes, self._remote.column if self._remote else None)
 
     def damaged_columns(self) -> Iterator[str]:
-        """One line for each damaged column of the index."""
+        """Yield one line for each damaged column of the index."""
         for group in sorted({path.rpartition("/")[0] for path in self._hashes}):
             yield from self._columns(group).damaged()
 
     def name(self, row: int) -> str:
-        """Original name of a video."""
+        """Return the original name of a video."""
         return self._videos.text("name", row)
 
     def names(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Original names of many videos, much faster than one by one."""
+        """Yield the original names of many videos, much faster than one by one."""
         return self._videos.texts("name", rows)
 
     def group_name(self, row: int) -> str | None:
-        """Name of a video's group; None where none is known."""
+        """Return the name of the group of a video; None where it is not known."""
         group = int(self.groups[row])
         return None if group < 0 else self._videos.text("group_name", group)
 
     def split_rows(self, split: str) -> NDArray[np.int64]:
-        """Catalogue rows of a split that were stored, ascending.
+        """Return the catalogue rows of a split that were stored, ascending.
 
         Raises:
             ShardError: there is no such split.

@@ -1,25 +1,26 @@
-"""Define the small files of a shard set: `dataset.json`, `plan.json`, `failures.jsonl`, the JSON of a sample.
+"""Define a shard set by its names and numbers: keys, sizes inside a tar, series, and the small JSON files.
 
-Names of keys and of series are defined here too.
+`SPEC.md` is the authority.  `index/layout.py` defines the columns of the index.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shards_spec.errors import ShardError, path_fault, quoted, text_fault
+from shards_spec.errors import ShardError
 from shards_spec.files import json_line, parse_json, read_json
 from shards_spec.pictures import series_kind
 
 FORMAT = 1
 KEY_DIGITS = 8
+BLOCK = 512  # bytes; headers and payloads of a tar begin at multiples of it
 SERIES_NAME = re.compile(r"[a-z0-9]{1,40}")
 CODECS = {"jpeg": "jpg", "raw": "raw"}  # how pictures are stored -> the end of their members' names
 
@@ -38,19 +39,66 @@ Reason = Literal[
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 MOST_FRAMES, MOST_SIDE = 99_999, 65_535  # five digits, and two bytes of a JPEG
-NEEDED = frozenset({"name", "label", "group", "frames", "fps", "source_size", "size"})
-LISTS = ("scale", "magnitude", "motion_score")  # a value for each picture
+SCORES = ("scale", "magnitude", "motion_score")  # a number a picture, in the samples of some series
 MOTION = {"diff": "diff1", "flow": "flow1"}  # short name in the command's --motion -> name of the series
 _GRID = re.compile(r"flow([1-9]\d{0,2})g([1-9]\d{0,2})")
 
+# A terminal obeys control characters, and lists hold one name a line.
+# Halves of characters (surrogates) have no encoding, but U+DC80 to U+DCFF stand for bytes that are
+# no UTF-8 (Python's `surrogateescape`), so names may hold those.
+UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udc7f\\udd00-\\udfff]")
+CLIMBS = re.compile(r"/|(?:.*/)?\.\.(?:/|$)", re.DOTALL)  # matched from the start
+
+
+def text_fault(text: str) -> str | None:
+    """Say why a name of a class or group is refused; None where it is fine."""
+    return "holds a control character" if UNPRINTABLE.search(text) else None
+
+
+def path_fault(name: str) -> str | None:
+    """Say why a name of a video is refused; None where it is fine.
+
+    The name is the path of the video below the videos folder, with `/`.
+    """
+    if CLIMBS.match(name):
+        return "leads out of the folder"
+    return "is empty" if not name else text_fault(name)
+
+
+def printable(text: str) -> str:
+    """Replace by `?` each character that `text_fault` refuses."""
+    return UNPRINTABLE.sub("?", text)
+
+
+def quoted(name: str) -> str:
+    """Quote a name for a message: one line of at most 80 characters, control characters escaped."""
+    short = name if len(name) <= 80 else f"{name[:77]}..."
+    return '"' + UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), short) + '"'
+
+
+def padded(size: int) -> int:
+    """Round a size in bytes up to whole tar blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def archive_size(end: int) -> int:
+    """Return the size of a tar whose last member ends (padding included) at `end`.
+
+    Two empty blocks end an archive, and it is padded to whole records.
+    """
+    return -(-(end + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
 
 def sample_key(row: int) -> str:
-    """Key of catalogue row `row`: `c` and eight digits; original names break ustar and DALI's index."""
+    """Return the key of a catalogue row: `c` and eight digits.
+
+    Original names hold what ustar and DALI's index cannot.
+    """
     return f"c{row:0{KEY_DIGITS}d}"
 
 
 def row_of_key(key: str) -> int:
-    """Catalogue row of a sample key.
+    """Return the catalogue row of a sample key.
 
     Raises:
         ShardError: it is no key of ours.
@@ -61,7 +109,7 @@ def row_of_key(key: str) -> int:
 
 
 def picture_name(number: int, codec: str) -> str:
-    """Extension of the picture whose first frame is source frame `number`."""
+    """Return the extension of the picture that begins at source frame `number`."""
     return f"{number:05d}.{CODECS[codec]}"
 
 
@@ -74,20 +122,20 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the split's content, independent of the order in which it was written."""
+        """Hash of the content of the split, independent of the order in which it was written."""
         videos = None if self.videos is None else sorted(self.videos)
         return hashlib.sha256(json_line([sorted(self.classes), videos])).hexdigest()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Content of `dataset.json`: what the videos are, not how they were stored.
+    """Content of `dataset.json`: it describes the videos, not how they were stored.
 
     Attributes:
-        name: What results call it.
-        classes: Sorted class names, of classes without videos too.
+        name: Name in results.
+        classes: Sorted class names, including classes without videos.
         splits: Splits by name.
-        coverage: Split -> (videos in the catalogue, videos that the published split has); empty where not known.
+        coverage: Split -> (videos in the catalogue, videos in the published split).  Empty where not known.
     """
 
     name: str
@@ -96,7 +144,7 @@ class Dataset:
     coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `dataset.json`."""
+        """Return the content of `dataset.json`."""
         splits = {
             name: {"classes": list(split.classes)}
             | ({} if split.videos is None else {"videos": list(split.videos)})
@@ -130,7 +178,7 @@ class Dataset:
 
 
 def _names(values: Any, fault: Callable[[str], str | None] = text_fault) -> tuple[str, ...]:  # noqa: ANN401
-    """Names from JSON, each once; ValueError where they are none or could do harm."""
+    """Check a list of names from JSON; raise ValueError where one repeats or could do harm."""
     if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
         raise ValueError("expected a list of names")
     for name in values:
@@ -148,7 +196,7 @@ def _count(value: Any) -> int:  # noqa: ANN401
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, for a sentence."""
+    """Return the text of an error, for a sentence."""
     return str(error) if type(error) is ValueError else repr(error)
 
 
@@ -184,7 +232,7 @@ def check_format(raw: Any, path: Path) -> None:  # noqa: ANN401
 class Plan:
     """Content of `plan.json`: everything that decides the bytes of the shards.
 
-    `series` maps a series' name to a flat table of its settings and tool versions.
+    `series` maps the name of a series to a flat table of its settings and tool versions.
     """
 
     dataset: str
@@ -194,7 +242,7 @@ class Plan:
     series: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `plan.json`."""
+        """Return the content of `plan.json`."""
         catalogue = {"rows": self.catalogue_rows, "sha256": self.catalogue_sha256}
         return {
             "format": FORMAT,
@@ -223,7 +271,9 @@ class Plan:
             raise ShardError(f"{path} is damaged or not ours: {_reason(error)}") from error
 
     def check_same(self, wanted: Plan, where: Path) -> None:
-        """Refuse to mix shards of two plans in one folder; series that only one of them has are fine.
+        """Refuse to mix shards of two plans in one folder.
+
+        Series that only one of the plans has are fine.
 
         Raises:
             ShardError: naming each setting that differs, with both values.
@@ -259,10 +309,10 @@ class Failure:
 
     @staticmethod
     def load_all(path: Path) -> dict[int, Failure]:
-        """Failures by catalogue row; empty where there is no file.
+        """Read the failures, by catalogue row; without a file there are none.
 
         Raises:
-            ShardError: a line that is none of ours.
+            ShardError: a line has another form than ours.
         """
         if not path.exists():
             return {}
@@ -277,7 +327,7 @@ class Failure:
         return {failure.row: failure for failure in rows}
 
     def check(self) -> None:
-        """Raise ValueError unless every value is of its type and none can do harm as a name."""
+        """Raise ValueError where a value has another type or a name can do harm."""
         texts = [self.name, self.label, self.reason, self.detail, self.group or ""]
         _names([text for text in {*texts, ""} if text])
         if (fault := path_fault(self.name)) or _count(self.row) >= 10**KEY_DIGITS:
@@ -285,49 +335,14 @@ class Failure:
 
     @staticmethod
     def dump_all(failures: Iterable[Failure]) -> bytes:
-        """Content of `failures.jsonl`, sorted by row."""
+        """Return the content of `failures.jsonl`, sorted by row."""
         return b"".join(json_line(vars(failure)) + b"\n" for failure in sorted(failures))
 
 
-def check_info(info: Any, frames: Sequence[int]) -> None:  # noqa: ANN401 -- whatever the JSON holds
-    """Raise ValueError where the JSON of a sample with the pictures `frames` is not what SPEC.md says."""
-    if not isinstance(info, dict) or not info.keys() >= NEEDED:
-        raise ValueError(f"it is no object with {', '.join(sorted(NEEDED))}")
-    _check_names(info)
-    count, fps = info.get("frames"), info.get("fps")
-    if type(count) is not int or not 0 < count <= MOST_FRAMES:
-        raise ValueError(f"frames is {str(count)[:40]!r}")
-    if not isinstance(fps, int | float) or not 0 <= fps < math.inf:
-        raise ValueError(f"fps is {str(fps)[:40]!r}")
-    for key in ("size", "source_size"):
-        sides = info.get(key)
-        if not (isinstance(sides, list) and len(sides) == 2 and all(_is_side(side) for side in sides)):
-            raise ValueError(f"{key} is {str(sides)[:40]!r}")
-    if info.get("kept", frames) != frames or (frames and not 0 <= min(frames) <= max(frames) < count):
-        raise ValueError("its pictures are not those that it names, or of frames that it has not")
-    for key in LISTS:
-        values = info.get(key, frames)
-        if not isinstance(values, list) or len(values) != len(frames):
-            raise ValueError(f"{key} has not one value for each picture")
-
-
-def _check_names(info: dict[str, Any]) -> None:
-    name, label, group = info.get("name"), info.get("label"), info.get("group")
-    if not isinstance(name, str) or not isinstance(label, str) or not isinstance(group, str | None):
-        raise ValueError("name, label or group is no text")  # noqa: TRY004
-    for text, fault in ((name, path_fault(name)), (label, text_fault(label)), (group or "", text_fault(group or ""))):
-        if fault:
-            raise ValueError(f"{quoted(text)} {fault}")
-
-
-def _is_side(side: Any) -> bool:  # noqa: ANN401
-    return type(side) is int and 0 <= side <= MOST_SIDE
-
-
 def flow_pairs(series: str) -> tuple[int, int] | None:
-    """Displacement D and grid G of `flow1` or `flowDgG`, in source frames; None for a name that is none of these.
+    """Return displacement D and grid G of `flow1` or `flowDgG`, in source frames; None for other names.
 
-    Its fields go from frame i to frame i + D for i = 0, G, 2G, ...
+    The fields of the series go from frame i to frame i + D, for i = 0, G, 2G, ...
     """
     match = _GRID.fullmatch(series)
     if match:
@@ -336,17 +351,20 @@ def flow_pairs(series: str) -> tuple[int, int] | None:
 
 
 def motion_series(names: Iterable[str]) -> list[str]:
-    """The series, sorted, that the names in --motion stand for; a series may be named in full."""
+    """Return the series, sorted, that the names in --motion stand for; full names stand for themselves."""
     return sorted({MOTION.get(name, name) for name in names})
 
 
 def is_motion(name: str) -> bool:
-    """Whether --motion takes this name."""
+    """Tell whether --motion takes this name."""
     return name in MOTION or name in MOTION.values() or flow_pairs(name) is not None
 
 
 def adding_command(series: str, folder: str | Path) -> str:
-    """What to type so that the shard set in `folder` gets a series of motion too; of an unknown name, its kind."""
+    """Return the command that adds a series of motion to the shard set in `folder`.
+
+    For a series that --motion does not take, the command names its kind.
+    """
     kind = series_kind(series)[0]
     name = series if is_motion(series) else {"frames": "diff, flow or flow8g2"}.get(kind, kind)
     option = {held: short for short, held in MOTION.items()}.get(name, name)

@@ -17,29 +17,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
-from shards_spec.index.build import shard_path
 from shards_spec.index.checks import check_shards
-from shards_spec.index.columns import Columns, sum_starts
+from shards_spec.index.columns import Columns, crc_starts, payload_starts
+from shards_spec.index.layout import shard_path
 from shards_spec.remote.shards import RemoteSet
-from shards_spec.schema import adding_command, picture_name, sample_key
-from shards_spec.tar import BLOCK, padded
+from shards_spec.schema import BLOCK, adding_command, padded, picture_name, sample_key
+
+OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
+Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
 
 
-class PictureSums:
-    """The sums of the pictures of a series, from its index columns."""
+class PictureCrcs:
+    """The CRC-32 of the pictures of a series, from its index columns."""
 
     def __init__(self, columns: Columns) -> None:
-        self._start = sum_starts(columns)  # [V]
-        self._sums, self._frame, self._first = columns["crc32"], columns["frame"], columns["first"]
+        self._start = crc_starts(columns)  # [V]
+        self._crc32, self._frame, self._first = columns["crc32"], columns["frame"], columns["first"]
         self._codec = columns.codec
 
     def check(self, row: int, position: int, data: bytes | memoryview, *, where: str) -> None:
-        """Refuse a picture that is not what was written; `where` is its shard.
+        """Refuse a picture that is not as it was written; `where` is its shard.
 
         Raises:
             ShardError: naming shard and member.
         """
-        if zlib.crc32(data) != self._sums[self._start[row] + position]:
+        if zlib.crc32(data) != self._crc32[self._start[row] + position]:
             name = picture_name(int(self._frame[self._first[row] + position]), self._codec)
             raise ShardError(
                 f"{where}: {sample_key(row)}.{name}: content damaged; fsar-shards verify finds all damage: "
@@ -47,16 +49,15 @@ class PictureSums:
             )
 
 
-Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
-
-
-OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
-
-
 class Series:
-    """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...; `columns` are those of the index.
+    """One modality of a shard set: `rgb`, `diff1`, `flow1`, `flow8g2`, ...
 
-    With `check`, no picture is handed out whose CRC-32 is not the one that was written.
+    Args:
+        folder: The shard set, as messages name it.
+        name: Name of the series.
+        columns: Its columns of the index.
+        remote: The files of a set at a URL.
+        check: Refuse each picture whose CRC-32 is not that of the index.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Series:
         self._shard, self._offset = columns["shard"], columns["offset"]
         self._first, self._size = columns["first"], columns["size"]
         self.codec = columns.codec
-        self._sums = PictureSums(columns) if check else None
+        self._crcs = PictureCrcs(columns) if check else None
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._maps: OrderedDict[int, Mapped] = OrderedDict()
         self._lock = threading.Lock()
@@ -86,12 +87,12 @@ class Series:
         return hashlib.sha256(self.columns["shard_sha256"].tobytes()).hexdigest()
 
     def kept(self, row: int) -> NDArray[np.int32]:
-        """[n] source frame numbers of the stored members of a video, ascending."""
+        """Return [n] source frame numbers of the stored members of a video, ascending."""
         frames: NDArray[np.int32] = self.columns["frame"][self._first[row] : self._first[row + 1]]
         return frames
 
     def scale(self, row: int) -> NDArray[np.float32]:
-        """[n] pixels of the stored field that code 127 stands for (flow series only).
+        """Return [n] pixels of the stored field that code 127 stands for (flow series only).
 
         Raises:
             ShardError: this series has no scale.
@@ -101,10 +102,10 @@ class Series:
         return self._of_members("scale", row)
 
     def scores(self, row: int) -> NDArray[np.float32]:
-        """[n] motion-differential scores of a video's fields; NaN where they are too small to have any.
+        """Return [n] motion-differential scores of the fields of a video; NaN where a field is too small.
 
         Raises:
-            ShardError: this series has no scores, with the command that makes one that has.
+            ShardError: this series has no scores; the message names the command that makes one with scores.
         """
         if "motion_score" not in self.columns:
             raise ShardError(
@@ -118,14 +119,14 @@ class Series:
         return values
 
     def read(self, row: int, positions: Iterable[int]) -> list[bytes]:
-        """Encoded payloads of a video's members at `positions` of `kept(row)`; safe in threads.
+        """Read the encoded pictures of a video at `positions` of `kept(row)`; safe in threads.
 
         Raises:
-            ShardError: no such member, the shard ends before it, or (with check) its bytes are not those written.
+            ShardError: no such member, the shard ends before it, or (with `check`) its bytes were changed.
         """
         first, last = int(self._first[row]), int(self._first[row + 1])
         sizes = self._size[first:last].astype(np.int64)
-        starts = np.cumsum(BLOCK + -(-sizes // BLOCK) * BLOCK) - -(-sizes // BLOCK) * BLOCK + self._begin(row)
+        starts = self._begin(row) + payload_starts(sizes)
         file = self._open(row)
         payloads = []
         for position in positions:
@@ -134,21 +135,24 @@ class Series:
             data = os.pread(file.fileno(), int(sizes[position]), int(starts[position]))
             if len(data) != sizes[position]:
                 raise ShardError(f"{file.name}: cut short: it ends before byte {starts[position] + sizes[position]}")
-            if self._sums:
-                self._sums.check(row, position, data, where=file.name)
+            if self._crcs:
+                self._crcs.check(row, position, data, where=file.name)
             payloads.append(data)
         return payloads
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """[n, h, w, 3] frames of a video of a raw series where they lie in the shard file: nothing is copied.
+        """Return the frames of a video of a raw series where they lie in the shard file; nothing is copied.
 
-        The file is mapped into memory, so that only what is looked at is read; read-only; safe in threads.
+        The file is mapped into memory, so the disk reads only the pages that are used.  Safe in threads.
+
+        Returns:
+            [n, h, w, 3] uint8, read-only.
 
         Raises:
             ShardError: the series is not raw, its frames are not of the size that the index has, or the shard was cut.
         """
         mapped, views = self._map(row)
-        if mapped.size() != len(mapped):  # to look beyond the end of the file would kill the process
+        if mapped.size() != len(mapped):  # to read beyond the end of the file would kill the process (SIGBUS)
             path = shard_path(self._folder, self.name, int(self._shard[row]))
             raise ShardError(f"{path}: cut short or replaced while it was open; copy it again")
         if row not in views:
@@ -156,19 +160,23 @@ class Series:
         return views[row]
 
     def check_pixels(self, row: int, positions: Iterable[int]) -> None:
-        """With check, refuse frames of `pixels(row)` whose bytes are not those written: ShardError."""
-        if self._sums:
+        """With `check`, refuse frames of `pixels(row)` whose bytes were changed.
+
+        Raises:
+            ShardError: naming shard and member.
+        """
+        if self._crcs:
             video, where = self.pixels(row), str(shard_path(self._folder, self.name, int(self._shard[row])))
             for position in positions:
-                self._sums.check(row, position, video[position].data, where=where)
+                self._crcs.check(row, position, video[position].data, where=where)
 
     def fetch(self, rows: NDArray[np.int64]) -> None:
-        """Have these videos at hand before they are read: of a set at a URL in its cache, all on their way at once."""
+        """Fetch videos of a set at a URL to its cache, many at once, before they are read."""
         if self._videos is not None:
             self._videos.fetch(rows.tolist())
 
     def close(self) -> None:
-        """Close its files; what `pixels` gave stays valid."""
+        """Close its files; arrays from `pixels` stay valid."""
         if self._videos is not None:
             self._videos.close()
         with self._lock:
@@ -184,11 +192,12 @@ class Series:
         fits = self._begin(row) + (last - first) * stride <= len(mapped)
         if self.codec != "raw" or not fits or (self._size[first:last] != size).any():
             raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
+        # Raw frames of a video are equally long, so they lie at equal distances, each behind its header.
         shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)
         return np.ndarray(shape, np.uint8, mapped, start, strides)  # keeps the map alive
 
     def _map(self, row: int) -> Mapped:
-        """The file of a video in memory, and the views that were made of it so far."""
+        """Return the mapped file of a video, and the views that were made of it so far."""
         number = int(self._shard[row]) if self._videos is None else row
         found = self._maps.get(number)
         if found is None:
@@ -201,7 +210,7 @@ class Series:
         return found
 
     def _begin(self, row: int) -> int:
-        """Where a video begins in the file that `_open` gives: its shard, or a file of its own."""
+        """Return where a video begins in the file that `_open` returns: its shard, or a file of its own."""
         return int(self._offset[row]) if self._videos is None else 0
 
     def _open(self, row: int) -> BinaryIO:

@@ -1,13 +1,13 @@
-"""What is known of one shard: the small JSON file and DALI's `.idx` beside each tar.
+"""Describe each tar of a shard set by two files: the summary `.json` and DALI's `.idx`.
 
-Both are made from the tar or while it is written, and can be made again from the tar alone.
+Both are made while the tar is written, and can be made again from the tar only.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,37 @@ from typing import Any
 
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import disk_errors, json_line, parse_json, read_json, sync_folder, write_whole
-from shards_spec.schema import CODECS, check_info, picture_name, row_of_key
-from shards_spec.tar import BLOCK, Member, file_sha256, padded, scan
+from shards_spec.schema import (
+    BLOCK,
+    CODECS,
+    MOST_FRAMES,
+    MOST_SIDE,
+    SCORES,
+    padded,
+    path_fault,
+    picture_name,
+    quoted,
+    row_of_key,
+    text_fault,
+)
+from shards_spec.tar import Member, file_sha256, scan
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-TAIL = ("cls", "json")  # the members of a sample that are no frames, in their stored order
+REQUIRED = frozenset({"name", "label", "group", "frames", "fps", "source_size", "size"})
+TAIL = ("cls", "json")  # the last two members of a sample, in their stored order
 
 
 @dataclass(frozen=True)
 class Sample:
     """One video inside one shard.
 
-    `frames` are the source numbers of its frame members, `sizes` and `crc32` describe all its
-    members in stored order: the frames, then `cls`, then `json`, whose content is `info`.
+    Attributes:
+        row: Its catalogue row.
+        offset: Bytes of the shard before its first header.
+        frames: Source frame numbers of its pictures.
+        sizes: Bytes of all its members in stored order: the pictures, `cls`, `json`.
+        crc32: CRC-32 of the same members.
+        info: Content of its `json`.
     """
 
     row: int
@@ -43,11 +61,11 @@ class Sample:
         return str(self.info.get("codec", "jpeg"))
 
     def check(self) -> None:
-        """Raise ValueError or TypeError where its lists do not fit or its JSON is none of ours."""
+        """Raise ValueError or TypeError where its lists differ in length or its JSON is not as in SPEC.md."""
         row_of_key(f"c{self.row:08d}")
         if not len(self.sizes) == len(self.crc32) == len(self.frames) + len(TAIL):
             raise ValueError(f"sample {self.row} has lists of different lengths")
-        check_info(self.info, self.frames)
+        _check_info(self.info, self.frames)
 
     @property
     def end(self) -> int:
@@ -65,16 +83,16 @@ class Summary:
 
     @property
     def rows(self) -> set[int]:
-        """The catalogue rows that it holds."""
+        """The catalogue rows of its samples."""
         return {sample.row for sample in self.samples}
 
     def to_json(self) -> bytes:
-        """Content of the file beside the tar."""
+        """Return the content of the `.json` of a tar."""
         return json_line({"bytes": self.size, "sha256": self.sha256, "samples": [vars(s) for s in self.samples]})
 
     @staticmethod
     def load(path: Path) -> Summary:
-        """Read the summary beside a tar.
+        """Read the `.json` of a tar.
 
         Raises:
             FsarError: it is missing or damaged.
@@ -126,7 +144,7 @@ def _sample(row: int, members: list[Member], infos: dict[int, dict[str, Any]], p
 
 
 def _check_pictures(sample: Sample, pictures: Iterable[Member], path: Path) -> None:
-    """Refuse pictures that are not what the sample's JSON says of them, which is all that tells how to read them."""
+    """Refuse pictures that differ from what the JSON of their sample says: readers decode them by it."""
     if sample.codec not in CODECS:
         raise ShardError(f'{path}: the sample of row {sample.row} has pictures of an unknown codec "{sample.codec}"')
     size = 3 * math.prod(sample.info["size"]) if sample.codec == "raw" else None
@@ -138,7 +156,7 @@ def _check_pictures(sample: Sample, pictures: Iterable[Member], path: Path) -> N
 
 
 def from_tar(tar: Path) -> Summary:
-    """Make the summary of a shard from its tar alone.
+    """Make the summary of a shard from its tar only.
 
     Raises:
         ShardError: the tar is damaged.
@@ -156,7 +174,7 @@ def from_tar(tar: Path) -> Summary:
 
 
 def dali_index(samples: Iterable[Sample]) -> bytes:
-    """The `.idx` of DALI's `readers.webdataset` (its `wds2idx` v1.2): one line a sample."""
+    """Return the `.idx` of DALI's `readers.webdataset` (form of `wds2idx` v1.2): one line a sample."""
     lines = []
     for sample in samples:
         key = f"c{sample.row:08d}"
@@ -170,12 +188,15 @@ def dali_index(samples: Iterable[Sample]) -> bytes:
 
 
 def sidecars(tar: Path) -> tuple[Path, Path]:
-    """Paths of the `.idx` and the summary beside a tar."""
+    """Return the paths of the `.idx` and the summary of a tar."""
     return tar.with_suffix(".idx"), tar.with_suffix(".json")
 
 
 def drop_sidecars(tar: Path) -> None:
-    """Remove both, durably: called before a shard is replaced, so that they never describe another tar."""
+    """Remove both, durably.
+
+    Called before a shard is replaced, so that they never describe another tar.
+    """
     with disk_errors(tar):
         for path in sidecars(tar):
             path.unlink(missing_ok=True)
@@ -183,17 +204,17 @@ def drop_sidecars(tar: Path) -> None:
 
 
 def write_sidecars(tar: Path, summary: Summary) -> None:
-    """Write both beside a whole tar."""
+    """Write both for a whole tar."""
     index, description = sidecars(tar)
     write_whole(index, dali_index(summary.samples))
     write_whole(description, summary.to_json())
 
 
 def check_as_described(tar: Path) -> None:
-    """Refuse a tar that is not the one that its summary describes: a new index would call the damage sound.
+    """Refuse a tar whose summary describes another one: a new index would hide the damage.
 
     Raises:
-        ShardError: their SHA-256 differ. A missing or unreadable summary says nothing.
+        ShardError: their SHA-256 differ.  A missing or unreadable summary is no reason.
     """
     described: str | None = None
     with suppress(FsarError):
@@ -206,7 +227,7 @@ def check_as_described(tar: Path) -> None:
 
 
 def load_or_make(tar: Path) -> Summary:
-    """The summary of a whole tar, made again where it is missing or describes another tar.
+    """Return the summary of a whole tar; make it again where it is missing or describes another tar.
 
     Raises:
         ShardError: the tar is damaged.
@@ -219,3 +240,38 @@ def load_or_make(tar: Path) -> Summary:
         summary = from_tar(tar)
         write_sidecars(tar, summary)
     return summary
+
+
+def _check_info(info: Any, frames: Sequence[int]) -> None:  # noqa: ANN401 -- whatever the JSON holds
+    """Raise ValueError where the JSON of a sample with the pictures `frames` is not as in SPEC.md."""
+    if not isinstance(info, dict) or not info.keys() >= REQUIRED:
+        raise ValueError(f"it is no object with {', '.join(sorted(REQUIRED))}")
+    _check_info_names(info)
+    count, fps = info.get("frames"), info.get("fps")
+    if type(count) is not int or not 0 < count <= MOST_FRAMES:
+        raise ValueError(f"frames is {str(count)[:40]!r}")
+    if not isinstance(fps, int | float) or not 0 <= fps < math.inf:
+        raise ValueError(f"fps is {str(fps)[:40]!r}")
+    for key in ("size", "source_size"):
+        sides = info.get(key)
+        if not (isinstance(sides, list) and len(sides) == 2 and all(_is_side(side) for side in sides)):
+            raise ValueError(f"{key} is {str(sides)[:40]!r}")
+    if info.get("kept", frames) != frames or (frames and not 0 <= min(frames) <= max(frames) < count):
+        raise ValueError("its pictures are not those that it names, or of frames that it has not")
+    for key in SCORES:
+        values = info.get(key, frames)
+        if not isinstance(values, list) or len(values) != len(frames):
+            raise ValueError(f"{key} has not one value for each picture")
+
+
+def _check_info_names(info: dict[str, Any]) -> None:
+    name, label, group = info.get("name"), info.get("label"), info.get("group")
+    if not isinstance(name, str) or not isinstance(label, str) or not isinstance(group, str | None):
+        raise ValueError("name, label or group is no text")  # noqa: TRY004
+    for text, fault in ((name, path_fault(name)), (label, text_fault(label)), (group or "", text_fault(group or ""))):
+        if fault:
+            raise ValueError(f"{quoted(text)} {fault}")
+
+
+def _is_side(side: Any) -> bool:  # noqa: ANN401
+    return type(side) is int and 0 <= side <= MOST_SIDE

@@ -15,20 +15,10 @@ from typing import BinaryIO, Self
 
 from shards_spec.errors import ShardError
 from shards_spec.files import TEMPORARY, disk_errors
+from shards_spec.schema import BLOCK, archive_size, padded
 
-BLOCK = 512
 OWNER = "fsar"
 MODE = 0o444
-
-
-def padded(size: int) -> int:
-    """`size` rounded up to whole tar blocks."""
-    return -(-size // BLOCK) * BLOCK
-
-
-def archive_size(end: int) -> int:
-    """Size of a tar file whose last member ends (padding included) at `end`."""
-    return -(-(end + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Find every flipped bit of a shard set, and say where it is."""
+"""Find every flipped bit of a shard set and name its place."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shards_spec.errors import ShardError
-from shards_spec.index.build import shard_path
-from shards_spec.index.columns import Columns, sum_starts
+from shards_spec.index.columns import Columns, crc_starts
+from shards_spec.index.layout import shard_path
 from shards_spec.reader import ShardSet
-from shards_spec.schema import picture_name, sample_key
+from shards_spec.schema import BLOCK, archive_size, padded, picture_name, sample_key
 from shards_spec.summary import dali_index, from_tar, sidecars
-from shards_spec.tar import BLOCK, archive_size, file_sha256, header, padded
+from shards_spec.tar import file_sha256, header
 
 
 def verify(folder: Path, *, progress: Callable[[int], None] = lambda _: None) -> list[str]:
-    """Check every byte of every shard against the index, the index against its hashes, and the files beside each tar.
+    """Check every byte of every shard, the index, and the two files that describe each tar.
 
     Args:
         folder: The shard set.
-        progress: Called with the bytes checked, shard by shard.
+        progress: Called after each shard with its bytes.
 
     Returns:
-        One line a fault: shard, member and byte offset; empty when all is well.
+        One line for each fault: shard, member and byte offset.  Empty where all is well.
 
     Raises:
         ShardError: the set cannot be opened at all.
@@ -58,7 +58,7 @@ def _check_shard(path: Path, number: int, place: int, columns: Columns) -> list[
 
 
 def _locate(path: Path, number: int, columns: Columns) -> Iterator[str]:
-    """Each member whose header, payload or padding differs from what the index says."""
+    """Yield one line for each member whose header, payload or padding differs from the index."""
     with path.open("rb") as file:
         position = 0
         for name, size, crc in _members(number, columns):
@@ -76,14 +76,14 @@ def _locate(path: Path, number: int, columns: Columns) -> Iterator[str]:
 
 
 def _members(number: int, columns: Columns) -> Iterator[tuple[str, int, int]]:
-    """Name, size and CRC-32 of every member of a shard in stored order."""
-    first, starts = columns["first"], sum_starts(columns)
+    """Yield name, size and CRC-32 of every member of a shard in stored order."""
+    first, starts = columns["first"], crc_starts(columns)
     for row in (columns["shard"] == number).nonzero()[0].tolist():
         start, stop = int(first[row]), int(first[row + 1])
-        sums = int(starts[row])
+        place = int(starts[row])
         frames = columns["frame"][start:stop].tolist()
         names = [*(picture_name(frame, columns.codec) for frame in frames), "cls", "json"]
         sizes = columns["size"][start:stop].tolist() + columns["tail"][row].tolist()
-        crcs = columns["crc32"][sums : sums + len(names)].tolist()
+        crcs = columns["crc32"][place : place + len(names)].tolist()
         for name, size, crc in zip(names, sizes, crcs, strict=True):
             yield f"{sample_key(row)}.{name}", size, crc

@@ -23,7 +23,8 @@ from pipelines.draw import PhiloxDraw
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import EpisodeStream
 from shards_spec import ShardSet
-from shards_spec.index.build import INDEX, build_index
+from shards_spec.index.build import build_index
+from shards_spec.index.layout import INDEX
 
 EPISODES = 2_000
 NEEDED = {"videos": ("label", "group", "frames", "fps"), "series/rgb": ("shard", "offset", "first", "size")}

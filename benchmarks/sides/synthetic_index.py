@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from shards_spec.files import json_bytes
-from shards_spec.index.build import shard_path
-from shards_spec.schema import Dataset, Split, sample_key
+from shards_spec.index.layout import shard_path
+from shards_spec.schema import Dataset, Split, archive_size, sample_key
 from shards_spec.summary import Sample, Summary, sidecars
-from shards_spec.tar import archive_size, header
+from shards_spec.tar import header
 
 FRAMES = 32  # kept frames of a video
 PER_CLASS = 100

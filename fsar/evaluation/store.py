@@ -27,8 +27,8 @@ from fsar.methods import Embedding
 from fsar.run import ranks
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import TEMPORARY, disk_errors, only_writer, read_json, sync_folder, sync_tree, temporary
-from shards_spec.index.build import column_sha256
-from shards_spec.index.files import read_column
+from shards_spec.index.columns import read_column
+from shards_spec.index.layout import column_sha256
 
 Ints = NDArray[np.int64]
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
-from shards_spec.errors import ConfigError, text_fault
+from shards_spec.errors import ConfigError
+from shards_spec.schema import text_fault
 
 MOST_NUMBER = (1 << 63) - 1  # what NumPy and torch hold
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shards_spec.errors import ConfigError
-from shards_spec.index.files import check_announced
+from shards_spec.index.layout import check_announced
 
 DTYPES = {
     "DoubleStorage": torch.float64,

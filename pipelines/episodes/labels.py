@@ -12,8 +12,9 @@ import numpy as np
 
 from pipelines.episodes.pools import Labels
 from shards_spec import ShardSet
-from shards_spec.errors import ConfigError, quoted
+from shards_spec.errors import ConfigError
 from shards_spec.files import write_whole
+from shards_spec.schema import quoted
 
 HEADERS = (["video", "cluster"], ["video", "label"])
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards_spec import Dataset
-from shards_spec.errors import FsarError, path_fault, quoted, text_fault
+from shards_spec.errors import FsarError
 from shards_spec.files import json_line
 from shards_spec.remote.store import Remote, RemotePath
+from shards_spec.schema import path_fault, quoted, text_fault
 
 EXTENSIONS = frozenset(
     ".avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .ts .wmv .asf .flv .3gp".split()  # noqa: SIM905 -- a list reads longer

@@ -16,7 +16,7 @@ from preprocess.encode.flow import DIS
 from preprocess.encode.series import Alongside, Encoder, create_encoder, steady
 from preprocess.workers.downloads import Downloads
 from shards_spec.files import json_line
-from shards_spec.index.build import shard_path
+from shards_spec.index.layout import shard_path
 from shards_spec.schema import Failure, flow_pairs, sample_key
 from shards_spec.summary import Summary, summarise
 from shards_spec.tar import TarSeriesWriter

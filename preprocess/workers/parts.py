@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards_spec.errors import ConfigError, FsarError, ShardError
-from shards_spec.files import NO_LOCKS, OURS, TEMPORARY, disk_errors
+from shards_spec.files import OURS, TEMPORARY, NoLocksError, disk_errors, lock
 
 FAILURES = "failures.jsonl"
 PART = re.compile(r"part-(?P<index>\d{4,})-of-(?P<count>\d{4,})\.jsonl")
@@ -103,22 +102,20 @@ def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
     with disk_errors(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(handle, path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle, path, wait=wait)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, path: Path, kind: int) -> None:
+def _lock(handle: int, path: Path, *, wait: bool) -> None:
     try:
-        fcntl.flock(handle, kind)
+        lock(handle, wait=wait)
     except BlockingIOError:
         raise FsarError(f"{path.stem} of {path.parent} is being made by another process; wait for it") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    except NoLocksError as error:
         raise FsarError(
-            f"the file system of {path.parent} locks no files ({error.strerror}), so that parts cannot be made side "
+            f"the file system of {path.parent} locks no files ({error}), so that parts cannot be made side "
             "by side; choose another --out folder, or make all in one run without --part"
         ) from error
 

@@ -20,7 +20,7 @@ from preprocess.workers.fork_server import CONTEXT, check_environment, start
 from preprocess.workers.job import Job, Messages, ShardDone, VideoDone, run_job
 from preprocess.workers.retries import AGAIN, Retries, death_cause
 from shards_spec import FsarError
-from shards_spec.index.build import shard_path
+from shards_spec.index.layout import shard_path
 from shards_spec.remote.store import RemotePath
 from shards_spec.tar import unfinished
 

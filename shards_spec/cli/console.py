@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 import click
 
 from shards_spec.errors import ConfigError, FsarError, suggest
+from shards_spec.files import is_url
 from shards_spec.remote.cache import parse_bytes
 from shards_spec.remote.shards import CACHE_DIR, CACHE_SIZE, RemoteShards
-from shards_spec.remote.store import RemotePath, is_url, place_of
+from shards_spec.remote.store import RemotePath, place_of
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey those in a name
 BAD_INPUT, WITH_FAILURES, INTERRUPTED = 2, 3, 130

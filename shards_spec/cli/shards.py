@@ -14,7 +14,8 @@ from shards_spec.cli.peek import peek
 from shards_spec.cli.splits import splits
 from shards_spec.errors import ShardError
 from shards_spec.files import only_writer, sweep
-from shards_spec.index.build import build_index, list_shards, shard_path
+from shards_spec.index.build import build_index
+from shards_spec.index.layout import list_shards, shard_path
 from shards_spec.reader import ShardSet
 from shards_spec.schema import Failure
 from shards_spec.summary import check_as_described, from_tar, write_sidecars

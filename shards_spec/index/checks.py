@@ -1,4 +1,10 @@
-"""Check that a shard set is whole and that its index is consistent with itself and with its shards."""
+"""Check that a shard set is whole and that its index is consistent with itself and with its shards.
+
+The order matters: an index may come from others, so nothing is read before what announces it is checked.
+First the folder and the attributes (`check_folder`, `read_attributes`), then the metadata of all columns
+(`check_layout`), then the values of each column as it is loaded (`check_values`, `check_texts`), then
+columns against each other (`check_videos`, `check_series`), at last the shards (`check_shards`).
+"""
 
 from __future__ import annotations
 
@@ -13,46 +19,27 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards_spec.errors import ShardError, path_fault, quoted, text_fault
-from shards_spec.index.build import shard_path
-from shards_spec.index.files import Layout, check_announced, stored_bytes
-from shards_spec.schema import MOST_FRAMES, MOST_SIDE, row_of_key, sample_key
-from shards_spec.tar import BLOCK, archive_size, parse_header
+from shards_spec.errors import ShardError
+from shards_spec.files import read_json
+from shards_spec.index.layout import (
+    COLUMN_PATH,
+    INDEX,
+    Layout,
+    attributes_sha256,
+    check_announced,
+    columns_of,
+    list_shards,
+    pinned_hashes,
+    shard_path,
+    stored_bytes,
+)
+from shards_spec.schema import BLOCK, FORMAT, archive_size, path_fault, quoted, row_of_key, sample_key, text_fault
+from shards_spec.tar import parse_header
 
-Shape = tuple[str | int, ...]
-
-COLUMN = re.compile(r"(videos|series/[a-z0-9]{1,40})/([a-z0-9_]{1,40})")
-# Type and shape of each column; a letter stands for one number in all columns of a group, V in all of the index.
-VIDEOS: dict[str, tuple[str, Shape]] = {
-    **dict.fromkeys(("label", "group", "frames"), ("int32", ("V",))),
-    "fps": ("float32", ("V",)),
-    "source_size": ("int32", ("V", 2)),
-    "name_ends": ("int64", ("V",)),
-    "group_name_ends": ("int64", ("G",)),
-    "name_bytes": ("uint8", ("B",)),
-    "group_name_bytes": ("uint8", ("C",)),
-}
-SERIES: dict[str, tuple[str, Shape]] = {
-    "shard": ("int32", ("V",)),
-    "offset": ("int64", ("V",)),
-    "first": ("int64", ("F",)),
-    "tail": ("uint32", ("V", 2)),
-    "stored_size": ("int32", ("V", 2)),
-    "size": ("uint32", ("M",)),
-    "frame": ("int32", ("M",)),
-    "crc32": ("uint32", ("A",)),
-    "shard_number": ("int32", ("S",)),
-    "shard_bytes": ("int64", ("S",)),
-    "shard_sha256": ("uint8", ("S", 32)),
-}
-OPTIONAL: dict[str, tuple[str, Shape]] = {
-    "codec_bytes": ("uint8", ("D",)),
-    "codec_ends": ("int64", (1,)),
-    **dict.fromkeys(("scale", "magnitude", "motion_score"), ("float32", ("M",))),
-}
 MOST_SHARDS = 1_000_000  # six digits
 ROWS_AT_ONCE = 1 << 14
-CLIMBING, CONTROL = (b"../", b"/.."), re.compile(rb"\xc2[\x80-\x9f]")  # what a name that can do harm may hold
+# Parts of a name that can do harm: in a path, and the UTF-8 of the controls U+0080 to U+009F
+CLIMBING, CONTROL = (b"../", b"/.."), re.compile(rb"\xc2[\x80-\x9f]")
 _THREADS, _AT_ONCE = 8, 64
 _CHECKSUM = slice(148, 156)  # the field of a tar header; it counts as blanks in its own sum
 
@@ -61,76 +48,190 @@ class Table(Protocol):
     """Columns by name."""
 
     def __getitem__(self, name: str, /) -> NDArray[Any]:
-        """The column of that name."""
+        """Return the column of that name."""
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is no finished shard set.
+
+    Raises:
+        ShardError: with the command that makes or finishes one.
+    """
+    if not path.is_dir():
+        raise ShardError(f"{path} is no folder; make shards with: fsar-preprocess NAME --videos DIR --out {path}")
+    if not (path / INDEX).is_dir():
+        unfinished = bool(list_shards(path)) or (path / "plan.json").exists()
+        hint = (
+            "preprocessing is unfinished: type the same fsar-preprocess command again (or run fsar-shards reindex)"
+            if unfinished
+            else "it is no shard set: make one with fsar-preprocess"
+        )
+        raise ShardError(f"{path} has no {INDEX}; {hint}")
+
+
+def read_attributes(files: Path, path: Path) -> dict[str, Any]:
+    """Read the attributes of the index in `files`: format, hashes of its columns and of the small files.
+
+    Args:
+        files: Folder of the small files.
+        path: Names the set in messages.
+
+    Raises:
+        ShardError: the index is damaged or of another format, or the small files changed since it was made.
+    """
+    where = path / INDEX
+    raw = read_json(files / INDEX / "zarr.json")
+    attributes = raw.get("attributes") if isinstance(raw, dict) else None
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        raise ShardError(f"{where} is not of format {FORMAT}; run fsar-shards reindex {path}")
+    whole = {"columns", "files", "sha256"} <= set(attributes) and isinstance(attributes["columns"], dict)
+    if not whole or attributes["sha256"] != attributes_sha256(attributes):
+        raise ShardError(f"{where} is damaged; run fsar-shards reindex {path}")
+    if pinned_hashes(files) != attributes["files"]:
+        raise ShardError(f"{path}: dataset.json, plan.json or failures.jsonl changed; run fsar-shards reindex {path}")
+    return attributes
 
 
 def check_layout(
     index: Path, columns: Mapping[str, Any], bytes_of: Callable[[Path, Layout], int] = stored_bytes
 ) -> None:
-    """Check what the columns of an index announce, by their metadata alone: nothing is read of their content.
+    """Check the columns of an index by their metadata only: no content is read.
 
     Args:
         index: The folder `index.zarr`.
         columns: Path in the index -> hash, as its attributes have them.
-        bytes_of: Bytes that a column takes where the index is stored, from its folder and layout.
+        bytes_of: Return the bytes that a column takes where the index is stored, from its folder and layout.
 
     Raises:
-        ShardError: a column that is missing, of another type or shape, or more content than is on disk.
+        ShardError: a column is missing, of another type or shape, or announces more content than is on disk.
     """
     groups: dict[str, dict[str, Layout]] = {"videos": {}, "series/rgb": {}}
     stored = 0
     for path in columns:
-        match = COLUMN.fullmatch(path)
+        match = COLUMN_PATH.fullmatch(path)
         if match is None:
             raise ShardError(f'{index} names the column "{path[:80]!a}", which is none of ours')
         layout = Layout.load(index / path)
-        groups.setdefault(match[1], {})[match[2]] = layout
+        groups.setdefault(match["group"], {})[match["name"]] = layout
         stored += bytes_of(index / path, layout)
+    # All columns together: frame numbers that begin anew with each video shrink thousandfold, CRC-32 do not.
     check_announced(sum(each.nbytes for held in groups.values() for each in held.values()), stored, index)
     rows: dict[str, int] = {}
     for group, held in groups.items():
-        sides = _check_group(f"{index}/{group}", held, rows)
+        sides = _check_group(index, group, held, rows)
         rows = {"V": sides["V"]}
 
 
-def _check_group(where: str, held: Mapping[str, Layout], sides: dict[str, int]) -> dict[str, int]:
-    """What the letters stand for in one group, where `sides` has those that others have fixed."""
-    wanted = VIDEOS if where.endswith("/videos") else SERIES
-    for name, (dtype, shape) in (wanted | (OPTIONAL if wanted is SERIES else {})).items():
+def _check_group(index: Path, group: str, held: Mapping[str, Layout], sides: dict[str, int]) -> dict[str, int]:
+    """Compare the layouts of one group with our columns.
+
+    Args:
+        index: The folder `index.zarr`.
+        group: Name of the group.
+        held: Layouts by the names of the columns.
+        sides: Letters of shapes that other groups have fixed -> their numbers.
+
+    Returns:
+        All letters of the group.
+    """
+    for name, column in columns_of(group).items():
         layout = held.get(name)
         if layout is None:
-            if name in wanted:
-                raise ShardError(f"{where} lacks the column {name}; run fsar-shards reindex")
+            if not column.optional:
+                raise ShardError(f"{index}/{group} lacks the column {name}; run fsar-shards reindex")
             continue
+        shape = column.shape
         if len(layout.shape) == len(shape):
             pairs = zip(shape, layout.shape, strict=True)
             shape = tuple(sides.setdefault(side, found) if isinstance(side, str) else side for side, found in pairs)
-        if (layout.dtype, layout.shape) != (dtype, shape):
+        if (layout.dtype, layout.shape) != (column.dtype, shape):
             raise ShardError(
-                f"{where}/{name} announces {layout.dtype} {list(layout.shape)} where {dtype} {list(shape)} is needed; "
-                "run fsar-shards reindex"
+                f"{index}/{group}/{name} announces {layout.dtype} {list(layout.shape)} where {column.dtype} "
+                f"{list(shape)} is needed; run fsar-shards reindex"
             )
-    if "F" in sides and sides["F"] != sides["V"] + 1:
-        raise ShardError(f"{where}/first announces {sides['F']} rows of {sides['V']} videos; run fsar-shards reindex")
+    if sides.get("V + 1", sides["V"] + 1) != sides["V"] + 1:
+        raise ShardError(
+            f"{index}/{group}/first announces {sides['V + 1']} rows of {sides['V']} videos; run fsar-shards reindex"
+        )
     return sides
 
 
-def check_videos(index: Path, columns: Table, classes: int) -> None:
-    """Check the numbers that are known of each video: labels below `classes`, counts, rates.
+def check_values(path: Path | str, name: str, values: NDArray[Any]) -> None:
+    """Check the values of a column against its own limits.
+
+    Args:
+        path: Names the column in messages.
+        name: Its path in the index.
+        values: Its content.
 
     Raises:
-        ShardError: one that cannot be.
+        ShardError: a value lies outside.
     """
-    groups = len(columns["group_name_ends"])
-    _within(index, "label", columns["label"], -1, classes - 1)
-    _within(index, "group", columns["group"], -1, groups - 1)
-    _within(index, "frames", columns["frames"], 0, MOST_FRAMES)
-    if not (columns["fps"] >= 0).all() or np.isinf(columns["fps"]).any():
-        raise ShardError(f"{index}/videos/fps holds what is no rate; run fsar-shards reindex")
+    group, _, last = name.rpartition("/")
+    column = columns_of(group).get(last)
+    if column is not None and _outside(values, *column.limits, nan=column.nan):
+        low, high = column.limits
+        allowed = f"outside {low} to {high}" if values.dtype.kind in "iu" else "that cannot be"
+        raise ShardError(f"{path} holds numbers {allowed}; run fsar-shards reindex")
+
+
+def _outside(values: NDArray[Any], low: float, high: float, *, nan: bool = False) -> bool:
+    """Tell whether a value lies outside [low, high]; NaN counts as outside unless `nan`."""
+    if not values.size or (low, high) == (-np.inf, np.inf):
+        return False
+    if nan:
+        return bool((values < low).any() or (values > high).any())  # NaN is neither
+    # Without a temporary array: there may be 32 million values.  NaN is the least of its column, and compares false.
+    return not bool(low <= values.min() and values.max() <= high)
+
+
+def check_texts(path: str, data: NDArray[np.uint8], ends: NDArray[np.int64], *, paths: bool) -> None:
+    """Check a column of strings: where each ends, and that no string can do harm as a name.
+
+    Args:
+        path: Names the column in messages.
+        data: [n] UTF-8 bytes of all strings, end to end.
+        ends: Where each string ends.
+        paths: The strings are names of videos, not of groups.
+
+    Raises:
+        ShardError: ends that do not rise, or such a name.
+    """
+    bounds = np.concatenate([[0], ends])
+    _require(bool((np.diff(bounds) >= 0).all()) and bounds[-1] == len(data), path, "has strings that overlap")
+    # All bytes at once, without a Python string for each name.  Honest columns pass here.  One that does not
+    # may still be honest (`a/..x.avi`), so each of its strings is checked by itself.
+    raw = data.tobytes()
+    suspect = bool(((data < 32) | (data == 127)).any()) or CONTROL.search(raw) is not None
+    if paths and not suspect:
+        starts = bounds[:-1][np.diff(bounds) > 0]
+        suspect = bool((data[starts] == ord("/")).any()) or any(part in raw for part in CLIMBING)
+    if suspect:
+        _check_each(path, raw, bounds.tolist(), paths=paths)
+
+
+def _check_each(path: str, raw: bytes, bounds: list[int], *, paths: bool) -> None:
+    """Check every string by itself."""
+    for start, end in pairwise(bounds):
+        text = raw[start:end].decode("utf-8", "surrogateescape")
+        fault = path_fault(text) if paths and text else text_fault(text)
+        if fault:
+            raise ShardError(f"{path} has the name {quoted(text)}, which {fault}")
+
+
+def check_videos(index: Path, columns: Table, classes: int) -> None:
+    """Check the class and group of each video; there are `classes` classes.
+
+    Raises:
+        ShardError: a number stands for none.
+    """
+    for name, count in (("label", classes), ("group", len(columns["group_name_ends"]))):
+        if _outside(columns[name], -1, count - 1):
+            raise ShardError(f"{index}/videos/{name} holds numbers outside -1 to {count - 1}; run fsar-shards reindex")
 
 
 def check_series(where: str, columns: Table, frames: NDArray[np.int32]) -> None:
-    """Check that the samples of a series lie one behind the other and fill their shards.
+    """Check that the samples of a series follow each other without gaps and fill their shards.
 
     Args:
         where: Names the series in messages.
@@ -142,38 +243,53 @@ def check_series(where: str, columns: Table, frames: NDArray[np.int32]) -> None:
     """
     shard, offset, first = columns["shard"], columns["offset"], columns["first"]
     numbers, sizes = columns["shard_number"], columns["shard_bytes"]
-    _need(np.array_equal(shard >= 0, frames > 0), where, "does not hold the videos that the index has")
-    _need(_rising(numbers, 0, MOST_SHARDS), where, "has shards of impossible numbers")
+    _require(np.array_equal(shard >= 0, frames > 0), where, "does not hold the videos that the index has")
+    _require(_rising(numbers, 0, MOST_SHARDS), where, "has shards of impossible numbers")
     rising = first[0] == 0 and bool((first[1:] >= first[:-1]).all()) and first[-1] == len(columns["size"])
-    _need(rising, where, "has members that belong to no video or to several")
+    _require(rising, where, "has members that belong to no video or to several")
     rows = np.flatnonzero(shard >= 0)
-    _need(not (first[1:] - first[:-1])[shard < 0].any(), where, "has members of videos that failed")
+    _require(not (first[1:] - first[:-1])[shard < 0].any(), where, "has members of videos that failed")
     held = shard[rows]  # [n] shard of each stored video
-    starts = np.flatnonzero(np.diff(held, prepend=-1))  # where a shard begins
-    _need(np.array_equal(held[starts], numbers), where, "has videos in shards that it does not list")
+    starts = np.flatnonzero(np.diff(held, prepend=-1))  # [S] first stored video of each shard
+    _require(np.array_equal(held[starts], numbers), where, "has videos in shards that it does not list")
+    # A video begins where the one before it ends, or at byte 0 of its shard.  Each end follows from the sizes
+    # of the members, so that an offset cannot lie without its sizes, nor they without the size of the shard.
     ends = offset[rows] + _extents(columns["size"], first, columns["tail"])[rows]
-    wanted = np.concatenate([[0], ends[:-1]])[: len(rows)]
-    wanted[starts] = 0
-    _need(np.array_equal(offset[rows], wanted), where, "has videos that overlap or do not follow each other")
+    begins = np.concatenate([[0], ends[:-1]])[: len(rows)]
+    begins[starts] = 0
+    _require(np.array_equal(offset[rows], begins), where, "has videos that overlap or do not follow each other")
     last = ends[np.append(starts[1:], len(rows))[: len(starts)] - 1].tolist()
-    _need([archive_size(end) for end in last] == sizes.tolist(), where, "has shards of another size than their videos")
+    whole = [archive_size(end) for end in last] == sizes.tolist()
+    _require(whole, where, "has shards of another size than their videos")
 
 
-def _need(good: bool, where: str, fault: str) -> None:
+def _require(good: bool, where: str, fault: str) -> None:
     if not good:
         raise ShardError(f"{where} {fault}; run fsar-shards reindex")
 
 
 def _rising(values: NDArray[Any], low: int, end: int) -> bool:
-    """Whether values rise strictly within [low, end)."""
+    """Tell whether values rise strictly within [low, end)."""
     inside = not len(values) or (values[0] >= low and values[-1] < end)
     return bool(inside and (values[1:] > values[:-1]).all())
 
 
 def _extents(sizes: NDArray[np.uint32], first: NDArray[np.int64], tail: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """[V] bytes from the first header of a video to the end of its last member's padding."""
+    """Return the bytes from the first header of each video to the end of its last member's padding.
+
+    Args:
+        sizes: [M] bytes of the pictures.
+        first: [V + 1] first picture of each video.
+        tail: [V, 2] bytes of `cls` and `json`.
+
+    Returns:
+        [V] bytes.
+    """
     blocks: NDArray[np.int64] = _blocks(tail).sum(axis=1, dtype=np.int64)  # [V]
-    filled = np.flatnonzero(first[1:] > first[:-1])  # videos with pictures: their ranges lie end to end
+    # `reduceat` sums the pictures of a video, but would give an empty range the value at its start: videos
+    # without pictures are left out.  The ranges of the others lie end to end, so starts suffice.  A million
+    # videos have 32 million pictures: some rows at a time keep the temporary arrays small and in the cache.
+    filled = np.flatnonzero(first[1:] > first[:-1])
     for rows in np.array_split(filled, len(filled) // ROWS_AT_ONCE + 1):
         if len(rows):
             start = first[rows[0]]
@@ -183,60 +299,11 @@ def _extents(sizes: NDArray[np.uint32], first: NDArray[np.int64], tail: NDArray[
 
 
 def _blocks(sizes: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Tar blocks of members, each with its header."""
+    """Return the tar blocks of members, each with its header; in four bytes, as sizes have them."""
     blocks: NDArray[np.uint32] = sizes // np.uint32(BLOCK)
     blocks += (sizes & np.uint32(BLOCK - 1)) > 0
     blocks += np.uint32(1)
     return blocks
-
-
-def _within(index: Path, name: str, values: NDArray[Any], low: int, high: int) -> None:
-    if len(values) and not (low <= values.min() and values.max() <= high):
-        raise ShardError(f"{index}/videos/{name} holds numbers outside {low} to {high}; run fsar-shards reindex")
-
-
-def check_loaded(path: Path | str, name: str, column: NDArray[Any]) -> None:
-    """Check the values of a column by its name, where they alone tell that they cannot be.
-
-    Raises:
-        ShardError: one that cannot be.
-    """
-    limits = {"frame": MOST_FRAMES, "stored_size": MOST_SIDE, "source_size": MOST_SIDE}
-    bad = False
-    if name in limits:
-        bad = bool((column < 0).any() or (column > limits[name]).any())
-    elif name in ("scale", "magnitude"):
-        bad = not bool(np.isfinite(column).all())
-    elif name == "motion_score":
-        bad = bool(np.isinf(column).any())  # NaN: the field is too small for a score
-    if bad:
-        raise ShardError(f"{path} holds numbers that cannot be; run fsar-shards reindex")
-
-
-def check_texts(path: str, data: NDArray[np.uint8], ends: NDArray[np.int64], *, paths: bool) -> None:
-    """Check a column of strings: where each ends, and that none can do harm as a name (`paths`: of a video).
-
-    Raises:
-        ShardError: ends that do not rise, or such a name.
-    """
-    bounds = np.concatenate([[0], ends])
-    _need(bool((np.diff(bounds) >= 0).all()) and bounds[-1] == len(data), path, "has strings that overlap")
-    raw = data.tobytes()
-    suspect = bool(((data < 32) | (data == 127)).any()) or CONTROL.search(raw) is not None
-    if paths and not suspect:
-        starts = bounds[:-1][np.diff(bounds) > 0]
-        suspect = bool((data[starts] == ord("/")).any()) or any(part in raw for part in CLIMBING)
-    if suspect:
-        _check_each(path, raw, bounds.tolist(), paths=paths)
-
-
-def _check_each(path: str, raw: bytes, bounds: list[int], *, paths: bool) -> None:
-    """Look at every string, where some bytes may belong to one that can do harm."""
-    for start, end in pairwise(bounds):
-        text = raw[start:end].decode("utf-8", "surrogateescape")
-        fault = path_fault(text) if paths and text else text_fault(text)
-        if fault:
-            raise ShardError(f"{path} has the name {quoted(text)}, which {fault}")
 
 
 def check_shards(
@@ -246,20 +313,20 @@ def check_shards(
 
     Args:
         folder: The shard set.
-        series: Which of its series.
+        series: Name of the series.
         numbers: [S] shards of the series.
         sizes: [S] their bytes.
-        shard: [V] number of the shard that holds each video, -1: none.
+        shard: [V] number of the shard that holds each video, -1 where it failed.
 
     Raises:
         ShardError: one is missing, cut short, replaced, swapped, or its first header is damaged.
     """
     stored, firsts = np.unique(shard, return_index=True)
     first = dict(zip(stored.tolist(), firsts.tolist(), strict=True))
-    # as `shard_path`, which costs as much as the look at the file
+    # As `shard_path` has them: to make a path costs as much as to open the file.
     paths = [f"{folder}/{series}-{number:06d}.tar" for number in numbers.tolist()]
-    looks = zip(paths, numbers.tolist(), sizes.tolist(), _look_at_all(paths), strict=True)
-    for path, number, size, (found, block, total) in looks:
+    beginnings = zip(paths, numbers.tolist(), sizes.tolist(), _read_beginnings(paths), strict=True)
+    for path, number, size, (found, block, total) in beginnings:
         if found != size:
             _refuse_size(shard_path(folder, series, number), found, size)
         row = first.get(number, -1)
@@ -269,24 +336,27 @@ def check_shards(
                 raise ShardError(f"{path} begins with video {held} where the index has {row}: it was swapped")
 
 
-def _look_at_all(paths: list[str]) -> Iterator[tuple[int, bytes, int]]:
-    """Several at once: each waits for a disk or a network where the file is not in memory."""
+def _read_beginnings(paths: list[str]) -> Iterator[tuple[int, bytes, int]]:
+    """Yield size, first header and the sum of its bytes for each file.
+
+    Several files are read at once: each read waits for a disk or a network where the file is not in memory.
+    """
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for looks in pool.map(_look_at_some, parts):
-            yield from looks
+        for beginnings in pool.map(_read_some, parts):
+            yield from beginnings
 
 
-def _look_at_some(paths: list[str]) -> list[tuple[int, bytes, int]]:
-    """Size (-1: missing) and first header of files, and the sum of its bytes."""
-    sizes, blocks = zip(*(_look(path) for path in paths), strict=True)
-    whole = b"".join(block.ljust(BLOCK, b"\0") for block in blocks)
+def _read_some(paths: list[str]) -> list[tuple[int, bytes, int]]:
+    """Return size (-1: missing), first header and the sum of its bytes for some files."""
+    sizes, blocks = zip(*(_read_beginning(path) for path in paths), strict=True)
+    whole = b"".join(block.ljust(BLOCK, b"\0") for block in blocks)  # one call sums all headers
     sums = np.frombuffer(whole, np.uint8).reshape(-1, BLOCK).sum(axis=1)
     return list(zip(sizes, blocks, sums.tolist(), strict=True))
 
 
-def _look(path: str) -> tuple[int, bytes]:
-    """Size and first header of a file."""
+def _read_beginning(path: str) -> tuple[int, bytes]:
+    """Return size and first header of a file; -1 for a file that is missing."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
     except FileNotFoundError:
@@ -298,7 +368,7 @@ def _look(path: str) -> tuple[int, bytes]:
 
 
 def _begins(block: bytes, row: int, total: int) -> bool:
-    """Whether a header, of bytes that sum up to `total`, is whole, by its checksum, and of the video `row`."""
+    """Tell whether a header is of the video `row`, and whole by its checksum; `total` is the sum of its bytes."""
     if row < 0 or not block.startswith(f"{sample_key(row)}.".encode()):
         return False
     field = block[_CHECKSUM]

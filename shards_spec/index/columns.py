@@ -1,22 +1,76 @@
-"""The columns of the index."""
+"""Read the columns of an index, in the one form that we write (see `layout`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from shards_spec.errors import FsarError, RemoteError, ShardError
 from shards_spec.files import DiskError
-from shards_spec.index.build import column_sha256
-from shards_spec.index.checks import check_loaded, check_texts
-from shards_spec.index.files import read_column
+from shards_spec.index.checks import check_texts, check_values
+from shards_spec.index.layout import Layout, check_announced, chunk_files, column_sha256, stored_bytes
+from shards_spec.schema import BLOCK
 
 Fetch = Callable[[str, str], NDArray[Any]]
+THREADS = 4  # that decode the chunks of a column
 _TEXTS = 1 << 16  # strings at once whose places are held as Python numbers
+
+
+def read_column(path: Path, *, check_size: bool = True) -> tuple[NDArray[Any], Mapping[str, Any]]:
+    """Read the array in a folder, and its attributes; check what it announces before it takes memory.
+
+    Args:
+        path: The folder.
+        check_size: Compare the bytes that it announces with those on disk.  Off for a column of an index:
+            some shrink thousandfold, and `checks.check_layout` compares all of them together.
+
+    Raises:
+        ShardError: it is damaged, of another form, or announces far more than it holds.
+    """
+    layout = Layout.load(path)
+    if check_size:
+        check_announced(layout.nbytes, stored_bytes(path, layout), path)
+    column, files = np.zeros(layout.shape, layout.dtype), chunk_files(path, len(layout.shape))
+    if len(files) == 1:  # as most columns: a thread would cost more than it gives
+        _read_chunk(column, layout, *files.items())
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda item: _read_chunk(column, layout, item), files.items()))
+    return column, layout.attributes
+
+
+def _read_chunk(column: NDArray[Any], layout: Layout, item: tuple[int, Path]) -> None:
+    number, file = item
+    rows = column[number * layout.chunk : (number + 1) * layout.chunk]
+    if not len(rows):  # beyond the last
+        return
+    try:
+        _fill(rows, file.read_bytes(), layout)
+    except OSError as error:
+        raise ShardError(f"{file} cannot be read ({error.strerror})") from error
+    except (RuntimeError, ValueError) as error:
+        raise ShardError(f"{file} is damaged ({error})") from error
+
+
+def _fill(rows: NDArray[Any], data: bytes, layout: Layout) -> None:
+    """Decode a chunk into its rows; the last chunk is longer than they are, and is decoded to a buffer first."""
+    size = layout.chunk * layout.row_bytes
+    place = rows.reshape(-1).view(np.uint8)
+    whole = place if len(place) == size else np.zeros(size, np.uint8)
+    if layout.packed:
+        Zstd().decode(data, out=whole)  # into memory of the announced size: it refuses more than fits
+    elif len(data) == size:
+        whole[:] = np.frombuffer(data, np.uint8)
+    else:
+        raise ValueError(f"{len(data)} bytes where {size} are needed")
+    if whole is not place:
+        place[:] = whole[: len(place)]
 
 
 class Columns:
@@ -26,7 +80,7 @@ class Columns:
         index: The folder `index.zarr`, as messages name it.
         group: `videos`, or `series/NAME`.
         hashes: Path of each column in the index -> SHA-256.
-        fetch: Reads a column, from its path and hash, where the index is not on disk.
+        fetch: Read a column, from its path and hash, where the index is not on disk.
     """
 
     def __init__(self, index: Path, group: str, hashes: dict[str, str], fetch: Fetch | None = None) -> None:
@@ -45,7 +99,7 @@ class Columns:
     def _load(self, path: str) -> NDArray[Any]:
         try:
             if self._fetch is None:
-                column = read_column(self._index / path, alone=False)[0]
+                column = read_column(self._index / path, check_size=False)[0]
             else:
                 column = self._fetch(path, self._hashes[path])
         except (RemoteError, DiskError):
@@ -54,11 +108,11 @@ class Columns:
             raise ShardError(f"{error}; run fsar-shards reindex") from error
         if column_sha256(column) != self._hashes.get(path):
             raise ShardError(f"{self._index}/{path} is damaged; run fsar-shards reindex")
-        check_loaded(self._index / path, path.rpartition("/")[2], column)
+        check_values(self._index / path, path, column)
         return column
 
     def damaged(self) -> Iterator[str]:
-        """One line for each column that cannot be read or is not what was written."""
+        """Yield one line for each column that cannot be read or is not as it was written."""
         for path in self._hashes:
             group, _, name = path.rpartition("/")
             if group == self._group:
@@ -68,7 +122,7 @@ class Columns:
                     yield str(error)
 
     def sha256(self, name: str) -> str:
-        """Hash of a column."""
+        """Return the hash of a column."""
         return self._hashes[f"{self._group}/{name}"]
 
     @property
@@ -77,7 +131,7 @@ class Columns:
         return self.text("codec", 0) if "codec_ends" in self else "jpeg"
 
     def _text(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The bytes of a text column and where each string ends, checked once."""
+        """Return the bytes of a text column and where each string ends; check them once."""
         data, ends = self[f"{name}_bytes"], self[f"{name}_ends"]
         if name not in self._checked:
             check_texts(f"{self._index}/{self._group}/{name}", data, ends, paths=name == "name")
@@ -85,23 +139,43 @@ class Columns:
         return data, ends
 
     def text(self, name: str, position: int) -> str:
-        """One string of a text column."""
+        """Return one string of a text column."""
         data, ends = self._text(name)
         start = int(ends[position - 1]) if position else 0
         return data[start : int(ends[position])].tobytes().decode("utf-8", "surrogateescape")
 
     def texts(self, name: str, positions: NDArray[np.int64]) -> Iterator[str]:
-        """Strings of a text column at positions [n]."""
+        """Yield the strings of a text column at positions [n]."""
         column, ends = self._text(name)
-        data = column.data
+        data = column.data  # a memoryview: slices of it make no arrays
         for part in np.array_split(positions, len(positions) // _TEXTS + 1):
             starts = np.where(part > 0, ends[part - 1], 0)
             for start, end in zip(starts.tolist(), ends[part].tolist(), strict=True):
                 yield str(data[start:end], "utf-8", "surrogateescape")
 
 
-def sum_starts(columns: Columns) -> NDArray[np.int64]:
-    """[V] where the sums of each video begin in `crc32`, which holds those of cls and json behind its pictures'."""
+def crc_starts(columns: Columns) -> NDArray[np.int64]:
+    """Return [V] where the CRC-32 of each video begin in the column `crc32`.
+
+    That column has those of `cls` and `json` behind those of the pictures, so each stored video before
+    shifts the place by two.
+    """
     stored = columns["shard"] >= 0  # [V]
     starts: NDArray[np.int64] = columns["first"][:-1] + 2 * (np.cumsum(stored) - stored)
+    return starts
+
+
+def payload_starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the payloads of consecutive members begin, from the first header.
+
+    No offsets are stored: a header is one tar block, and each payload is padded to whole blocks.
+
+    Args:
+        sizes: [n] bytes of the payloads.
+
+    Returns:
+        [n] bytes before each.
+    """
+    lengths = -(-sizes // BLOCK) * BLOCK  # `schema.padded` of each
+    starts: NDArray[np.int64] = np.cumsum(BLOCK + lengths) - lengths
     return starts

@@ -1,8 +1,10 @@
-"""Files kept on the disk up to a number of bytes, which several processes share; those used longest ago go first."""
+"""Keep files on the disk, up to a number of bytes; several processes share them.
+
+The files that were used longest ago are removed first.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import threading
@@ -13,20 +15,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards_spec.errors import ConfigError
-from shards_spec.files import NO_LOCKS, TEMPORARY, disk_errors
+from shards_spec.files import TEMPORARY, NoLocksError, disk_errors, lock
 
-COUNT = "bytes"  # the file that holds the number of bytes in use, and is locked while it changes
-SPARE = 10  # a tenth of the room is made at once: to look at every file costs more than to remove one
+COUNT = "bytes"  # the file of the number of bytes in use; it is locked while the number changes
+SPARE = 10  # a tenth of the cache is freed at once: to list all files costs more than to remove one
 ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|K|M|G|T)I?B?", re.IGNORECASE)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes such as `50GB`, `800 MB` or `1.5T`.
+    """Read a number of bytes such as `50GB`, `800 MB` or `1.5T`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is no such number.
     """
     match = SIZE.fullmatch(text.strip())
     if not match or (count := int(float(match[1]) * UNITS[match[2].upper()])) < 1:
@@ -35,10 +37,10 @@ def parse_bytes(text: str) -> int:
 
 
 class Cache:
-    """A folder of at most `limit` bytes; every process that uses it must be given the same limit.
+    """A folder of at most `limit` bytes; every process that uses it must have the same limit.
 
-    A file is under its name whole or not at all. What is in it may have been damaged since: the one who asks for a
-    file checks it. A file that is removed stays readable for those who opened it before.
+    A file has its name only when it is whole.  It may have been damaged since: whoever opens a file checks it.
+    A file that is removed stays readable for those who opened it before.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -47,7 +49,7 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
 
     def open(self, name: str) -> BinaryIO | None:
-        """A file of the cache, opened for reading; None where it is not there."""
+        """Open a file of the cache for reading; return None where it is not there."""
         try:
             file = (self.folder / name).open("rb")
         except FileNotFoundError:
@@ -77,7 +79,7 @@ class Cache:
                     self._reserve(file, len(data))
                     file.write(data)
                 opened = unfinished.open("rb")  # before it has a name under which others may remove it
-                with self._count():  # one who adds up the files meanwhile would meet neither name
+                with self._count():  # else `_make_room` of another process could list the files and miss both names
                     unfinished.replace(path)
             except OSError:
                 unfinished.unlink(missing_ok=True)
@@ -85,11 +87,11 @@ class Cache:
         return opened
 
     def drop(self, name: str) -> None:
-        """Remove a file, such as one that was damaged; its bytes are counted again when room is made next."""
+        """Remove a file that was damaged; the next `_make_room` no longer counts its bytes."""
         (self.folder / name).unlink(missing_ok=True)
 
     def _reserve(self, file: BinaryIO, size: int) -> None:
-        """Count the bytes of a file that will be written, and give it its size, so that others count it too."""
+        """Count the bytes of a file before it is written, and give it its size, so that others count it too."""
         with self._count() as count:
             if count.value < 0 or count.value + size > self.limit:
                 count.value = self._make_room(size)
@@ -98,7 +100,7 @@ class Cache:
 
     @contextmanager
     def _count(self) -> Iterator[_Count]:
-        """The number of bytes in use (-1: not known), while nobody else changes it."""
+        """Hold the number of bytes in use (-1: not known) while no other process changes it."""
         handle = os.open(self.folder / COUNT, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._lock(handle)
@@ -112,17 +114,15 @@ class Cache:
 
     def _lock(self, handle: int) -> None:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+            lock(handle, wait=True)
+        except NoLocksError as error:
             raise ConfigError(
-                f"the file system of the cache {self.folder} locks no files ({error.strerror}); give a --cache-dir "
+                f"the file system of the cache {self.folder} locks no files ({error}); give a --cache-dir "
                 "on a local disk"
             ) from error
 
     def _make_room(self, size: int) -> int:
-        """Remove files until `size` bytes fit, and a tenth of the cache besides; return the bytes then in use."""
+        """Remove files until `size` bytes and a tenth of the cache are free; return the bytes then in use."""
         files = sorted(self._files(), key=lambda item: item[0])
         used = sum(size for _, size, _ in files)
         if used + size <= self.limit:
@@ -139,7 +139,7 @@ class Cache:
         return used
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
-        """Time of last use, bytes and path of every file; those that vanish meanwhile are passed over."""
+        """Yield time of last use, bytes and path of every file; skip files that vanish meanwhile."""
         for place, _, names in os.walk(self.folder):
             for name in names:
                 path = f"{place}/{name}"
@@ -150,7 +150,7 @@ class Cache:
 
 
 class _Count:
-    """A number that whoever holds the lock may change."""
+    """A number that the process with the lock may change."""
 
     def __init__(self, value: int) -> None:
         self.value = value

@@ -1,9 +1,8 @@
-"""A shard set at a URL: its index, and its videos one by one, through a cache on the disk that is checked."""
+"""Read a shard set at a URL: its index, and its videos one by one, through a checked cache on the disk."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 import threading
@@ -20,31 +19,29 @@ from numpy.typing import NDArray
 
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.files import disk_errors, json_line
-from shards_spec.index.build import INDEX, PINNED, column_sha256, shard_path
-from shards_spec.index.checks import COLUMN, check_layout
-from shards_spec.index.columns import Columns, sum_starts
-from shards_spec.index.files import Layout, read_column
+from shards_spec.index.checks import check_layout
+from shards_spec.index.columns import Columns, crc_starts, payload_starts, read_column
+from shards_spec.index.layout import CHUNK_FILE, COLUMN_PATH, INDEX, PINNED, Layout, column_sha256, shard_path
 from shards_spec.remote.cache import Cache, parse_bytes
 from shards_spec.remote.store import Remote, RemotePath
-from shards_spec.tar import BLOCK, padded
+from shards_spec.schema import padded
 
 CACHE_DIR, CACHE_SIZE = Path("~/.cache/fsar/shards"), "50GB"
 AT_ONCE = 16  # requests: each waits for the store, not for us
 OPEN_FILES = 256
 SMALL = (f"{INDEX}/zarr.json", *PINNED)
-CHUNK = re.compile(r"c(/\d{1,10}){1,2}")  # of a column, by its name in the column's folder
 
 
 @dataclass(frozen=True)
 class RemoteShards:
-    """Where a shard set at a URL lies, and the folder and size in bytes of the cache through which it is read."""
+    """The URL of a shard set, and the folder and size in bytes of the cache through which it is read."""
 
     url: str
     cache: Path = CACHE_DIR
     cache_bytes: int = field(default=parse_bytes(CACHE_SIZE))
 
     def __str__(self) -> str:
-        """The URL."""
+        """Return the URL."""
         return self.url
 
 
@@ -81,13 +78,13 @@ class RemoteSet:
                 pass
 
     def check_layout(self, columns: Mapping[str, str]) -> None:
-        """Fetch what the columns of the index announce, and check it; `columns` has their hashes by path.
+        """Fetch the metadata of all columns of the index, and check it; `columns` has their hashes by path.
 
         Raises:
             ShardError: a column that is missing, of another type or shape, or announces more than is stored.
             RemoteError: the store refuses us or does not answer.
         """
-        names = [f"{INDEX}/{path}/zarr.json" for path in columns if COLUMN.fullmatch(path)]
+        names = [f"{INDEX}/{path}/zarr.json" for path in columns if COLUMN_PATH.fullmatch(path)]
         self._fetch({name: self.files / name for name in names if name in self._sizes})
         try:
             check_layout(self.files / INDEX, columns, lambda path, _: self._stored_bytes(path))
@@ -98,12 +95,12 @@ class RemoteSet:
         return sum(self._sizes[name] for name in self._chunks(str(column.relative_to(self.files))))
 
     def _chunks(self, folder: str) -> list[str]:
-        """Names of the chunks of a column; others that a store may list would lead anywhere on our disk."""
+        """Return the names of the chunks of a column; other names in a store could lead anywhere on our disk."""
         start = f"{folder}/"
-        return [name for name in self._sizes if name.startswith(start) and CHUNK.fullmatch(name[len(start) :])]
+        return [name for name in self._sizes if name.startswith(start) and CHUNK_FILE.fullmatch(name[len(start) :])]
 
     def column(self, path: str, sha256: str) -> NDArray[Any]:
-        """A column of the index: out of the cache, or copied there; what it holds is checked by the one who asks."""
+        """Return a column of the index, from the cache or copied there; the caller checks its hash."""
         name, layout = f"columns/{sha256}", Layout.load(self.files / INDEX / path)
         file = self._cache.open(name)
         if file is not None:
@@ -128,10 +125,10 @@ class RemoteSet:
             self._fetch({name: Path(place) / name for name in self._chunks(folder)})
             (Path(place) / folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(self.files / folder / "zarr.json", Path(place) / folder)  # the one that was checked
-            return read_column(Path(place) / folder, alone=False)[0]
+            return read_column(Path(place) / folder, check_size=False)[0]
 
     def videos(self, series: str, columns: Columns) -> RemoteVideos:
-        """The videos of a series.
+        """Return the videos of a series.
 
         Raises:
             ShardError: one of its shards is missing or not of the size that the index has.
@@ -153,25 +150,25 @@ class RemoteSet:
 class RemoteVideos:
     """The pictures of single videos of a series, as files of a cache; safe in threads.
 
-    A video is the unit, not a shard: an episode reads tens of videos of as many shards. Every picture is held against
-    the CRC-32 that the index has, when it arrives and when this process opens its file for the first time.
+    The cache holds videos, not shards: an episode reads tens of videos of as many shards.  The CRC-32 of
+    every picture is compared with the index when it arrives, and when this process first opens its file.
     """
 
     def __init__(self, path: Path, remote: Remote, cache: Cache, series: str, columns: Columns) -> None:
         self._path, self._remote, self._cache, self._series, self._columns = path, remote, cache, series, columns
         columns["crc32"]  # loaded here, once, and not by many threads
-        self._starts = sum_starts(columns)
-        # sets of equal shards share what is kept of them
+        self._starts = crc_starts(columns)
+        # A name by content: sets of equal shards share the videos in the cache.
         self._folder = f"{series}-{columns.sha256('shard_sha256')[:16]}"
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._sound: set[int] = set()
         self._lock = threading.Lock()
 
     def open(self, row: int) -> BinaryIO:
-        """The file that holds the pictures of a video, as its shard does from `offset` on.
+        """Open the file of the pictures of a video; it equals the bytes of the shard from `offset` on.
 
         Raises:
-            ShardError: what arrives is not what the index has.
+            ShardError: the pictures that arrive are not those of the index.
             RemoteError: the store refuses us or does not answer.
         """
         with self._lock:
@@ -185,7 +182,7 @@ class RemoteVideos:
         return file
 
     def fetch(self, rows: Iterable[int]) -> None:
-        """Have these videos in the cache, as many of them on their way at once as a store likes; errors as `open`."""
+        """Fetch videos to the cache, many at once; errors as of `open`."""
         with self._lock:
             missing = [row for row in dict.fromkeys(rows) if row not in self._files]
         if missing:
@@ -213,9 +210,9 @@ class RemoteVideos:
     def _download(self, row: int) -> BinaryIO:
         columns, number = self._columns, int(self._columns["shard"][row])
         start = int(columns["offset"][row])
-        stop = start + sum(BLOCK + padded(size) for _, size, _ in self._pictures(row))
+        stop = start + max((position + padded(size) for position, size, _ in self._pictures(row)), default=0)
         path = shard_path(self._path, self._series, number)
-        for _ in range(2):  # a second time, should the first have been changed on its way
+        for _ in range(2):  # again, in case the first was changed on its way
             data = self._remote.read(path.name, start, stop)
             fault = self._fault(row, data)
             if fault is None:
@@ -224,7 +221,7 @@ class RemoteVideos:
         raise ShardError(f"{path}: {fault}: not what the index has; copy it there again")
 
     def _fault(self, row: int, data: bytes) -> str | None:
-        """What is wrong with the pictures of a video; None where all is well."""
+        """Say why the pictures of a video are refused; None where all is well."""
         end, view = 0, memoryview(data)
         for position, size, crc in self._pictures(row):
             payload = view[position : position + size]
@@ -234,22 +231,19 @@ class RemoteVideos:
         return None if len(data) == end else "cut short"
 
     def _pictures(self, row: int) -> Iterator[tuple[int, int, int]]:
-        """Place in the file, size and CRC-32 of each picture of a video."""
+        """Yield place in the file, size and CRC-32 of each picture of a video."""
         columns = self._columns
         first, last = int(columns["first"][row]), int(columns["first"][row + 1])
         start = int(self._starts[row])
-        sizes, crcs = columns["size"][first:last].tolist(), columns["crc32"][start : start + last - first].tolist()
-        position = BLOCK
-        for size, crc in zip(sizes, crcs, strict=True):
-            yield position, size, crc
-            position += BLOCK + padded(size)
+        sizes, crcs = columns["size"][first:last].astype(np.int64), columns["crc32"][start : start + last - first]
+        yield from zip(payload_starts(sizes).tolist(), sizes.tolist(), crcs.tolist(), strict=True)
 
     def _name(self, row: int) -> str:
         return f"{self._folder}/{row // 1000:05d}/{row:08d}"
 
 
 def _load(file: BinaryIO) -> NDArray[Any] | None:
-    """A column out of the cache; None where the file is no column."""
+    """Read a column from a file of the cache; return None where the file is no column."""
     try:
         kind, shape = json.loads(file.readline())
         return np.frombuffer(file.read(), np.dtype(kind)).reshape(shape)

@@ -1,10 +1,9 @@
-"""Files at URLs (s3://, gs://, memory://, ...), read through fsspec: tried again where a connection broke."""
+"""Read files at URLs (s3://, gs://, memory://, ...) through fsspec; try again where a connection breaks."""
 
 from __future__ import annotations
 
 import errno
 import importlib
-import re
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -12,39 +11,27 @@ from pathlib import Path, PosixPath
 from typing import Any, TypeVar
 
 from shards_spec.errors import ConfigError, GoneError, RemoteError
+from shards_spec.files import URL, is_url
 
 Result = TypeVar("Result")
 
-
-URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
-
-
-CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}  # beside those that fsar[remote] brings
-
-
-OUR_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # says nothing about the place that is read
-
-
-TRIES, PAUSE = 3, 0.5  # seconds before the second try, doubled each time; many clients try by themselves besides
-
-
-def is_url(text: str) -> bool:
-    """Whether a text is a URL, not a path."""
-    return "://" in text and URL.match(text) is not None
+CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}  # that fsar[remote] does not bring
+OUR_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # errors of our own disk, not of the place that is read
+TRIES, PAUSE = 3, 0.5  # seconds before the second try, doubled each time; many clients try by themselves first
 
 
 class RemotePath(PosixPath):
-    """A file or folder at a URL under the names and rules of a path; its content is had by `Remote` alone."""
+    """A file or folder at a URL, with the names and rules of a path; only `Remote` reads its content."""
 
     def __str__(self) -> str:
-        """The URL; a part of one, relative to a folder, as it is."""
+        """Return the URL; a relative path as it is."""
         text = super().__str__()
         match = URL.match(text)
         return f"{match['protocol']}://{text[match.end() :]}" if match else text
 
 
 def place_of(text: str) -> Path:
-    """A path, or a `RemotePath` for a URL."""
+    """Return the path of a text, or a `RemotePath` for a URL."""
     return RemotePath(text) if is_url(text) else Path(text.removeprefix("file://"))
 
 
@@ -55,7 +42,7 @@ class Remote:
         self.url = url.rstrip("/")
 
     @cached_property
-    def _opened(self) -> tuple[Any, str]:
+    def _system(self) -> tuple[Any, str]:
         """The file system of the URL, and the folder's name in it."""
         protocol = self.url.partition("://")[0]
         try:
@@ -69,12 +56,12 @@ class Remote:
         return system, root
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file below the folder, by its name relative to it; empty where there is none.
+        """Return the bytes of every file below the folder, by its name relative to the folder.
 
         Raises:
             RemoteError: the place refuses us, does not exist or does not answer.
         """
-        system, root = self._opened
+        system, root = self._system
 
         def find() -> dict[str, Any]:
             system.invalidate_cache()
@@ -87,31 +74,31 @@ class Remote:
         return {name[len(root) :].lstrip("/"): int(info["size"] or 0) for name, info in found.items()}
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of a file; all of them by default.
+        """Read the bytes [start, stop) of a file; all of them by default.
 
         Raises:
             GoneError: there is no such file.
             RemoteError: the place refuses us or does not answer.
         """
-        system, root = self._opened
+        system, root = self._system
         data: bytes = self._tried(
             lambda: system.cat_file(f"{root}/{name}", start=start, end=stop), f"{self.url}/{name}"
         )
         return data
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copy a file to `target`; one that is there is replaced.
+        """Copy a file to `target`; a file that is there is replaced.
 
         Raises:
             GoneError: there is no such file.
             RemoteError: the place refuses us or does not answer.
             OSError: our own disk is full or cannot be written.
         """
-        system, root = self._opened
+        system, root = self._system
         self._tried(lambda: system.get_file(f"{root}/{name}", str(target)), f"{self.url}/{name}")
 
     def _tried(self, action: Callable[[], Result], url: str) -> Result:
-        for attempt in range(TRIES):
+        for count in range(1, TRIES + 1):
             try:
                 return action()
             except FileNotFoundError as error:
@@ -119,14 +106,17 @@ class Remote:
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in OUR_DISK:
                     raise
-                if attempt == TRIES - 1 or _is_refusal(error):
+                if count == TRIES or _is_refusal(error):
                     raise RemoteError(_sentence(url, error)) from error
-            time.sleep(PAUSE * 2**attempt)
+            time.sleep(PAUSE * 2 ** (count - 1))
         raise AssertionError  # the last try returns or raises
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether to try again is of no use; the classes of "no credentials" are each client's own, their names alike."""
+    """Tell whether it is of no use to try again.
+
+    Each client has its own class for missing credentials, so their common name decides.
+    """
     return isinstance(error, PermissionError) or "Credential" in type(error).__name__
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shards_spec.errors import ShardError, path_fault, quoted, text_fault
+from shards_spec.errors import ShardError
+from shards_spec.schema import path_fault, quoted, text_fault
 
 SplitName = Literal["train", "val", "test"]
 NAMES: tuple[SplitName, ...] = ("train", "val", "test")

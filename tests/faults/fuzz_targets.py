@@ -33,16 +33,17 @@ from pipelines.episodes.labels import read_labels
 from preprocess.datasets.folder import read_class_list
 from preprocess.datasets.ssv2 import ssv2_catalogue
 from shards_spec import ShardSet, Split
-from shards_spec.errors import FsarError, path_fault
+from shards_spec.errors import FsarError
 from shards_spec.files import json_line
-from shards_spec.index.build import INDEX, SeriesColumns, VideoColumns, attributes_sha256
-from shards_spec.index.files import read_column
+from shards_spec.index.build import SeriesColumns, VideoColumns
+from shards_spec.index.columns import read_column
+from shards_spec.index.layout import INDEX, attributes_sha256
 from shards_spec.pictures import decode_picture
-from shards_spec.schema import Dataset, Failure, Plan
+from shards_spec.schema import Dataset, Failure, Plan, archive_size, padded, path_fault
 from shards_spec.splits.divisions import listed_division
 from shards_spec.splits.shipped import read_lists
 from shards_spec.summary import Summary, from_tar
-from shards_spec.tar import archive_size, header, padded
+from shards_spec.tar import header
 
 
 @dataclass

@@ -27,9 +27,8 @@ from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardError, ShardSet
-from shards_spec.schema import picture_name
+from shards_spec.schema import BLOCK, padded, picture_name
 from shards_spec.summary import Sample, from_tar
-from shards_spec.tar import BLOCK, padded
 from shards_spec.verify import verify
 
 needs_dali = pytest.mark.skipif(not dali_is_installed(), reason="NVIDIA DALI is not installed")

@@ -29,9 +29,9 @@ from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import VideoError
 from shards_spec import Dataset, ShardSet, Split
 from shards_spec.index import build as index_columns
-from shards_spec.index.build import INDEX, build_index
-from shards_spec.index.columns import Columns
-from shards_spec.index.files import read_column
+from shards_spec.index.build import build_index
+from shards_spec.index.columns import Columns, read_column
+from shards_spec.index.layout import INDEX
 from shards_spec.pictures import decode_picture
 from shards_spec.schema import Failure
 from shards_spec.splits.shipped import read_lists
@@ -145,7 +145,7 @@ LIES = {
     "videos/label": ([0, 1, 0, 1, 7], "label holds numbers outside -1 to 1"),
     "videos/group": ([-1, -1, -1, -1, 5], "group holds numbers outside"),
     "videos/frames": ([2, 1, 0, -2, 1], "frames holds numbers outside"),
-    "videos/fps": ([np.nan] * 5, "fps holds what is no rate"),
+    "videos/fps": ([np.nan] * 5, "fps holds numbers that cannot be"),
     "series/rgb/shard": ([0, 0, -1, 1, 1], "shards that it does not list"),
     "series/rgb/offset": ([0, 0, 0, 0, 0], "overlap"),
     "series/rgb/first": ([0, 2, 3, 3, 9, 6], "belong to no video or to several"),
@@ -153,8 +153,8 @@ LIES = {
     "series/rgb/tail": (np.full((5, 2), 2**32 - 1), "overlap|another size"),
     "series/rgb/shard_number": ([0, 1, -7], "impossible numbers"),
     "series/rgb/shard_bytes": ([2**62, 2**62, 2**62], "another size"),
-    "series/rgb/stored_size": (np.full((5, 2), 10**9), "numbers that cannot be"),
-    "series/rgb/frame": ([0, 1, 0, -1, 1, 0], "numbers that cannot be"),
+    "series/rgb/stored_size": (np.full((5, 2), 10**9), "stored_size holds numbers outside 0 to 65535"),
+    "series/rgb/frame": ([0, 1, 0, -1, 1, 0], "frame holds numbers outside 0 to 99999"),
     "videos/name_ends": ([9, 8, 7, 6, 5], "strings that overlap"),
 }
 

@@ -15,7 +15,8 @@ import simplejpeg
 
 from shards_spec import ShardSet, Split
 from shards_spec.files import json_bytes, json_line, publish
-from shards_spec.index.build import build_index, shard_path
+from shards_spec.index.build import build_index
+from shards_spec.index.layout import shard_path
 from shards_spec.peek.peek import contact_sheet, find_rows
 from shards_spec.peek.sheet import Block, Row
 from shards_spec.schema import Dataset, Failure, sample_key

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shards_spec import FsarError
-from shards_spec.tar import archive_size, header, padded
+from shards_spec.schema import archive_size, padded
+from shards_spec.tar import header
 
 
 def refusal(call, *args: object, **options: object) -> str:

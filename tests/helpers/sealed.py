@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numcodecs import Zstd
 
-from shards_spec.index.build import INDEX, attributes_sha256, column_sha256
+from shards_spec.index.layout import INDEX, attributes_sha256, column_sha256
 
 
 def write_column(path: Path, values: np.ndarray) -> str:
