@@ -85,6 +85,7 @@ class Columns:
 
     def __init__(self, index: Path, group: str, hashes: dict[str, str], fetch: Fetch | None = None) -> None:
         self._index, self._group, self._hashes, self._fetch = index, group, hashes, fetch
+        self.where = f"{index}/{group}"  # for messages
         self._loaded: dict[str, NDArray[Any]] = {}
         self._checked: set[str] = set()  # text columns
 
@@ -134,7 +135,7 @@ class Columns:
         """Return the bytes of a text column and where each string ends; check them once."""
         data, ends = self[f"{name}_bytes"], self[f"{name}_ends"]
         if name not in self._checked:
-            check_texts(f"{self._index}/{self._group}/{name}", data, ends, paths=name == "name")
+            check_texts(f"{self.where}/{name}", data, ends, paths=name == "name")
             self._checked.add(name)
         return data, ends
 
@@ -159,8 +160,13 @@ def crc_starts(columns: Columns) -> NDArray[np.int64]:
 
     That column has those of `cls` and `json` behind those of the pictures, so each stored video before
     shifts the place by two.
+
+    Raises:
+        ShardError: the column has not one number for each member.
     """
     stored = columns["shard"] >= 0  # [V]
+    if len(columns["crc32"]) != len(columns["size"]) + 2 * stored.sum():
+        raise ShardError(f"{columns.where}/crc32 has not one number for each member; run fsar-shards reindex")
     starts: NDArray[np.int64] = columns["first"][:-1] + 2 * (np.cumsum(stored) - stored)
     return starts
 

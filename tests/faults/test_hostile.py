@@ -166,6 +166,11 @@ def test_columns_that_lie(small: Path, column: str, values: list, why: str) -> N
     assert any(part in refusal(open_all, small) for part in why.split("|"))
 
 
+def test_checksums_that_are_too_few(small: Path) -> None:
+    lie(small, "series/rgb/crc32", np.zeros(1, np.uint32))
+    assert "crc32 has not one number for each member" in refusal(lambda: ShardSet.open(small, check=True))
+
+
 def test_columns_of_other_types_and_lengths(small: Path) -> None:
     for column, values in {
         "videos/label": np.zeros(6, np.int32),
