@@ -32,7 +32,7 @@ from fsar.run.config import build_config, run_config
 from fsar.run.device import autocast, choose_device
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.loader import Executor, executor_for
-from preprocess.datasets.catalogue import EXTENSIONS, Catalogue, Video, walk
+from preprocess.datasets.catalogue import Catalogue, Video, walk
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
@@ -40,6 +40,7 @@ from shards_spec import Dataset, ShardError, ShardSet
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import read_json
 from shards_spec.schema import Failure
+from shards_spec.splits.lists import VIDEO_EXTENSIONS
 
 VIDEOS_AT_ONCE = 256  # whose frames lie in the temporary folder together
 
@@ -192,12 +193,14 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         # A folder that is named like a video is no place to look for videos, as in preprocessing.
-        if not os.path.isdir(path) or path.suffix.lower() in EXTENSIONS:  # noqa: PTH112 -- raises for no name at all
+        if not os.path.isdir(path) or path.suffix.lower() in VIDEO_EXTENSIONS:  # noqa: PTH112 -- raises for no name at all
             found.append(path)
             continue
         below = sorted(walk(path, links=True))
         if not below:
-            raise ConfigError(f"{path} holds no video ({', '.join(sorted(EXTENSIONS))}); name a video or its folder")
+            raise ConfigError(
+                f"{path} holds no video ({', '.join(sorted(VIDEO_EXTENSIONS))}); name a video or its folder"
+            )
         found += below
     return found
 

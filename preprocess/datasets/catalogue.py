@@ -1,4 +1,4 @@
-"""Which videos a data set has: their names, labels, groups and files, in one fixed order."""
+"""List the videos of a data set: their names, labels, groups and files, in one fixed order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from shards_spec.errors import FsarError
 from shards_spec.files import json_line
 from shards_spec.remote.store import Remote, RemotePath
 from shards_spec.schema import path_fault, quoted, text_fault
-
-EXTENSIONS = frozenset(
-    ".avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .ts .wmv .asf .flv .3gp".split()  # noqa: SIM905 -- a list reads longer
-)
+from shards_spec.splits.lists import VIDEO_EXTENSIONS, is_video_name
 
 
 class CatalogueError(FsarError):
@@ -29,9 +26,10 @@ class Video:
     """One video file of a data set.
 
     Attributes:
-        name: Path below the videos folder, with `/`: the name that leaves the shard set in splits and results.
+        name: Path below the videos folder, with `/`; splits and results call the video by it.
         label: Name of its class.
-        group: Name of what it shares with others (source video, scene, sitting); None where not known.
+        group: Name of the source video, scene or sitting that it shares with others; None where
+            not known.
         path: The file.
     """
 
@@ -52,11 +50,11 @@ class Missing:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a data set is known to have, whatever was found of it; empty where nothing is known.
+    """The content that a data set is known to have, found or not; empty where nothing is known.
 
     Attributes:
-        splits: Number of videos a split.
-        classes: Number of videos a class, where lists name them.
+        splits: Number of videos of each split.
+        classes: Number of videos of each class, where lists name them.
         missing: The listed videos that were not found, in the order of the lists.
     """
 
@@ -67,14 +65,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The videos of a data set in catalogue order, its classes and splits, and what there should be."""
+    """The videos of a data set in catalogue order, its classes and splits, and those expected."""
 
     dataset: Dataset
     videos: list[Video]
     expected: Expected = field(default_factory=Expected)
 
     def sha256(self, rows: int) -> str:
-        """Hash of the first `rows` videos: names, labels and groups, never files or their place."""
+        """Hash names, labels and groups of the first `rows` videos; files and their place do not count."""
         digest = hashlib.sha256()
         for video in self.videos[:rows]:
             digest.update(json_line([video.name, video.label, video.group]) + b"\n")
@@ -82,25 +80,32 @@ class Catalogue:
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """Join the first few names, and say how many more there are."""
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def require_folder(folder: Path, dataset: str, tree: str) -> None:
-    """Refuse a place that is no folder, and show the tree that is expected there.
+    """Check that a place is a folder; places at URLs are not looked at.
+
+    Args:
+        folder: The place.
+        dataset: Name of the data set, for the message.
+        tree: Text that shows the expected tree, for the message.
 
     Raises:
-        CatalogueError: it is none.
+        CatalogueError: it is no folder.
     """
     if not isinstance(folder, RemotePath) and not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder; put {dataset} there or name its folder with --videos\n{tree}")
 
 
 def walk(folder: Path, *, links: bool = False) -> Iterator[Path]:
-    """Every video file below `folder`, links followed once, and folders that are named like a video.
+    """Yield every video file below `folder`, and folders that are named like a video.
 
-    Hidden files and folders are passed over: `._name.avi` beside `name.avi` is what some systems leave in archives.
+    A folder named like a video is yielded so that it counts as a failed video, not as absent.
+    Hidden files and folders are left out: some systems leave `._name.avi` next to `name.avi` in
+    archives. Links are followed, but no folder is entered twice.
 
     Args:
         folder: The top.
@@ -115,21 +120,21 @@ def walk(folder: Path, *, links: bool = False) -> Iterator[Path]:
         return
     if not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder; name the folder of your videos with --videos")
-    root, seen = os.path.realpath(folder), set[str]()
+    root, entered = os.path.realpath(folder), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link that leads back
+        if real in entered:  # a link that leads back
             folders.clear()
             continue
-        seen.add(real)
+        entered.add(real)
         if not links:
             _refuse_outside(place, real, root)
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        named = [name for name in folders if _is_video(name)]
+        named = [name for name in folders if is_video_name(name)]
         folders[:] = [name for name in folders if name not in named]
         top = Path(place)
         for name in [*named, *files]:
-            if name[0] != "." and _is_video(name):
+            if name[0] != "." and is_video_name(name):
                 path = top / name
                 if not links and os.path.islink(path):  # noqa: PTH114 -- a data set has 220,000 files
                     _refuse_outside(str(path), os.path.realpath(path), root)
@@ -137,7 +142,7 @@ def walk(folder: Path, *, links: bool = False) -> Iterator[Path]:
 
 
 def _refuse_outside(place: str, real: str, root: str) -> None:
-    """Refuse what a link takes from outside: a foreign archive could have it read any file of this machine."""
+    """Refuse a path outside of the folder: a link in a foreign archive could name any file of this machine."""
     if real != root and not real.startswith(root.rstrip("/") + "/"):
         raise CatalogueError(
             f"{place} is a link that leads out of the folder of videos; replace it by what it names, or take what "
@@ -148,31 +153,28 @@ def _refuse_outside(place: str, real: str, root: str) -> None:
 def _walk_remote(folder: RemotePath) -> Iterator[Path]:
     for name in Remote(str(folder)).sizes():
         parts = name.split("/")
-        if _is_video(name) and not any(part.startswith(".") for part in parts):
+        if is_video_name(parts[-1]) and not any(part.startswith(".") for part in parts):
             if "" in parts:
                 raise CatalogueError(f'{folder}: the name "{name}" has an empty part, which no path has; rename it')
             yield folder / name
 
 
-def _is_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 -- a data set has 220,000 files
-
-
 def text_of(path: Path) -> str:
-    """A path below the videos folder as the same text under every locale: UTF-8, with `/`."""
+    """Return a path below the videos folder as text, with `/`; the same under every locale."""
     return os.fsencode(path.as_posix()).decode("utf-8", "surrogateescape")
 
 
 def arrange(videos: Iterable[Video], folder: Path) -> list[Video]:
-    """Sort videos by label and name, and refuse what cannot be told apart.
+    """Sort videos by label and name, and refuse videos that cannot be told apart.
 
     Raises:
-        CatalogueError: no video at all, two of one class whose names differ in folder or extension only, or a name
-            that no list can hold.
+        CatalogueError: no video at all, two of one class whose names differ only in folder or
+            extension, or a name that no list can hold.
     """
     ordered = sorted(videos, key=lambda video: (video.label, video.name))
     if not ordered:
-        raise CatalogueError(f"{folder} holds no video ({', '.join(sorted(EXTENSIONS))}); expected class/video files")
+        known = ", ".join(sorted(VIDEO_EXTENSIONS))
+        raise CatalogueError(f"{folder} holds no video ({known}); expected class/video files")
     stems: dict[tuple[str, str], list[str]] = defaultdict(list)
     for video in ordered:
         fault = path_fault(video.name) or text_fault(video.label) or text_fault(video.group or "")

@@ -1,4 +1,4 @@
-"""How much of a data set was found: a report by class and split, and the refusal of one that lacks too much."""
+"""Report how much of a data set was found, by class and split, and refuse one that lacks too much."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_NAMES = 10
 
 
 def covered(dataset: Dataset, videos: Sequence[Video], expected: Expected) -> Catalogue:
-    """A catalogue whose data set says how many of the expected videos it has."""
+    """Return a catalogue whose data set says how many of the expected videos it has."""
     catalogue = Catalogue(dataset, list(videos), expected)
     counts = Counter(video.label for video in videos)
     found = {name: _found(split, counts) for name, split in dataset.splits.items()}
@@ -25,21 +25,24 @@ def covered(dataset: Dataset, videos: Sequence[Video], expected: Expected) -> Ca
 
 
 def share(catalogue: Catalogue) -> float:
-    """Share of the expected videos that are there, over the splits; 1 where nothing is expected."""
+    """Return the share of the expected videos that are there; 1 where nothing is expected.
+
+    A split with more videos than expected does not make up for another split.
+    """
     pairs = catalogue.dataset.coverage.values()
     expected = sum(pair[1] for pair in pairs)
     return sum(min(pair) for pair in pairs) / expected if expected else 1.0
 
 
 def report(catalogue: Catalogue, threshold: float = MIN_COVERAGE) -> Iterator[str]:
-    """Lines of text: how many videos each class has, and each split, of how many."""
+    """Yield lines of text: the number of videos of each class and split, and the expected number."""
     dataset, found = catalogue.dataset, found_by_class(catalogue)
     present = len({video.label for video in catalogue.videos})
     yield f"{dataset.name}: {len(catalogue.videos):,} videos in {present} of {len(dataset.classes)} classes"
     yield from _class_table(catalogue, found, threshold)
     for name, split in dataset.splits.items():
         yield f"  split {name}: {_split_line(split, found, dataset.coverage.get(name))}"
-    listed = {name for split in dataset.splits.values() for name in split.videos or ()}
+    listed = listed_names(dataset)
     if listed and len(listed) < len(catalogue.videos):
         yield f"  in no list: {len(catalogue.videos) - len(listed):,} videos (they are stored, but belong to no split)"
     if catalogue.expected.missing:
@@ -50,7 +53,7 @@ def report(catalogue: Catalogue, threshold: float = MIN_COVERAGE) -> Iterator[st
 
 
 def lacking(catalogue: Catalogue, threshold: float) -> str | None:
-    """One sentence about a data set of which too little was found; None where enough was."""
+    """Return one sentence about a data set of which too little was found; None where enough was."""
     if share(catalogue) >= threshold:
         return None
     return (
@@ -63,7 +66,7 @@ def check_coverage(catalogue: Catalogue, threshold: float) -> None:
     """Refuse a data set of which too little was found.
 
     Raises:
-        CatalogueError: naming the classes with the smallest share.
+        CatalogueError: too little was found; the message names the classes with the smallest share.
     """
     sentence = lacking(catalogue, threshold)
     if sentence:
@@ -71,7 +74,7 @@ def check_coverage(catalogue: Catalogue, threshold: float) -> None:
 
 
 def write_missing(catalogue: Catalogue, path: Path) -> None:
-    """Write the videos that are listed but were not found: split, class and name, one a line.
+    """Write the videos that are listed but were not found: split, class and name, a video a line.
 
     Raises:
         CatalogueError: the file cannot be written.
@@ -83,16 +86,21 @@ def write_missing(catalogue: Catalogue, path: Path) -> None:
         raise CatalogueError(f"--unmatched {path} cannot be written ({error.strerror})") from error
 
 
+def listed_names(dataset: Dataset) -> set[str]:
+    """Return the names of the videos that the splits list."""
+    return {name for split in dataset.splits.values() for name in split.videos or ()}
+
+
 def found_by_class(catalogue: Catalogue) -> Counter[str]:
-    """Number of videos a class; where lists name the videos of a split, of the listed ones."""
+    """Count the videos of each class; only the listed ones where lists name the videos."""
     splits = catalogue.dataset.splits.values()
-    listed = {name for split in splits for name in split.videos or ()}
+    listed = listed_names(catalogue.dataset)
     bound = {label for split in splits if split.videos is not None for label in split.classes}
     return Counter(video.label for video in catalogue.videos if video.label not in bound or video.name in listed)
 
 
 def empty_classes(catalogue: Catalogue) -> list[str]:
-    """The classes of the splits that have no video: no episode can be drawn from such a split."""
+    """Return the classes of the splits that have no video: no episode can be drawn from them."""
     found = found_by_class(catalogue)
     return sorted({name for split in catalogue.dataset.splits.values() for name in split.classes if not found[name]})
 
@@ -102,7 +110,7 @@ def _found(split: Split, counts: Counter[str]) -> int:
 
 
 def _class_table(catalogue: Catalogue, found: Counter[str], threshold: float) -> Iterator[str]:
-    """All classes of a short table; of a long one those that lack videos, and how many the others have."""
+    """Yield a line a class; in a long table only for classes that lack videos, and one for the rest."""
     classes, expected = catalogue.dataset.classes, catalogue.expected.classes
     low = [name for name in classes if name in expected and found[name] < threshold * expected[name]]
     known = [name for name in classes if name in expected or found[name]]
@@ -138,12 +146,12 @@ def _total(catalogue: Catalogue) -> str:
 
 
 def _percent(found: int, expected: int) -> str:
-    """Rounded down, so that 100% means all."""
+    """Return the share in percent, rounded down, so that 100% means all."""
     return f"{1000 * found // expected / 10 if expected else 100:.1f}%"
 
 
 def _lowest(catalogue: Catalogue) -> str:
-    """The classes of the splits without a video; where each has some, those with the smallest share or the fewest."""
+    """Say which classes of the splits have no video, else which have the smallest share or number."""
     found, expected = found_by_class(catalogue), catalogue.expected.classes
     empty = empty_classes(catalogue)
     if empty:

@@ -1,4 +1,4 @@
-"""The catalogue `epic`: clips of EPIC-Kitchens as HyRSM++ lists them, `<recording>_<n>.MP4`."""
+"""The catalogue `epic`: `<recording>_<n>.MP4`, clips of EPIC-Kitchens as HyRSM++ lists them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ NO_LISTS = (
 
 
 def epic_catalogue(folder: Path, *, splits: Path | None, links: bool = False) -> Catalogue:
-    """Catalogue of the listed clips of EPIC-Kitchens; their classes have numbers only, their group is the recording.
+    """Return the catalogue of the listed clips of EPIC-Kitchens.
+
+    Its classes have numbers only, such as `train07`. The group of a clip is its recording.
 
     Raises:
-        CatalogueError: no lists, or none of their clips (with the tree that is expected).
+        CatalogueError: no lists, or none of their clips (the message shows the expected tree).
         ShardError: unreadable lists.
     """
     if splits is None:

@@ -1,4 +1,4 @@
-"""The catalogue `folder`: any tree of `class/video` files, the class being the folder that the file lies in."""
+"""The catalogue `folder`: any tree of `class/video` files; a file's folder is its class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards_spec import Dataset, Split
 from shards_spec.errors import suggest
 from shards_spec.schema import check_disjoint
 
-EVERY = "all"
+EVERY = "all"  # in place of class names: every class that no other split names
 
 
 def folder_catalogue(
@@ -28,15 +28,16 @@ def folder_catalogue(
     group: str | None = None,
     links: bool = False,
 ) -> Catalogue:
-    """Catalogue of a `class/video` tree.
+    """Return the catalogue of a `class/video` tree.
 
     Args:
         folder: Its top.
         name: Name of the data set in results.
         classes: Class names by split; classes that no split names are stored all the same.
-        holdout: Number of test classes to choose when `classes` is not given.
+        holdout: Number of test classes to choose, where `classes` is None; 0: no splits.
         splits: Folder of lists that name the videos of each split.
-        group: Regular expression on the file's name whose first bracket (or whole match) is its group.
+        group: Regular expression on file names; its first bracket, else its whole match, is the
+            group.
         links: Whether links may lead out of the folder.
 
     Raises:
@@ -57,7 +58,11 @@ def folder_catalogue(
 
 
 def choose_classes(classes: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, Split]:
-    """Splits from class names; the one name `all` stands for every class that no other split names.
+    """Make splits of class names.
+
+    Args:
+        classes: Class names by split; `["all"]` stands for every class that no other split names.
+        labels: The classes that have videos.
 
     Raises:
         CatalogueError: a class that no video has, or `all` twice.
@@ -77,7 +82,9 @@ def choose_classes(classes: Mapping[str, Sequence[str]], labels: Sequence[str]) 
 
 
 def hold_out(labels: Sequence[str], count: int) -> dict[str, Sequence[str]]:
-    """Split classes into train and test; which are held out depends on their names alone, not on their order.
+    """Split classes into train and test, by a hash of their names.
+
+    So the choice does not depend on their order, and is the same on every machine.
 
     Raises:
         CatalogueError: fewer than two classes would be left on either side.
@@ -91,7 +98,11 @@ def hold_out(labels: Sequence[str], count: int) -> dict[str, Sequence[str]]:
 
 
 def read_class_list(text: str) -> list[str]:
-    """Class names from a comma-separated list, or from a text file with one name a line."""
+    """Read class names from a comma-separated list, or from a text file with one name a line.
+
+    Raises:
+        CatalogueError: the file cannot be read as UTF-8.
+    """
     try:
         # os.path: Path.is_file raises where a list is longer than a file name may be
         parts = Path(text).read_text(encoding="utf-8").splitlines() if os.path.isfile(text) else text.split(",")  # noqa: PTH113

@@ -11,8 +11,8 @@ from preprocess.datasets.matching import published_catalogue
 from shards_spec.errors import suggest
 from shards_spec.splits.shipped import class_key, shipped
 
-# Visible part of the body, camera motion, number of people, viewpoint, quality, number of the clip: what HMDB51 adds
-# to the name of the film or upload that a clip was cut from.
+# HMDB51 adds to the name of the film or upload that a clip was cut from: visible part of the body,
+# camera motion, number of people, viewpoint, quality, number of the clip.
 ATTRIBUTES = re.compile(r"_[ulfh]_(?:cm|nm)_np\d+_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d+$")
 
 HELP = """\
@@ -27,14 +27,15 @@ HMDB51 is had from its authors, the Serre Lab of Brown University:
 
 
 def hmdb51_catalogue(folder: Path, *, splits: Path | None = None, links: bool = False) -> Catalogue:
-    """Catalogue of HMDB51, with the class lists that ship with the project or the lists in `splits`.
+    """Return the catalogue of HMDB51, with the class lists that ship or the lists in `splits`.
 
     Raises:
-        CatalogueError: no clips found (with the tree that is expected), or lists that do not fit.
+        CatalogueError: no clips found (the message shows the expected tree), or lists that do not
+            fit.
         ShardError: unreadable lists.
     """
     require_folder(folder, "HMDB51", HELP)
-    classes = {class_key(name): name for names in shipped("hmdb51").splits.values() for name in names}
+    classes = {class_key(name): name for name in shipped("hmdb51").classes}
     videos = list(_clips(walk(folder, links=links), folder, classes))
     if not videos:
         raise CatalogueError(f"{folder} holds no folder of HMDB51's classes with clips in it\n{HELP}")

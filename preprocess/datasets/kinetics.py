@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,14 +15,12 @@ from preprocess.datasets.catalogue import (
     text_of,
     walk,
 )
-from preprocess.datasets.coverage import covered
+from preprocess.datasets.coverage import covered, listed_names
 from preprocess.datasets.folder import choose_classes
 from preprocess.datasets.matching import listed_catalogue, published_catalogue
 from shards_spec import Dataset
+from shards_spec.splits.sets import video_key
 from shards_spec.splits.shipped import class_key, shipped
-
-# A clip is named by its YouTube id; with or without the seconds that it was cut from.
-CLIP = re.compile(r"(?P<id>[\w-]{11})(?:_\d{6}_\d{6})?")
 
 HELP = """\
 expected tree:
@@ -45,22 +42,23 @@ def kinetics_catalogue(
     class_lists: Mapping[str, Sequence[str]] | None = None,
     links: bool = False,
 ) -> Catalogue:
-    """Catalogue of Kinetics.
+    """Return the catalogue of Kinetics.
 
     Args:
         folder: Its top.
-        classes: `100`: the few-shot classes that ship, or those of `splits`, whose listed clips alone are taken;
-            `all`: every class folder.
+        classes: `100`: the few-shot classes that ship, or those of `splits`, and then only the
+            listed clips; `all`: every class folder.
         splits: Folder of lists.
         class_lists: Class names by split, for `all`.
         links: Whether links may lead out of the folder.
 
     Raises:
-        CatalogueError: no clips found (with the tree that is expected), or lists that do not fit.
+        CatalogueError: no clips found (the message shows the expected tree), or lists that do not
+            fit.
         ShardError: unreadable lists.
     """
     require_folder(folder, "Kinetics", HELP)
-    known = {class_key(name): name for names in shipped("kinetics100").splits.values() for name in names}
+    known = {class_key(name): name for name in shipped("kinetics100").classes}
     clips = _clips(walk(folder, links=links), folder, known)
     videos = [video for video in clips if classes == "all" or class_key(video.label) in known]
     if not videos:
@@ -71,29 +69,27 @@ def kinetics_catalogue(
         return _few_shot(videos, splits)
     labels = sorted({video.label for video in videos})
     if splits is not None:
-        return listed_catalogue("kinetics", videos, splits, labels, short=youtube_id)
+        return listed_catalogue("kinetics", videos, splits, labels, short=video_key)
     splits_of_classes = choose_classes(class_lists or {}, labels)
     return covered(Dataset("kinetics", tuple(labels), splits_of_classes), videos, Expected())
 
 
-def youtube_id(stem: str) -> str:
-    """The id of the video that a clip was cut from: the first eleven characters of its name."""
-    match = CLIP.fullmatch(stem)
-    return match["id"] if match else stem
-
-
 def _few_shot(videos: list[Video], splits: Path | None) -> Catalogue:
-    """Kinetics-100; of lists only the videos that they name: the classes have ten times as many."""
-    catalogue = published_catalogue("kinetics100", videos, splits, short=youtube_id)
+    """Return Kinetics-100; with lists, only the videos that they name.
+
+    The classes have ten times as many.
+    """
+    catalogue = published_catalogue("kinetics100", videos, splits, short=video_key)
     if splits is None:
         return catalogue
-    listed = {name for split in catalogue.dataset.splits.values() for name in split.videos or ()}
+    listed = listed_names(catalogue.dataset)
     return covered(catalogue.dataset, [video for video in videos if video.name in listed], catalogue.expected)
 
 
 def _clips(paths: Iterable[Path], folder: Path, known: Mapping[str, str]) -> Iterator[Video]:
+    """Yield the clips; the group of a clip is the YouTube video that it was cut from."""
     for path in paths:
         label = text_of(Path("_".join(path.parent.name.split())))
         label = known.get(class_key(label), label)
-        group = f"{label}/{text_of(Path(youtube_id(path.stem)))}"
+        group = f"{label}/{text_of(Path(video_key(path.stem)))}"
         yield Video(text_of(path.relative_to(folder)), label, group, path)

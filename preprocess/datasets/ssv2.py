@@ -1,19 +1,16 @@
-"""The catalogue `ssv2`: `<id>.webm` of Something-Something V2, those that the lists of a few-shot split name."""
+"""The catalogue `ssv2`: `<id>.webm` of Something-Something V2, those that a few-shot split lists."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, require_folder
-from preprocess.datasets.matching import catalogue_of_lists, numbered_class
+from preprocess.datasets.matching import ListClass, Lists, catalogue_of_lists, list_class, numbered_class
 from shards_spec.files import read_json
-from shards_spec.splits.shipped import Entry, read_lists
-
-Lists = Mapping[str, Sequence[Entry]]
-ListClass = tuple[str, str | int | None]
+from shards_spec.splits.shipped import read_lists
 
 SMALL = 100  # videos a class in every split of SSv2-small; SSv2-full has 17 to 3,170
 AGREE = 0.9  # share of a listed class's videos that must have one template: else the labels are of other videos
@@ -48,17 +45,18 @@ def ssv2_catalogue(
     variant: str | None = None,
     links: bool = False,
 ) -> Catalogue:
-    """Catalogue of the listed videos of Something-Something V2, called `ssv2-small` or `ssv2-full`.
+    """Return the catalogue of the listed videos, called `ssv2-small` or `ssv2-full`.
 
     Args:
-        folder: Its top.
+        folder: Top of Something-Something V2.
         splits: Folder of lists.
-        labels: Folder of the data set's own `train` and `validation` JSON files, which name the classes.
-        variant: `small` or `full`; told by the lists where not given.
+        labels: Folder of its own `train` and `validation` JSON files, which name the classes.
+        variant: `small` or `full`; None: the sizes of the lists tell it.
         links: Whether links may lead out of the folder.
 
     Raises:
-        CatalogueError: no lists, none of their videos (with the tree that is expected), or labels that do not fit.
+        CatalogueError: no lists, or none of their videos (the message shows the expected tree), or
+            labels that do not fit.
         ShardError: unreadable lists.
     """
     if splits is None:
@@ -70,28 +68,31 @@ def ssv2_catalogue(
         folder,
         lists,
         name=f"ssv2-{variant or _variant(lists)}",
-        class_of=lambda split, entry: names[_list_class(split, entry)],
+        class_of=lambda split, entry: names[list_class(split, entry)],
         tree=HELP,
         links=links,
     )
 
 
 def _variant(lists: Lists) -> str:
-    sizes = Counter(_list_class(split, entry) for split, entries in lists.items() for entry in entries)
+    """Tell SSv2-small from SSv2-full by the number of videos a class."""
+    sizes = Counter(list_class(split, entry) for split, entries in lists.items() for entry in entries)
     return "small" if set(sizes.values()) == {SMALL} else "full"
 
 
-def _list_class(split: str, entry: Entry) -> ListClass:
-    return split, entry.label if entry.number is None else entry.number
-
-
 def _class_names(lists: Lists, templates: Mapping[str, str]) -> dict[ListClass, str]:
-    """Name of each class of the lists: the template of its videos, else the text of the lists, else `train07`."""
+    """Name each class of the lists.
+
+    The name is the template of its videos, else the text of the lists, else such as `train07`.
+
+    Raises:
+        CatalogueError: the videos of a class have several templates, or two classes have one.
+    """
     names: dict[ListClass, str] = {}
     texts: dict[ListClass, Counter[str]] = defaultdict(Counter)
     for split, entries in lists.items():
         for entry in entries:
-            key = _list_class(split, entry)
+            key = list_class(split, entry)
             names[key] = entry.label or numbered_class(split, entry)
             if entry.stem in templates:
                 texts[key][templates[entry.stem]] += 1
@@ -107,6 +108,7 @@ def _class_names(lists: Lists, templates: Mapping[str, str]) -> dict[ListClass, 
 
 
 def _distinct(names: dict[ListClass, str]) -> dict[ListClass, str]:
+    """Return the names, which must be of one class each."""
     keys: dict[str, ListClass] = {}
     for key, name in names.items():
         if keys.setdefault(name, key) != key:
@@ -118,7 +120,7 @@ def _distinct(names: dict[ListClass, str]) -> dict[ListClass, str]:
 
 
 def _templates(folder: Path) -> dict[str, str]:
-    """The class text of each video: its template without the brackets."""
+    """Read the class text of each video: its template without the brackets."""
     texts: dict[str, str] = {}
     found = [next((folder / name for name in names if (folder / name).is_file()), None) for names in LABEL_FILES]
     if not any(found):

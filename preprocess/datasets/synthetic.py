@@ -1,4 +1,4 @@
-"""Synthetic videos whose class is their motion alone: a textured sprite that moves over a textured background."""
+"""Generate videos whose class is only their motion: a textured sprite moves over a background."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ CONTRAST = (0.1, 0.5)  # of the background: 1 would be as strong as the sprite's
 
 
 def palette(rng: np.random.Generator, *, away_from: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Two random colours [2, 3] in [0, 255]; of four draws the one farthest from a colour, when one is given."""
+    """Draw two random colours [2, 3] in [0, 255].
+
+    Args:
+        rng: The random generator.
+        away_from: A colour [3]; of four pairs the one farthest from it is taken.
+    """
     draws = rng.uniform(0, 255, (4, 2, 3))
     if away_from is None:
         return np.asarray(draws[0])
@@ -44,14 +49,24 @@ def palette(rng: np.random.Generator, *, away_from: NDArray[np.float64] | None =
 
 
 def texture(rng: np.random.Generator, size: int, cells: int, *, colours: NDArray[np.float64]) -> Image:
-    """Smooth noise between two colours, float32 [size, size, 3] in [0, 255]; `cells` is its coarseness."""
+    """Draw smooth noise between two colours.
+
+    Args:
+        rng: The random generator.
+        size: Side of the picture in pixels.
+        cells: Random values along a side; between them the noise is smooth.
+        colours: The two colours [2, 3].
+
+    Returns:
+        A picture, float32 [size, size, 3] in [0, 255].
+    """
     grid = rng.random((cells, cells), dtype=np.float32)
     mix = cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC).clip(0, 1)[..., None]
     return np.asarray(colours[0] * mix + colours[1] * (1 - mix), dtype=np.float32)
 
 
 def outline(rng: np.random.Generator) -> Image:
-    """Soft-edged opacity of a random polygon, float32 [PATCH, PATCH, 1] in [0, 1]."""
+    """Draw the soft-edged opacity of a random polygon, float32 [PATCH, PATCH, 1] in [0, 1]."""
     count = int(rng.integers(3, 13))
     angles = (np.arange(count) + rng.uniform(-0.25, 0.25, count)) * 2 * math.pi / count
     radii = rng.uniform(0.55, 1.0, count) * 0.46 * PATCH
@@ -63,14 +78,20 @@ def outline(rng: np.random.Generator) -> Image:
 
 
 def sprite(rng: np.random.Generator, *, colours: NDArray[np.float64]) -> Image:
-    """A random textured shape: colours already multiplied by the opacity, float32 [PATCH, PATCH, 3 + 1]."""
+    """Draw a random textured shape: colours and opacity, float32 [PATCH, PATCH, 3 + 1].
+
+    The colours are multiplied by the opacity already, so that warping blends edges correctly.
+    """
     alpha = outline(rng)
     pattern = texture(rng, PATCH, int(rng.integers(2, 7)), colours=colours)
     return np.concatenate([pattern * alpha, alpha], axis=2)
 
 
 def placements(poses: Poses, rng: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """Affine maps [T, 2, 3] from sprite to frame: the class's poses from a random anchor, size, angle and tilt."""
+    """Return affine maps [T, 2, 3] from sprite to frame.
+
+    They are the poses of the class from a random anchor, size, angle and tilt.
+    """
     amplitude = rng.uniform(*AMPLITUDE) * size
     anchor = size / 2 + rng.uniform(-ANCHOR, ANCHOR, 2) * size
     tilt = rng.uniform(-TILT, TILT)
@@ -85,8 +106,8 @@ def placements(poses: Poses, rng: np.random.Generator, size: int) -> NDArray[np.
 
 
 def backgrounds(rng: np.random.Generator, frames: int, size: int, *, colours: NDArray[np.float64]) -> Image:
-    """A random texture that rests or drifts with constant velocity, float32 [T, size, size, 3]."""
-    margin = math.ceil(DRIFT * size / 2) + 1  # what a drift can bring into view
+    """Draw a random texture that rests or drifts at constant speed, float32 [T, size, size, 3]."""
+    margin = math.ceil(DRIFT * size / 2) + 1  # pixels that a drift can bring into view
     canvas = texture(rng, size + 2 * margin, int(rng.integers(4, 14)), colours=colours)
     angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(0, DRIFT) * size / 2 * (rng.random() < 0.6)
     direction = np.asarray([math.cos(angle), math.sin(angle)])
@@ -97,13 +118,13 @@ def backgrounds(rng: np.random.Generator, frames: int, size: int, *, colours: ND
 
 
 def pace(rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
-    """How much of the path is done in each frame [T]: a random rest before, a random rest after."""
+    """Draw how much of the path is done in each frame [T], with a random rest before and after."""
     first, last = rng.uniform(0.0, 0.1), rng.uniform(0.9, 1.0)
     return ((np.linspace(0, 1, frames) - first) / (last - first)).clip(0, 1)
 
 
 def splits() -> dict[str, tuple[str, ...]]:
-    """Class names of each split; no kind of motion is in two splits."""
+    """Return the class names of each split; no kind of motion is in two splits."""
     return {
         split: tuple(name for name, motion in CLASSES.items() if motion.split == split)
         for split in ("train", "val", "test")
@@ -111,7 +132,9 @@ def splits() -> dict[str, tuple[str, ...]]:
 
 
 def render_video(name: str, number: int, *, seed: int, frames: int = 24, size: int = 80) -> NDArray[np.uint8]:
-    """Frames of one video, uint8 [T, size, size, 3]: a pure function of seed, class and number."""
+    """Render one video, uint8 [T, size, size, 3]: a pure function of seed, class and number."""
+    # Philox is counter-based: its stream is the same on every machine, and a hash as the key makes
+    # the streams of two videos independent, in whatever order they are rendered.
     key = hashlib.sha256(f"{seed}/{name}/{number}".encode()).digest()[:16]
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
     poses = CLASSES[name].path(pace(rng, frames), rng)
@@ -134,14 +157,14 @@ def write_videos(
     workers: int = 2,
     on_written: Callable[[int], None] | None = None,
 ) -> list[Path]:
-    """Write `CLASS/CLASS_NUMBER.mp4` for every class; files that a former run finished are kept.
+    """Write `CLASS/CLASS_NUMBER.mp4` for every class; keep the files that a former run finished.
 
     Args:
         folder: Top of the tree, made when it does not exist.
-        seed: Of all videos; each is a pure function of it, its class and its number.
-        per_class: Videos a class.
+        seed: Seed of all videos.
+        per_class: Videos of each class.
         workers: Videos rendered and encoded at a time.
-        on_written: Called with the number of videos that got ready since the last call.
+        on_written: Called with the number of videos that were written since the last call.
 
     Raises:
         ConfigError: the folder holds videos of another seed, number or edition.
@@ -166,7 +189,7 @@ def write_videos(
 
 
 def claim(folder: Path, *, seed: int, per_class: int) -> None:
-    """Make the folders and write down what they hold, before the first video.
+    """Make the folders and note seed, number and edition of their videos, before the first one.
 
     Raises:
         ConfigError: the folder holds videos of another seed, number or edition.
@@ -202,9 +225,10 @@ def write_video(path: Path, name: str, number: int, *, seed: int) -> None:
 
 
 def encode_command(path: Path, *, size: int) -> list[str]:
-    """The ffmpeg call that encodes raw RGB frames from standard input to MPEG-4 in .mp4, the same bytes every time.
+    """Return the ffmpeg call that encodes raw RGB frames from standard input to .mp4.
 
-    MPEG-4 part 2 is the one codec that every build of ffmpeg can encode.
+    The codec is MPEG-4 part 2, which every build of ffmpeg can encode. One thread and the flags
+    `bitexact` make the bytes the same every time.
     """
     source = ffmpeg.input("pipe:0", format="rawvideo", pix_fmt="rgb24", s=f"{size}x{size}", r=FPS)
     target = source.output(

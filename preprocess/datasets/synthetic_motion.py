@@ -1,8 +1,10 @@
-"""The kinds of motion of the synthetic data set: where a sprite is, how it is turned and sized, over time.
+"""Define the motion of the synthetic data set: place, angle and size of a sprite over time.
 
-A class is a path and nothing else: appearance is drawn elsewhere and knows nothing of the class. Positions are
-relative to an anchor that is random in every video, and many classes visit the same poses in another order, so that
-neither one frame nor the set of a clip's frames tells the class.
+A class is a path and nothing else: appearance is drawn in `synthetic`, which does not know it.
+Positions are relative to an anchor that is random in every video. Many classes visit the same
+poses in another order. So neither one frame nor the set of a clip's frames tells the class.
+
+A path is a function of `progress` [T], how much of it is done in each frame, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -14,29 +16,38 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Progress = NDArray[np.float64]
+Curve = NDArray[np.float64]  # [T]: one value a frame
 
 
 @dataclass(frozen=True)
 class Poses:
     """Pose of the sprite in each of T frames, relative to the video's own anchor, angle and size.
 
-    x (right) and y (down) in units of the video's amplitude, angle in radians clockwise, zoom in octaves; all
-    float64 [T].
+    Attributes:
+        x: To the right, in units of the video's amplitude.
+        y: Downwards, in the same units.
+        angle: Clockwise, in radians.
+        zoom: In octaves: 1 is twice the size.
     """
 
-    x: Progress
-    y: Progress
-    angle: Progress
-    zoom: Progress
+    x: Curve
+    y: Curve
+    angle: Curve
+    zoom: Curve
 
 
 @dataclass(frozen=True)
 class MotionClass:
-    """One class: its kind (a kind belongs to one split), its path, and the class that is the same path backwards."""
+    """One class of motion.
+
+    Attributes:
+        kind: Its kind; all classes of a kind are in one split.
+        path: Function of progress [T] and a random generator.
+        reverse: The class whose path is the same backwards, if any.
+    """
 
     kind: str
-    path: Callable[[Progress, np.random.Generator], Poses]
+    path: Callable[[Curve, np.random.Generator], Poses]
     reverse: str | None = None
 
     @property
@@ -46,69 +57,72 @@ class MotionClass:
 
 
 def poses(
-    progress: Progress,
+    progress: Curve,
     *,
-    x: Progress | None = None,
-    y: Progress | None = None,
-    angle: Progress | None = None,
-    zoom: Progress | None = None,
+    x: Curve | None = None,
+    y: Curve | None = None,
+    angle: Curve | None = None,
+    zoom: Curve | None = None,
 ) -> Poses:
-    """Poses that stay at rest in everything that is not given."""
+    """Return poses that rest in each component that is None."""
     rest = np.zeros_like(progress)
-    return Poses(*(rest if given is None else given for given in (x, y, angle, zoom)))
+    return Poses(*(rest if curve is None else curve for curve in (x, y, angle, zoom)))
 
 
-def along(*points: tuple[float, float]) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Path along straight lines through the points at constant speed."""
+def along(*points: tuple[float, float]) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a path along straight lines through the points at constant speed."""
     corners = np.asarray(points, dtype=np.float64)  # [P, 2]
     lengths = np.hypot(*np.diff(corners, axis=0).T)  # [P - 1]
     times = np.concatenate([[0.0], np.cumsum(lengths) / lengths.sum()])  # [P]
 
-    def path(progress: Progress, _rng: np.random.Generator) -> Poses:
+    def path(progress: Curve, _rng: np.random.Generator) -> Poses:
         x, y = (np.interp(progress, times, corners[:, axis]) for axis in (0, 1))
         return poses(progress, x=x, y=y)
 
     return path
 
 
-def straight(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Path across the anchor in one direction, from -1 to +1."""
+def straight(dx: float, dy: float) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a path across the anchor in one direction, from -1 to +1."""
     return along((-dx, -dy), (dx, dy))
 
 
-def out_and_back(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Path in one direction and back to its start."""
+def out_and_back(dx: float, dy: float) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a path in one direction and back to its start."""
     start, end = (-0.8 * dx, -0.8 * dy), (0.8 * dx, 0.8 * dy)
     return along(start, end, start)
 
 
-def tour(*arms: tuple[float, float]) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Path from the anchor out to each arm's end, a rest there, and back, one arm after the other."""
+def tour(*arms: tuple[float, float]) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a path from the anchor to each arm's end and back; it rests at each end."""
     stops = np.asarray([(0.0, 0.0)] + [stop for arm in arms for stop in (arm, arm, (0.0, 0.0))])  # [3 arms + 1, 2]
     times = np.concatenate([[0.0], (np.arange(len(arms))[:, None] + [0.3, 0.7, 1.0]).ravel() / len(arms)])
 
-    def path(progress: Progress, _rng: np.random.Generator) -> Poses:
+    def path(progress: Curve, _rng: np.random.Generator) -> Poses:
         x, y = (np.interp(progress, times, stops[:, axis]) for axis in (0, 1))
         return poses(progress, x=x, y=y)
 
     return path
 
 
-def circle(turns: float, start: tuple[float, float]) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Circle about the anchor from near one side of it and back; positive turns run clockwise on the screen."""
+def circle(turns: float, start: tuple[float, float]) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a path around the anchor, from near one side of it and back.
+
+    Positive turns run clockwise on the screen.
+    """
     first = math.atan2(start[1], start[0])
 
-    def path(progress: Progress, rng: np.random.Generator) -> Poses:
+    def path(progress: Curve, rng: np.random.Generator) -> Poses:
         angle = first + rng.uniform(-0.3, 0.3) + 2 * math.pi * turns * progress
         return poses(progress, x=np.cos(angle), y=np.sin(angle))
 
     return path
 
 
-def wavy(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Wavy line from -1 to +1 in one direction, two waves of random phase across it."""
+def wavy(dx: float, dy: float) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a wavy line from -1 to +1 in one direction: two waves of random phase."""
 
-    def path(progress: Progress, rng: np.random.Generator) -> Poses:
+    def path(progress: Curve, rng: np.random.Generator) -> Poses:
         way = (dx + dy) * (2 * progress - 1)  # one of dx, dy is 0, the other +1 or -1
         wave = 0.4 * np.sin(2 * math.pi * (way + rng.random()))
         return poses(progress, x=way, y=wave) if dx else poses(progress, x=wave, y=way)
@@ -116,20 +130,20 @@ def wavy(dx: float, dy: float) -> Callable[[Progress, np.random.Generator], Pose
     return path
 
 
-def spin(turns: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Rotation in place; positive turns run clockwise on the screen."""
+def spin(turns: float) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a rotation in place; positive turns run clockwise on the screen."""
 
-    def path(progress: Progress, _rng: np.random.Generator) -> Poses:
+    def path(progress: Curve, _rng: np.random.Generator) -> Poses:
         return poses(progress, angle=2 * math.pi * turns * (progress - 0.5))
 
     return path
 
 
-def zoom(*octaves: float) -> Callable[[Progress, np.random.Generator], Poses]:
-    """Growth and shrinking through the given sizes, equally long each."""
+def zoom(*octaves: float) -> Callable[[Curve, np.random.Generator], Poses]:
+    """Return a path through sizes, each step of the same length in time."""
     times = np.linspace(0.0, 1.0, len(octaves))
 
-    def path(progress: Progress, _rng: np.random.Generator) -> Poses:
+    def path(progress: Curve, _rng: np.random.Generator) -> Poses:
         return poses(progress, zoom=np.interp(progress, times, octaves))
 
     return path

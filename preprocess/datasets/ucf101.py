@@ -27,15 +27,15 @@ UCF101 is had from its authors, the Center for Research in Computer Vision of th
 
 
 def ucf101_catalogue(folder: Path, *, splits: Path | None = None, links: bool = False) -> Catalogue:
-    """Catalogue of UCF101, with the class lists that ship with the project or the lists in `splits`.
+    """Return the catalogue of UCF101, with the class lists that ship or the lists in `splits`.
 
     Raises:
-        CatalogueError: no clips found (with the tree that is expected), or lists that do not fit.
+        CatalogueError: no clips found (the message shows the expected tree), or lists that do not
+            fit.
         ShardError: unreadable lists.
     """
     require_folder(folder, "UCF101", HELP)
-    classes = {name for names in shipped("ucf101").splits.values() for name in names}
-    videos = list(_clips(walk(folder, links=links), folder, classes))
+    videos = list(_clips(walk(folder, links=links), folder, set(shipped("ucf101").classes)))
     if not videos:
         raise CatalogueError(f"{folder} holds no clip of UCF101 (v_<Class>_gNN_cNN)\n{HELP}")
     return published_catalogue("ucf101", arrange(videos, folder), splits)

@@ -19,6 +19,7 @@ from shards_spec.errors import ConfigError, ShardError
 from shards_spec.files import json_line
 from shards_spec.reader import ShardSet
 from shards_spec.splits.lists import Entry, Line, SplitName, read_csv, read_json_lists, read_text
+from shards_spec.splits.matching import StemIndex
 from shards_spec.splits.shipped import class_key
 
 Ints = NDArray[np.int64]
@@ -62,8 +63,8 @@ def listed_division(shards: ShardSet, lists: Path, *, number: int = 1, needed: S
         ShardError: no such lists, a line that cannot be read, a video in both parts, or a part that is not stored.
     """
     parts = _read(lists, number)
-    index = _Index(shards)
-    found = {part: [index.row(line) for line in parts.get(part, [])] for part in PARTS}
+    stored = _StoredVideos(shards)
+    found = {part: [stored.row(line) for line in parts.get(part, [])] for part in PARTS}
     rows = {part: np.unique([row for row in found[part] if row >= 0]).astype(np.int64) for part in PARTS}
     for part in needed:
         if not len(rows[part]):
@@ -153,22 +154,20 @@ def _hmdb_lines(path: Path, label: str) -> Iterable[tuple[SplitName, Line]]:
                 yield part, Line(Entry(name.strip(), label, None), f"{path}, line {n}")
 
 
-class _Index:
-    """Stored videos by class and stem, and by stem alone: -1 where several have it."""
+class _StoredVideos:
+    """The stored videos, found by the lines of a list."""
 
     def __init__(self, shards: ShardSet) -> None:
         rows = np.flatnonzero(shards.frames > 0)
         classes = [class_key(name) for name in shards.dataset.classes]
-        self.by_class: dict[tuple[str, str], int] = {}
-        self.by_stem: dict[str, int] = {}
-        for row, name in zip(rows.tolist(), shards.names(rows), strict=True):
-            stem = Entry(name, None, None).stem.casefold()
-            self.by_class[classes[int(shards.labels[row])], stem] = row
-            self.by_stem[stem] = -1 if stem in self.by_stem else row
+        self._rows: list[int] = rows.tolist()
+        stems = (Entry(name, None, None).stem.casefold() for name in shards.names(rows))
+        self._index = StemIndex(zip(stems, (classes[label] for label in shards.labels[rows].tolist()), strict=True))
 
     def row(self, line: Line) -> int:
-        """The row that a line means; -1 where it is not stored."""
-        stem = line.entry.stem.casefold()
-        if line.entry.label is None:
-            return self.by_stem.get(stem, -1)
-        return self.by_class.get((class_key(line.entry.label), stem), -1)
+        """Return the row that a line means; -1 where it is not stored, or may be several."""
+        label = None if line.entry.label is None else class_key(line.entry.label)
+        found = self._index.find(line.entry.stem.casefold(), label)
+        if not found or (label is None and len(found) > 1):
+            return -1
+        return self._rows[found[-1]]

@@ -162,6 +162,11 @@ class Shipped:
     splits: dict[str, tuple[str, ...]]
     videos: dict[str, int]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names of all splits, sorted."""
+        return tuple(sorted(label for labels in self.splits.values() for label in labels))
+
 
 def shipped_names() -> list[str]:
     """Names of the class splits that ship."""
