@@ -2,7 +2,7 @@
 
     python -m benchmarks.frozen [--device cuda]
 
-Both are forward and backward of the same model, `EpisodeStep`, on episodes of noise.  The usual side's episode lies in
+Both are forward and backward of the same model, `TrainingStep`, on episodes of noise.  The usual side's episode lies in
 memory, so that it pays for no decoding. The cached one reads its features from mapped files, one episode after the
 other; a loader does so in the background.
 """
@@ -29,7 +29,7 @@ from fsar.episode import Episode
 from fsar.evaluation.feature_store import FeatureStore, make_features
 from fsar.methods import METHODS, FewShotMethod, create_method, method_options
 from fsar.training.frozen import freeze_trunk
-from fsar.training.step import EpisodeStep
+from fsar.training.step import TrainingStep
 from shards_spec.errors import ConfigError
 
 VIEWS = 96  # in the store; each episode draws some of them
@@ -71,7 +71,7 @@ class Usual:
 
     def __init__(self, method: str, setting: Setting) -> None:
         self.setting, self.episode = setting, make_episode(setting.sizes).to(setting.device)
-        self.step = EpisodeStep(make_model(method, setting))
+        self.step = TrainingStep(make_model(method, setting))
 
     def run(self, count: int) -> None:
         """That many episodes."""
@@ -86,7 +86,7 @@ class Cached:
     def __init__(self, method: str, setting: Setting, folder: Path) -> None:
         self.setting, model = setting, make_model(method, setting)
         freeze_trunk(model, method)
-        self.step = EpisodeStep(model)
+        self.step = TrainingStep(model)
         self.store = noise_store(model, setting, folder)
         self.images = make_episode(setting.sizes)
         self.generator = np.random.default_rng(0)

@@ -36,7 +36,7 @@ from fsar.pretraining import PRETRAINING
 from fsar.pretraining.batches import batch_maker, clip_rules, training_videos
 from fsar.pretraining.config import PretrainConfig, build_pretrain_config, read_pretrain_recipe
 from fsar.pretraining.loader import ClipLoader
-from fsar.pretraining.trainer import PretrainingStep, build_pretraining
+from fsar.pretraining.trainer import build_pretraining, pretraining_step
 from fsar.run.device import choose_device
 from fsar.training.optim import create_sgd
 from preprocess.datasets.folder import folder_catalogue
@@ -61,7 +61,7 @@ class Loop:
         config = self.config
         self.model = build_pretraining(config, samples=1_000_000).to(self.device).train()
         self.optimizer = create_sgd(self.model, lr=1e-4, momentum=0.9, weight_decay=1e-4)
-        self.step = PretrainingStep(self.model, precision=config.precision)
+        self.step = pretraining_step(self.model, precision=config.precision)
         self.make = batch_maker(config, self.model.encoder)
         self.loader = ClipLoader(
             self.shards,

@@ -13,7 +13,7 @@ from benchmarks.sides.step_side import Side, Sizes, make_episode, make_model
 from fsar.episode import Episode
 from fsar.run.config import RunConfig, build_config
 from fsar.training.optim import create_optimizer
-from fsar.training.step import EpisodeStep
+from fsar.training.step import TrainingStep
 from fsar.training.trainer import Trainer
 from pipelines.episodes.rules import EpisodeRules
 from shards_spec import ShardSet
@@ -81,7 +81,7 @@ class TimedTrainer(Trainer):
             "busy_is": "time between start and end of a step on the device's stream, over wall time",
         }
 
-    def train_episode(self, n: int, episode: Episode) -> None:
+    def train_step(self, n: int, episode: Episode) -> None:
         """As in training, between two marks."""
         if self._count == UNCOUNTED:
             synchronise(self.device)
@@ -89,7 +89,7 @@ class TimedTrainer(Trainer):
         elif time.perf_counter() - self._began > self._seconds and self._count > UNCOUNTED:
             raise _EnoughError
         start = self._watch.mark()
-        super().train_episode(n, episode)
+        super().train_step(n, episode)
         if self._count >= UNCOUNTED:
             self._watch.add(start, self._watch.mark())
         self._count += 1
@@ -124,7 +124,7 @@ def check_step(sizes: Sizes, device: torch.device, *, trunk: str, graph: bool) -
     """
     side = Side("checked", "bf16", "channels-last", graph=graph)
     model, episode = make_model(side, trunk_name=trunk).to(device), make_episode(sizes).to(device)
-    step, optimizer = EpisodeStep(model, precision=side.precision, graph=graph), create_optimizer(model, lr=1e-4)
+    step, optimizer = TrainingStep(model, precision=side.precision, graph=graph), create_optimizer(model, lr=1e-4)
 
     def work(*, updates: bool = True) -> None:
         for number in range(CHECKED):

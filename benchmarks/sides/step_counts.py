@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.measure.bounds import gflop
 from benchmarks.sides.step_side import PARTS, Side, Sizes, make_episode, make_model
 from fsar.methods import METHODS
-from fsar.training.step import EpisodeStep
+from fsar.training.step import TrainingStep
 
 FIVE_SHOT = Sizes(shot=5, queries=25)
 
@@ -66,7 +66,7 @@ def step_gflop(recomputes: int, sizes: Sizes) -> float:
 
     def whole() -> float:
         model = make_model(Side("counted", recomputes=recomputes))
-        return gflop(partial(EpisodeStep(model).run, make_episode(sizes)))
+        return gflop(partial(TrainingStep(model).run, make_episode(sizes)))
 
     return float(without_values(whole))
 
@@ -76,7 +76,7 @@ def peak_gib(precision: str, recomputes: int, sizes: Sizes = Sizes()) -> float: 
 
     def peak() -> float:
         model, episode = make_model(Side("counted", recomputes=recomputes)), make_episode(sizes)
-        step = EpisodeStep(model, precision=precision)
+        step = TrainingStep(model, precision=precision)
         tracker = MemTracker()
         tracker.track_external(model, episode.support, episode.query)
         with tracker:
@@ -94,7 +94,7 @@ def methods_row(method: str) -> dict[str, Any]:
         model, episode = make_model(Side("counted"), method), make_episode(Sizes())
         forward = gflop(partial(model, episode))
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        return parameters, forward, gflop(partial(EpisodeStep(model).run, episode))
+        return parameters, forward, gflop(partial(TrainingStep(model).run, episode))
 
     parameters, forward, step = without_values(counted)
     return {

@@ -24,7 +24,7 @@ from benchmarks.measure.bounds import synchronise
 from fsar.episode import Episode
 from fsar.methods import FewShotMethod, create_method, method_options
 from fsar.run.device import keep_freed_memory
-from fsar.training.step import EpisodeStep
+from fsar.training.step import TrainingStep
 from fsar.trunks import create_trunk
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -116,7 +116,7 @@ class Work:
         torch.manual_seed(0)
         self.side, self.device = side, device
         self.model, self.episode = make_model(side).to(device), make_episode(sizes).to(device)
-        self.step = EpisodeStep(self.model, precision=side.precision, graph=side.graph)
+        self.step = TrainingStep(self.model, precision=side.precision, graph=side.graph)
 
     def run(self) -> None:
         """Forward and backward once."""

@@ -1,11 +1,10 @@
-"""A linear classifier on a trunk, and its training: the trunk with it (fine-tuning) or the classifier alone."""
+"""A linear classifier on a trunk, and its training with the trunk (fine-tuning) or without (linear probe)."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fsar.checkpoints import load_state, save_state
 from fsar.probing.features import trunk_features
 from fsar.run.device import autocast
-from fsar.run.folder import RunLog
+from fsar.run.folder import last_checkpoint
+from fsar.training.loop import Batch, Loop, Progress
 from fsar.training.optim import epoch_learning_rate
+from fsar.training.step import Reading
 from fsar.trunks import Trunk
 from pipelines.draw import PhiloxDraw
-from shards_spec.errors import ConfigError, FsarError
+from shards_spec.errors import ConfigError
 
-Batches = Callable[[int, int], Generator[tuple[Tensor, Tensor], None, None]]  # of steps from, to
+Source = Callable[[int, int], Generator[tuple[Tensor, Tensor], None, None]]  # of steps from, to
+After = Callable[[int], dict[str, float]]  # of an epoch, whose number is from 1
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Fit:
 
     Attributes:
         lr: Initial learning rate; times 0.1 from each of the milestones on.
-        weight_decay: Of all that is trained.
-        batch: Videos a step.
-        epochs: Each has one clip of every video.
-        milestones: Epochs.
+        weight_decay: Of all parameters that are trained.
+        batch: Videos of a step.
+        epochs: Times that one clip of every video is read.
+        milestones: Epochs at which the rate falls.
         dropout: Before the classifier.
         l2norm: Give each feature length 1 before the classifier.
         clip_norm: Largest norm of the gradient; 0: any.
@@ -52,14 +53,18 @@ class Fit:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        """ConfigError for values that mean nothing."""
+        """Check the values.
+
+        Raises:
+            ConfigError: one of them is out of its range.
+        """
         if self.epochs < 1 or self.batch < 1:
             raise ConfigError(f"epochs={self.epochs} and batch={self.batch} must be 1 or more")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout:g} must be a probability below 1")
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of an epoch."""
+        """Return the learning rate of an epoch."""
         milestones = [milestone for milestone in self.milestones if milestone < self.epochs]
         if not milestones:
             return self.lr
@@ -71,7 +76,16 @@ LINEAR = Fit(lr=30.0, weight_decay=0.0, batch=256, epochs=100, milestones=(60, 8
 
 
 class Classifier(nn.Module):
-    """A trunk, dropout and one linear layer; `frozen` keeps the trunk as it is, in eval mode."""
+    """A trunk, dropout and one linear layer.
+
+    Args:
+        trunk: The trunk.
+        classes: Number of classes.
+        dropout: Probability, before the linear layer.
+        l2norm: Give each feature length 1 before the linear layer.
+        frozen: Keep the trunk as it is, in evaluation mode.
+        seed: Of the linear layer's first weights.
+    """
 
     def __init__(self, trunk: Trunk, classes: int, *, dropout: float, l2norm: bool, frozen: bool, seed: int) -> None:
         super().__init__()
@@ -83,7 +97,7 @@ class Classifier(nn.Module):
 
     @property
     def learned(self) -> nn.Module:
-        """What training changes."""
+        """The part that training changes."""
         return self.fc if self.frozen else self
 
     def train(self, mode: bool = True) -> Classifier:
@@ -107,22 +121,23 @@ class Classifier(nn.Module):
 
 @dataclass
 class Training:
-    """Trains a classifier epoch by epoch; killed at any moment, it goes on with the last whole epoch.
+    """The training of a classifier; killed at any moment, it is resumed from the last whole epoch.
 
     Attributes:
         model: The classifier, on its device.
         fit: How it is trained.
-        batches: Numbers of steps, from and to -> inputs and classes of each.
+        source: Numbers of steps, from and to -> inputs [B, ...] and classes [B] of each.
         steps: Of an epoch.
-        forward: Inputs -> logits.
+        forward: Inputs -> logits [B, classes].
         seed: Of dropout.
         precision: fp32 or bf16 (autocast).
         run: Folder of the log and the checkpoint; None: neither is written.
+        facts: What a resumed training must have in common with the one before, by name.
     """
 
     model: Classifier
     fit: Fit
-    batches: Batches
+    source: Source
     steps: int
     forward: Callable[[Tensor], Tensor]
     seed: int = 0
@@ -133,52 +148,52 @@ class Training:
     def __post_init__(self) -> None:
         learned = [p for p in self.model.learned.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(learned, lr=self.fit.lr, momentum=0.9, weight_decay=self.fit.weight_decay)
+        self.progress = Progress()
+        self._after: After | None = None
+        self._reset()
 
-    def train(self, *, resume: bool = False, after: Callable[[int], dict[str, float]] | None = None) -> None:
-        """Run all epochs that are left; what `after` says of each is logged with it.
+    def _reset(self) -> None:
+        self._totals = torch.zeros(3, device=next(self.model.parameters()).device)
+        self._clips = 0
+
+    def train(self, *, resume: bool = False, after: After | None = None) -> None:
+        """Run all epochs that are left; what `after` returns for each is logged with it.
 
         Raises:
             FsarError: the loss is not finite.
-            ConfigError: what is to be resumed was trained in another way.
+            ConfigError: the training to resume had other facts.
             DiskError: the disk is full.
         """
-        start = self._resume() if resume else 0
-        with ExitStack() as stack:
-            log = None if self.run is None else stack.enter_context(RunLog(self.run, start))
-            epochs = range(start, self.fit.epochs)
-            bar = stack.enter_context(
-                tqdm(epochs, initial=start, total=self.fit.epochs, unit="epoch", desc="train", leave=False)
-            )
-            for epoch in bar:
-                record = self.epoch(epoch)
-                bar.set_postfix_str(f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.1%}")
-                record |= after(epoch + 1) if after else {}
-                if log is not None:
-                    log.write("train", epoch + 1, **record)
-                    log.make_durable()
-                    self._save(epoch + 1)
+        self._after = after
+        if resume:
+            self._resume()
+        Loop(
+            self,
+            total=self.fit.epochs * self.steps,
+            unit="step",
+            items="clips",
+            log_every=self.steps,
+            save_every=self.steps,
+            log_unit=self.steps,
+            most_skipped=0,
+        ).train()
 
-    def epoch(self, epoch: int) -> dict[str, float]:
-        """One epoch: mean loss, share of right answers, learning rate, clips a second."""
-        rate, began = self.fit.rate(epoch), time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.model.train()
-        first, totals, clips = epoch * self.steps, torch.zeros(2), 0
-        with closing(self.batches(first, first + self.steps)) as batches:
-            for n, (inputs, labels) in enumerate(batches, first):
-                loss, right = self.step(n, inputs, labels)
-                totals = totals.to(loss.device) + torch.stack([loss * len(labels), right.float()])
-                clips += len(labels)
-        loss, right = (totals / clips).tolist()
-        if not math.isfinite(loss):
-            raise FsarError(f"the loss of epoch {epoch + 1} is not finite: lower --lr")
-        seconds = time.perf_counter() - began
-        return {"loss": loss, "accuracy": right, "lr": rate, "clips_per_s": round(clips / seconds, 2)}
+    def batches(self) -> Generator[Batch]:
+        """Yield the batches of the epochs that are left."""
+        for epoch in range(self.progress.n // self.steps, self.fit.epochs):
+            first, began = epoch * self.steps, time.perf_counter()
+            # One source an epoch: nothing is decoded ahead while the classifier is tested in between.
+            with closing(self.source(first, first + self.steps)) as source:
+                for n, (inputs, labels) in enumerate(source, first):
+                    yield Batch(n, (inputs, labels), len(labels), time.perf_counter() - began)
+                    began = time.perf_counter()
 
-    def step(self, n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimiser step: the mean loss and the number of right answers, on the device."""
+    def train_step(self, n: int, batch: tuple[Tensor, Tensor]) -> None:
+        """Take optimiser step n on inputs [B, ...] and classes [B]."""
+        inputs, labels = batch
         torch.manual_seed(PhiloxDraw(self.seed, n).randint(0, 2**62))  # of dropout: nothing else is to be saved
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.fit.rate(n // self.steps)
         with autocast(labels.device, self.precision):
             logits = self.forward(inputs)
         loss = F.cross_entropy(logits.float(), labels)
@@ -187,23 +202,46 @@ class Training:
         if self.fit.clip_norm:
             nn.utils.clip_grad_norm_(self.model.learned.parameters(), self.fit.clip_norm)
         self.optimizer.step()
-        return loss.detach(), (logits.argmax(dim=1) == labels).sum()
+        self._count(loss.detach(), logits, labels)
+
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add the sum of losses, right answers and a loss that is not finite; nothing waits for the device."""
+        right = (logits.argmax(dim=1) == labels).sum()
+        self._totals += torch.stack([loss * len(labels), right.float(), loss.isfinite().logical_not().float()])
+        self._clips += len(labels)
+
+    def read(self) -> Reading:
+        """Return the counts since the last reading; this waits for the device."""
+        loss, right, bad = self._totals.tolist()
+        # No step is skipped here.  One loss that is not finite spoils the weights, so that all after it are in a row.
+        reading = Reading({"loss": loss, "accuracy": right}, self._clips, longest=int(bad))
+        self._reset()
+        return reading
+
+    def log_values(self, n: int) -> dict[str, float]:
+        """Return the learning rate of the last epoch, and what `after` returns for it."""
+        epoch = n // self.steps
+        values = {"lr": self.fit.rate(epoch - 1)} | (self._after(epoch) if self._after else {})
+        self.model.train()  # a test leaves it in evaluation mode
+        return values
 
     @property
     def checkpoint(self) -> Path:
-        """Where the last whole epoch lies."""
+        """The checkpoint of the last whole epoch."""
         assert self.run is not None
-        return self.run / "checkpoints" / "last.safetensors"
+        return last_checkpoint(self.run)
 
-    def _save(self, epoch: int) -> None:
-        save_state(self.checkpoint, self.model.learned, self.optimizer, {"epoch": epoch} | {"facts": dict(self.facts)})
+    def save(self) -> None:
+        """Write that checkpoint."""
+        state = {"epoch": self.progress.n // self.steps, "facts": dict(self.facts)}
+        save_state(self.checkpoint, self.model.learned, self.optimizer, state)
 
-    def _resume(self) -> int:
-        loop = load_state(self.checkpoint, self.model.learned, self.optimizer)
-        other = [key for key, value in self.facts.items() if loop.get("facts", {}).get(key) != value]
+    def _resume(self) -> None:
+        state = load_state(self.checkpoint, self.model.learned, self.optimizer)
+        other = [key for key, value in self.facts.items() if state.get("facts", {}).get(key) != value]
         if other:
             raise ConfigError(
                 f"--resume: {self.run} was trained with another {', '.join(other)}; give the options that it was "
                 "started with, or start a new run"
             )
-        return int(loop["epoch"])
+        self.progress = Progress(n=int(state["epoch"]) * self.steps)

@@ -172,7 +172,7 @@ class Prober:
         return Training(
             model,
             fit,
-            batches=partial(self._cached if views == "cached" else self._fresh, stream),
+            source=partial(self._cached if views == "cached" else self._fresh, stream),
             steps=stream.steps,
             forward=model.head if views == "cached" else model,
             seed=rules.seed,

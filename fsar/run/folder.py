@@ -75,16 +75,16 @@ class RunLog:
     """Writes the records of a run, in the first of its processes; a context manager.
 
     Args:
-        run: The run folder.
+        run: The run folder; None: nothing is written.
         start: Episodes that the run's checkpoint had seen: what a killed run had logged after it is dropped.
     """
 
-    def __init__(self, run: Path, start: int) -> None:
-        self._path = run / "log.jsonl"
+    def __init__(self, run: Path | None, start: int) -> None:
         self._file: FileIO | None = None
         self._board = None
-        if not ranks.is_first():
+        if run is None or not ranks.is_first():
             return
+        self._path = run / "log.jsonl"
         with disk_errors(self._path):
             run.mkdir(parents=True, exist_ok=True)
             _truncate(self._path, start)

@@ -1,4 +1,4 @@
-"""The optimiser of the reference code: parameter groups and the learning-rate clock."""
+"""Make the optimisers of the reference codes, and compute their learning rates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ EpochSchedule = Literal["cosine", "step", "warmup_step"]
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, decay_norms: DecayNorms = "reference"
 ) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: without and with weight decay; frozen parameters are in neither.
+    """Split the trained parameters into two groups for an optimiser: without and with weight decay.
 
-    "reference": only parameters whose official name says "bn" or "norm" are spared, so the norms of the stem,
-    the down-sampling and the decoder, the tokens, scales and biases are decayed as in the reference code
-    (alibaba-mmai-research/MoLo).  "none": only weights of two dimensions and more are decayed.
+    "reference" spares only parameters whose official name contains "bn" or "norm".  So the norms of the stem, the
+    down-sampling and the decoder, the tokens, scales and biases are decayed, as in the reference code
+    (alibaba-mmai-research/MoLo).  "none" decays only weights of two dimensions and more.
+
+    Raises:
+        ConfigError: there is no such rule.
     """
     if decay_norms not in ("reference", "none"):
         raise ConfigError(f'decay_norms="{decay_norms}" is not known; choose "reference" or "none"')
@@ -49,9 +52,9 @@ def create_optimizer(
     weight_decay: float = 1e-3,
     decay_norms: DecayNorms = "reference",
 ) -> torch.optim.Adam:
-    """Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8).
+    """Make Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8).
 
-    It is the fused one, which keeps rates and counts of steps on the device; see `guarded_step`.
+    The fused kernel keeps rates and counts of steps on the device.  `TrainingStep.update` relies on it.
     """
     groups = parameter_groups(model, weight_decay=weight_decay, decay_norms=decay_norms)
     device = next(model.parameters()).device
@@ -61,28 +64,17 @@ def create_optimizer(
 
 
 def create_sgd(model: nn.Module, *, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4) -> torch.optim.SGD:
-    """SGD as pre-training has it: weight decay on every parameter, norms and biases too; frozen ones are left out.
+    """Make the SGD of pre-training: weight decay on every trained parameter, norms and biases too.
 
-    It is the fused one; see `guarded_step`.
+    The kernel is the fused one, on which `TrainingStep.update` relies.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate = torch.tensor(lr, dtype=torch.float32, device=trained[0].device)
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
-    if momentum:  # without it a first step that is left out would leave them unset
+    if momentum:  # a fused first step makes them uninitialised, and leaves them so when it is skipped
         for parameter in trained:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def guarded_step(optimizer: torch.optim.Optimizer, rate: float, good: Tensor) -> None:
-    """One step at a learning rate, or none where `good` [] is False, without waiting for the device to say so.
-
-    Fused optimisers take that from `found_inf`, which is how torch.amp.GradScaler leaves steps out.
-    """
-    for group in optimizer.param_groups:
-        group["lr"].fill_(rate)
-    optimizer.found_inf = good.logical_not().float()  # type: ignore[attr-defined]  # read by fused steps alone
-    optimizer.step()
 
 
 def learning_rate(
@@ -95,11 +87,14 @@ def learning_rate(
     factors: Sequence[float],
     clock: Clock = "reference",
 ) -> float:
-    """Learning rate at episode n: linear warm-up over the first epoch of the clock, then steps.
+    """Return the learning rate at episode n: linear warm-up over the first epoch of the clock, then steps.
 
-    An epoch has `steps_iter` episodes; from epoch steps[k] on the rate is base_lr * factors[k].  The "reference"
-    clock counts the epoch twice, floor(n / steps_iter) + n / steps_iter, as the reference code does, so its
-    steps come early; "single" counts n / steps_iter.  ConfigError for lists that do not fit.
+    An epoch has `steps_iter` episodes.  From epoch steps[k] on the rate is base_lr * factors[k].  The "single" clock
+    counts n / steps_iter.  The "reference" clock counts the epoch twice, floor(n / steps_iter) + n / steps_iter, as
+    the reference code does; its steps come early.
+
+    Raises:
+        ConfigError: the lists do not fit, or there is no such clock.
     """
     if len(steps) != len(factors) or not steps or steps[0] != 0 or list(steps) != sorted(steps):
         raise ConfigError(f"steps {list(steps)} and factors {list(factors)} must be equally long, steps rising from 0")
@@ -122,11 +117,15 @@ def epoch_learning_rate(
     factor: float = 0.1,
     warmup_lr: float = 0.0025,
 ) -> float:
-    """Learning rate of one epoch of pre-training, constant within it.
+    """Return the learning rate of one epoch of pre-training, constant within it.
 
-    "cosine": base_lr * (1 + cos(pi * epoch / epochs)) / 2.  "step": times `factor` from each of the milestones on.
+    "cosine": base_lr * (1 + cos(pi * epoch / epochs)) / 2.
+    "step": times `factor` from each of the milestones on.
     "warmup_step": linear from warmup_lr to base_lr over the first milestones[0] epochs, then steps at the others.
-    Source: FIMA's code (ZMHH-H/FIMA, train.py).  ConfigError for another schedule or milestones that do not rise.
+    Source: FIMA's code (ZMHH-H/FIMA, train.py).
+
+    Raises:
+        ConfigError: there is no such schedule, or the milestones do not rise.
     """
     if schedule == "cosine":
         return base_lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))

@@ -1,11 +1,9 @@
-"""The training loop: episodes in, checkpoints and a log out; killed at any moment, it goes on bit for bit."""
+"""Train a few-shot method on episodes; a run that is killed at any moment is resumed bit for bit on a CPU."""
 
 from __future__ import annotations
 
-import math
-import time
+from collections.abc import Generator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,41 +18,19 @@ from fsar.loader import EpisodeLoader
 from fsar.run import ranks
 from fsar.run.build import build_model, check_unlabelled, class_text_of, open_episodes
 from fsar.run.config import RunConfig
-from fsar.run.device import keep_freed_memory
 from fsar.run.folder import RunLog, last_checkpoint
 from fsar.run.weights import weights_seen
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
+from fsar.training.loop import Batch, Loop, Progress
 from fsar.training.optim import create_optimizer, learning_rate
-from fsar.training.step import EpisodeStep, Meter, Reading
+from fsar.training.step import Reading, TrainingStep
 from pipelines.draw import PhiloxDraw
 from shards_spec import ShardSet
-from shards_spec.errors import ConfigError, FsarError
-
-MOST_SKIPPED = 20  # episodes in a row whose loss is not finite
-
-
-@dataclass
-class Progress:
-    """The state of the loop: all that a resumed run must know besides weights and optimiser.
-
-    Attributes:
-        n: Number of the next episode.
-        skipped: Episodes whose loss was not finite; they changed nothing.
-        skipped_steps: Optimiser steps left out, since a gradient was not finite or there was none.
-        best: Best validation accuracy so far, and the episode after which it was reached.
-        seconds: Spent in the loop, validation included.
-    """
-
-    n: int = 0
-    skipped: int = 0
-    skipped_steps: int = 0
-    best: float = -1.0
-    best_n: int = 0
-    seconds: float = 0.0
+from shards_spec.errors import ConfigError
 
 
 def own_episodes(config: RunConfig) -> int:
-    """Episodes of an optimiser step that each process computes.
+    """Return how many episodes of an optimiser step each process computes.
 
     Raises:
         ConfigError: they have no equal parts.
@@ -68,9 +44,13 @@ def own_episodes(config: RunConfig) -> int:
 
 
 class Trainer:
-    """Trains the model of one run; a context manager that closes what it opened.
+    """The training of one few-shot model; a context manager that closes what it opened.
 
-    Of several processes each computes an equal part of every step's episodes, and the first one writes.
+    Of several processes each computes an equal part of the episodes of every optimiser step, and the first one writes.
+
+    Attributes:
+        best_accuracy: The best of validation so far.
+        best_n: Episodes after which it was reached.
 
     Args:
         config: The resolved configuration.
@@ -100,13 +80,10 @@ class Trainer:
             weight_decay=config.weight_decay,
             decay_norms=config.decay_norms,  # type: ignore[arg-type]  # checked by the configuration
         )
-        self.step = EpisodeStep(
-            self.model,
-            precision=config.precision,
-            episodes_per_step=config.episodes_per_step,
-            graph=config.graph,
+        self.step = TrainingStep(
+            self.model, precision=config.precision, per_update=config.episodes_per_step, graph=config.graph
         )
-        self.progress = Progress()
+        self.progress, self.best_accuracy, self.best_n = Progress(), -1.0, 0
         self._stack = ExitStack()
         self.train_episodes = self._open("train", training=True)
         if (texts := class_text_of(config)) is not None:
@@ -115,12 +92,12 @@ class Trainer:
         self.seen = together(seen_in(shards, self.train_episodes.stream.videos()), before)
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
-            self.progress = Progress(**load_state(self.last, self.model, self.optimizer))
+            self._resume()
         ranks.same_weights(self.model)
 
     @property
     def selects(self) -> bool:
-        """Whether a split chooses the checkpoint."""
+        """Tell whether a split chooses the checkpoint."""
         return self.config.select_on != "last" and self.config.select_on in self.shards.dataset.splits
 
     @property
@@ -133,6 +110,11 @@ class Trainer:
         """The checkpoint of the best validation."""
         return self.run / "checkpoints" / "best.safetensors"
 
+    def _resume(self) -> None:
+        state = load_state(self.last, self.model, self.optimizer)
+        self.best_accuracy, self.best_n = state.pop("best", -1.0), state.pop("best_n", 0)
+        self.progress = Progress(**state)
+
     def _open(self, split: str, *, training: bool) -> EpisodeLoader:
         assert self.model.trunk is not None
         loader = open_episodes(
@@ -142,33 +124,31 @@ class Trainer:
         return loader
 
     def train(self) -> None:
-        """Run all episodes that are left.
+        """Train on all episodes that are left.
 
         Raises:
-            FsarError: the loss stays not finite, or the disk is full.
+            FsarError: the loss stays not finite.
+            DiskError: the disk is full.
         """
-        config, start = self.config, self.progress.n
-        source = self._cached() if config.freeze_trunk else self.train_episodes
-        meter, began = Meter("episodes"), time.monotonic() - self.progress.seconds
-        first, step = start + ranks.rank() * self.own, config.episodes_per_step
-        with (
-            RunLog(self.run, start) as log,
-            tqdm(total=config.episodes, initial=start, unit="episode", desc="train", smoothing=0.1) as bar,
-        ):
-            self.model.train()
-            for plan, episode, wait in source.planned(first, config.episodes, step=step, block=self.own):
-                self.train_episode(plan.n, episode)
-                if plan.n == first:
-                    keep_freed_memory(self.device)
-                meter.wait(wait, units=ranks.count())
-                self.progress.seconds = round(time.monotonic() - began, 3)
-                self._after(self._trained(plan.n), meter, log, bar)
-        ranks.wait_for_all()  # for the checkpoints
+        config = self.config
+        Loop(
+            self,
+            total=config.episodes,
+            unit="episode",
+            items="episodes",
+            stride=ranks.count(),
+            log_every=config.log_every,
+            save_every=config.checkpoint_every,
+            validate=self.validate,
+            validate_every=config.val_every,
+        ).train()
 
-    def _trained(self, n: int) -> int:
-        """Episodes that all processes have trained when this one has trained episode n."""
-        step = self.config.episodes_per_step
-        return n // step * step + (n % self.own + 1) * ranks.count()
+    def batches(self) -> Generator[Batch]:
+        """Yield the episodes of this process that are left."""
+        source = self._cached() if self.config.freeze_trunk else self.train_episodes
+        start, step = self.progress.n + ranks.rank() * self.own, self.config.episodes_per_step
+        for plan, episode, wait in source.planned(start, self.config.episodes, step=step, block=self.own):
+            yield Batch(plan.n, episode, ranks.count(), wait)
 
     def _cached(self) -> CachedEpisodes:
         config = self.config
@@ -176,28 +156,24 @@ class Trainer:
         views, precision = config.cached_views, config.precision
         return CachedEpisodes(self.train_episodes, self.model, views, cache=cache, precision=precision)
 
-    def train_episode(self, n: int, episode: Episode) -> None:
-        """Forward and backward of episode n, and the optimiser step that ends a group of episodes."""
+    def train_step(self, n: int, episode: Episode) -> None:
+        """Run forward and backward of episode n, and the optimiser step that ends a group of episodes."""
         # Dropout of episode n is a function of (seed, n), so that no random state needs saving.
         self.step(episode, seed=PhiloxDraw(self.config.seed, n).randint(0, 2**62))
         if (n + 1) % self.own == 0:
-            self.step.update(self.optimizer, self.rate(self._trained(n) - 1))
+            step = self.config.episodes_per_step
+            self.step.update(self.optimizer, self.rate(n // step * step + step - 1))
 
     def read(self) -> Reading:
-        """What the step has counted since the last reading; waits for the device.
+        """Return the counts of the step since the last reading; this waits for the device."""
+        return self.step.read()
 
-        Raises:
-            FsarError: the loss stays not finite.
-        """
-        reading = self.step.read()
-        self.progress.skipped += reading.skipped
-        self.progress.skipped_steps += reading.skipped_steps
-        if reading.longest > MOST_SKIPPED:
-            raise FsarError(f"the loss of {reading.longest} episodes in a row is not finite; lower --lr")
-        return reading
+    def log_values(self, n: int) -> dict[str, float]:
+        """Return the learning rate of the last episode, and the episodes skipped so far."""
+        return {"lr": self.rate(n - 1), "skipped": self.progress.skipped}
 
     def rate(self, n: int) -> float:
-        """Learning rate at episode n."""
+        """Return the learning rate at episode n."""
         config = self.config
         return learning_rate(
             n,
@@ -209,56 +185,42 @@ class Trainer:
             clock=config.lr_clock,  # type: ignore[arg-type]  # checked by the configuration
         )
 
-    def _after(self, n: int, meter: Meter, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
-        """What follows n finished episodes: log, validate, save."""
-        config, last, before = self.config, n == self.config.episodes, n - ranks.count()
-        logs, validates, saves = (
-            last or n // every > before // every
-            for every in (config.log_every, config.val_every, config.checkpoint_every)
-        )
-        saves |= validates
-        self.progress.n = n
-        bar.update(ranks.count())
-        if logs or saves:
-            meter.add(self.read())
-        if logs:
-            record = meter.record() | {"lr": self.rate(n - 1), "skipped": self.progress.skipped}
-            log.write("train", n, **record)
-            bar.set_postfix_str(f"loss {record.get('loss', math.nan):.2f}, accuracy {record.get('accuracy', 0):.0%}")
-        if validates:
-            self._validate(n, log)
-        if saves:
-            log.make_durable()
-            self._save(self.last, self.optimizer)
-
-    def _save(self, path: Path, optimizer: torch.optim.Optimizer | None) -> None:
-        if ranks.is_first():
-            save_state(path, self.model, optimizer, vars(self.progress), seen=self.seen)
-
-    def _validate(self, n: int, log: RunLog) -> None:
+    def validate(self, log: RunLog) -> None:
+        """Evaluate on the split that chooses the checkpoint, and keep the best one."""
         if self.val_episodes is None:
             return
+        n, split = self.progress.n, self.config.select_on
         result = self.evaluate(self.val_episodes, self.config.val_episodes, label="validate")
-        log.write("val", n, split=self.config.select_on, accuracy=result.accuracy)
-        tqdm.write(f"after {n} episodes, {self.config.select_on}: {result}")
-        if result.accuracy > self.progress.best:
-            self.progress.best, self.progress.best_n = result.accuracy, n
-            self._save(self.best, None)
+        log.write("val", n, split=split, accuracy=result.accuracy)
+        tqdm.write(f"after {n} episodes, {split}: {result}")
+        if result.accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_n = result.accuracy, n
+            if ranks.is_first():
+                self._save(self.best, None)
+
+    def save(self) -> None:
+        """Write the checkpoint from which the run is resumed."""
+        self._save(self.last, self.optimizer)
+
+    def _save(self, path: Path, optimizer: torch.optim.Optimizer | None) -> None:
+        state = vars(self.progress) | {"best": self.best_accuracy, "best_n": self.best_n}
+        save_state(path, self.model, optimizer, state, seen=self.seen)
 
     def evaluate(self, loader: EpisodeLoader, episodes: int, **options: Any) -> Result:  # noqa: ANN401 -- of evaluate()
         """Evaluate the model as it stands."""
         return evaluate(self.model, loader, episodes, precision=self.config.precision, **options)
 
     def open_test(self) -> EpisodeLoader:
-        """The episodes of the test split.
+        """Open the episodes of the test split.
 
         Raises:
-            ConfigError: too few videos; ShardError: no such split.
+            ConfigError: a class has too few videos.
+            ShardError: there is no such split.
         """
         return self._open("test", training=False)
 
     def load_selected(self) -> int:
-        """Load the checkpoint that validation chose, or the last; returns the episodes it had seen."""
+        """Load the checkpoint that validation chose, or the last one; return after how many episodes it was written."""
         path = self.best if self.selects else self.last
         state = load_state(path, self.model)
         return int(state["n"])

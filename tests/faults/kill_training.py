@@ -38,7 +38,7 @@ def train(shards: Path, run: Path) -> None:
         config = resolve("synthetic", "molo", "demo", None, SMALL)
         resume = last_checkpoint(run).exists()
         with Trainer(config, opened, run, device=torch.device("cpu"), resume=resume) as trainer:
-            step, planned = trainer.train_episode, trainer.train_episodes.planned
+            planned = trainer.train_episodes.planned
 
             def watched(*args, **options):
                 for plan, episode, wait in planned(*args, **options):
@@ -46,7 +46,7 @@ def train(shards: Path, run: Path) -> None:
                         file.write(f"{plan.n} {plan.support} {plan.query}\n")
                     yield plan, episode, wait
 
-            trainer.train_episodes.planned, trainer.train_episode = watched, step
+            trainer.train_episodes.planned = watched
             trainer.train()
 
 

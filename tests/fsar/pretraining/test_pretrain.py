@@ -22,7 +22,7 @@ from fsar.cli.weights import run_candidate
 from fsar.evaluation.overlap import find_overlap
 from fsar.pretraining import MotionViews, Output, PairedViews, PretrainingMethod, Views
 from fsar.pretraining.batches import ViewLoader
-from fsar.pretraining.trainer import Pretrainer, PretrainingStep, build_pretraining
+from fsar.pretraining.trainer import Pretrainer, build_pretraining, pretraining_step
 from fsar.training.optim import create_sgd
 from fsar.trunks import create_trunk
 from shards_spec import ShardSet
@@ -179,7 +179,7 @@ def test_a_step_is_sgd_with_decay_on_all_and_clipping() -> None:
         trained = [p for p in models[-1].parameters() if p.requires_grad]
         options = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.1}
         optimizer = create_sgd(models[-1], **options) if ours else torch.optim.SGD(trained, **options)
-        step = PretrainingStep(models[-1])
+        step = pretraining_step(models[-1])
         for n in range(4):
             batch = torch.randn(5, 6, generator=torch.Generator().manual_seed(n))
             if ours:

@@ -193,14 +193,14 @@ def test_killed_it_resumes_bit_for_bit_and_the_trunk_stays(
     config, device = replace(config, query_jitter=False), torch.device("cpu")
     with Trainer(config, tiny_shards, tmp_path, device=device) as trainer:
         start = {name: value.clone() for name, value in trainer.model.trunk.state_dict().items()}
-        step = trainer.train_episode
+        step = trainer.train_step
 
         def dies(n: int, episode) -> None:
             if n == 6:
                 raise KeyboardInterrupt
             step(n, episode)
 
-        trainer.train_episode = dies
+        trainer.train_step = dies
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
     with Trainer(config, tiny_shards, tmp_path, device=device, resume=True) as trainer:

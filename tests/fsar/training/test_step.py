@@ -15,7 +15,7 @@ from fsar.run.build import build_model, memory_format
 from fsar.run.config import build_config
 from fsar.training import graphs
 from fsar.training.optim import create_optimizer
-from fsar.training.step import EpisodeStep
+from fsar.training.step import TrainingStep
 from fsar.trunks import ALL_PARTS, create_trunk
 from fsar.trunks.clip import ClipViT
 from shards_spec.errors import ConfigError
@@ -48,7 +48,7 @@ def poisoned(episode: Episode) -> Episode:
     return replace(episode, query=torch.full_like(episode.query, torch.nan))
 
 
-def tensors(step: EpisodeStep) -> list[torch.Tensor]:
+def tensors(step: TrainingStep) -> list[torch.Tensor]:
     """Gradients and buffers after some episodes."""
     return [tensor.clone() for tensor in (*step.gradients(), *step.model.buffers())]
 
@@ -66,7 +66,7 @@ class NothingWaits(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_step_of_every_method_waits_for_nothing(name):
-    step = EpisodeStep(make_model(name), precision="bf16")
+    step = TrainingStep(make_model(name), precision="bf16")
     episode = make_episode()
     step.run(episode)
     with NothingWaits():
@@ -84,13 +84,13 @@ def test_matching_losses_and_gradients_are_float32_in_bfloat16(name):
         reads = {"class_text": torch.zeros(3, model.channels)} if model.reads_class_text else {}
         logits = model.match(support, query, **reads)
     assert {output.logits.dtype, logits.dtype, *(term.dtype for term in output.losses.values())} == {torch.float32}
-    step = EpisodeStep(make_model(name), precision="bf16")
+    step = TrainingStep(make_model(name), precision="bf16")
     step(episode, seed=1)
     assert {gradient.dtype for gradient in step.gradients()} == {torch.float32}
 
 
 def test_gradients_of_a_group_are_those_of_plain_backward_and_nan_leaves_no_trace():
-    step, plain = (EpisodeStep(make_model(), episodes_per_step=2) for _ in range(2))
+    step, plain = (TrainingStep(make_model(), per_update=2) for _ in range(2))
     for number, episode in enumerate((make_episode(1), poisoned(make_episode(2)), make_episode(3))):
         step(episode, seed=number)
         if number != 1:
@@ -99,12 +99,12 @@ def test_gradients_of_a_group_are_those_of_plain_backward_and_nan_leaves_no_trac
     assert all(torch.equal(a, b) for a, b in zip(tensors(step), tensors(plain), strict=True))
     reading = step.read()
     assert (reading.counted, reading.skipped, reading.longest) == (2, 1, 1)
-    assert set(reading.sums) >= {"ce", "recons", "loss", "accuracy"}
+    assert set(reading.totals) >= {"ce", "recons", "loss", "accuracy"}
     assert step.read().counted == 0
 
 
 def test_longest_row_is_seen_though_it_has_ended():
-    step = EpisodeStep(make_model())
+    step = TrainingStep(make_model())
     good, bad = make_episode(), poisoned(make_episode())
     for episode in (bad, bad, bad, good, bad):
         step(episode, seed=0)
@@ -114,7 +114,7 @@ def test_longest_row_is_seen_though_it_has_ended():
 
 
 def test_updates_are_left_out_without_a_finite_gradient():
-    step = EpisodeStep(make_model())
+    step = TrainingStep(make_model())
     optimizer = create_optimizer(step.model, lr=1.0)
 
     def update(episode: Episode | None, *, spoil: bool = False) -> bool:
@@ -143,7 +143,7 @@ def test_updates_are_left_out_without_a_finite_gradient():
 
 
 def test_an_update_is_the_step_of_adam_at_that_rate():
-    step = EpisodeStep(make_model())
+    step = TrainingStep(make_model())
     other = copy.deepcopy(step.model)
     optimizer, adam = create_optimizer(step.model, lr=1.0), torch.optim.Adam(other.parameters(), weight_decay=1e-3)
     for number, rate in enumerate((1e-3, 1e-4)):
@@ -235,7 +235,7 @@ class StandIn:
 
 def test_episodes_of_one_shape_share_a_graph_and_others_do_without(monkeypatch, capsys):
     monkeypatch.setattr(graphs.Graphed, "_capture", lambda self, episode: StandIn(self._run, episode))
-    step, plain = EpisodeStep(make_model()), EpisodeStep(make_model())
+    step, plain = TrainingStep(make_model()), TrainingStep(make_model())
     step._run = graphed = graphs.Graphed(step.run, step.state, step.device)
     mask = torch.ones(3, 1, dtype=torch.bool)
     episodes = [make_episode(1), make_episode(2), make_episode(3), make_episode(4, size=16)]
@@ -259,7 +259,7 @@ def test_a_replayed_graph_gives_what_the_step_gives(name, precision):
     """Losses, gradients and statistics of five episodes, one of them NaN; the fourth tells the random states apart."""
     results = []
     for graph in (False, True):
-        step = EpisodeStep(make_model(name).to("cuda"), precision=precision, graph=graph)
+        step = TrainingStep(make_model(name).to("cuda"), precision=precision, graph=graph)
         for number in range(5):
             episode = make_episode(number, device="cuda")
             step(poisoned(episode) if number == 2 else episode, seed=number)
@@ -267,7 +267,7 @@ def test_a_replayed_graph_gives_what_the_step_gives(name, precision):
     (eager, plain), (graphed, replayed) = results
     assert (graphed.counted, graphed.skipped, graphed.longest) == (4, 1, 1)
     tolerance = 1e-4 if precision == "fp32" else 2e-2
-    assert graphed.sums == pytest.approx(eager.sums, rel=tolerance, abs=tolerance)
+    assert graphed.totals == pytest.approx(eager.totals, rel=tolerance, abs=tolerance)
     for ours, theirs in zip(replayed, plain, strict=True):
         assert (ours - theirs).double().norm() <= tolerance * (theirs.double().norm() + 1)
 
@@ -275,7 +275,7 @@ def test_a_replayed_graph_gives_what_the_step_gives(name, precision):
 @gpu
 @needs_gpu
 def test_capture_leaves_everything_as_it_was():
-    step = EpisodeStep(make_model().to("cuda"), graph=True)
+    step = TrainingStep(make_model().to("cuda"), graph=True)
     step(make_episode(device="cuda"), seed=0)
     before, weights = tensors(step), [parameter.clone() for parameter in step.model.parameters()]
     random = torch.cuda.get_rng_state()
@@ -289,7 +289,7 @@ def test_capture_leaves_everything_as_it_was():
 @needs_gpu
 @pytest.mark.parametrize("graph", [False, True])
 def test_no_step_waits_for_the_device(graph):
-    step = EpisodeStep(make_model().to("cuda"), precision="bf16", graph=graph)
+    step = TrainingStep(make_model().to("cuda"), precision="bf16", graph=graph)
     optimizer = create_optimizer(step.model, lr=1e-3)
     episodes = [make_episode(number, device="cuda") for number in range(4)]
     for number, episode in enumerate(episodes):
@@ -309,7 +309,7 @@ def test_a_model_that_waits_is_refused_by_the_graph():
     model = make_model("prototype").to("cuda")
     forward = model.forward
     model.forward = lambda episode: (episode.query.sum().item(), forward(episode))[1]
-    step = EpisodeStep(model, graph=True)
+    step = TrainingStep(model, graph=True)
     step(make_episode(device="cuda"), seed=0)
     with pytest.raises(ConfigError, match="--graph false"):
         step(make_episode(device="cuda"), seed=0)
