@@ -37,7 +37,7 @@ from fsar.probing.prober import Prober, Rules
 from fsar.probing.scores import group_interval
 from fsar.probing.weights import Probed, open_probed
 from fsar.trunks.base import VideoTrunk
-from pipelines.clips.labelled import ClipRules
+from pipelines.clips.labelled import ProbeRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.splits.divisions import Division, held_out_division
@@ -147,7 +147,7 @@ class Bench:
 
     def ask(self, probed: Probed, answers: Answers) -> None:
         """Add the answers of a trunk, in clips like those that it was trained on."""
-        rules = Rules(ClipRules(**probed.clips | {"clips": self.clips}))
+        rules = Rules(ProbeRules(**probed.clips | {"clips": self.clips}))
         device = torch.device("cpu")
         with Prober(self.shards, self.division, probed, rules, device=device, cache=self.cache) as prober:
             recall, votes = prober.retrieval()[0]["recall"], prober.knn(k=20, temperature=0.07)["accuracy"]

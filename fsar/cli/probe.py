@@ -19,7 +19,7 @@ from fsar.report.probe import Neighbours, figures, page
 from fsar.report.result import coverage_text
 from fsar.run.config import read_table, recipe_files
 from fsar.run.device import choose_device
-from pipelines.clips.labelled import SAMPLING, ClipRules
+from pipelines.clips.labelled import SAMPLING, ProbeRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command, shards_option
 from shards_spec.errors import ConfigError, suggest
@@ -31,7 +31,7 @@ from shards_spec.splits.divisions import Division, held_out_division, listed_div
 FILE = click.Path(path_type=Path)
 SHARE = click.FloatRange(0, 1, min_open=True)
 SIZES = {"i3d": 224}  # of a clip; 112 for all others, as the published code has them
-CUT = ("frames", "stride", "size", "clips", "sampling", "centre", "area", "flip", "jitter")  # of ClipRules
+CUT = ("frames", "stride", "size", "clips", "sampling", "centre", "area", "flip", "jitter")  # of ProbeRules
 OF_RECIPES = {*CUT, *FIT, "test_frames", "test_size", "clip_average"}
 
 
@@ -175,7 +175,7 @@ def cli(
     allow_overlap: bool,
     out: Path | None,
     check: bool,
-    **given: Any,  # noqa: ANN401 -- fields of ClipRules, Rules and Fit, and the options of single modes
+    **given: Any,  # noqa: ANN401 -- fields of ProbeRules, Rules and Fit, and the options of single modes
 ) -> None:
     """Probe features on labelled videos: retrieval, nearest neighbours, a linear classifier, fine-tuning.
 
@@ -280,7 +280,7 @@ def _division_text(division: Division) -> str:
 def _rules(probed: Probed, given: Mapping[str, Any]) -> Rules:
     """What was given, else how the run cut its clips, else the published values."""
     chosen = {name: given[name] for name in CUT if given[name] is not None}
-    cut = ClipRules(**({"size": SIZES.get(probed.name, ClipRules.size)} | probed.clips | chosen))
+    cut = ProbeRules(**({"size": SIZES.get(probed.name, ProbeRules.size)} | probed.clips | chosen))
     test = replace(cut, frames=given["test_frames"] or cut.frames, size=given["test_size"] or cut.size)
     how = {name: given[name] for name in ("precision", "executor", "threads", "seed", "test_every")}
     average = given["clip_average"] or ("logprob" if probed.name == "i3d" else "logit")

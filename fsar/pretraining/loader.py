@@ -14,6 +14,7 @@ from fsar.pretraining.flow_rotation import unit_flow
 from pipelines.augment.crops import crop_views
 from pipelines.clips.stream import ClipPlan, ClipRules, ClipStream, Ints
 from pipelines.loader import Loader, executor_for
+from pipelines.sampling import check_every_frame
 from shards_spec import ShardSet
 from shards_spec.pictures import FLOW_ZERO
 
@@ -76,6 +77,7 @@ class ClipLoader:
     ) -> None:
         self.shards, self.rules, self.device = shards, rules, torch.device(device)
         self.stream = ClipStream(shards, rows, rules, batch=batch, seed=seed, rank=rank, ranks=ranks)
+        check_every_frame(shards, self.stream.rows, what="pre-training")
         series = ["rgb"] + ([rules.flow_series] if rules.flow_series else [])
         made = executor_for(shards, self.device, name=executor, threads=threads, series=series)
         self.background = Loader(made, device=self.device, prefetch=prefetch)

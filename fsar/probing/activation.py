@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fsar.probing.loader import ProbeLoader
 from fsar.trunks import Trunk, VideoTrunk
 from pipelines.augment.clips import normalise
-from pipelines.clips.labelled import ClipRules, UniformClips
+from pipelines.clips.labelled import ProbeRules, uniform_clips
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.peek.sheet import Block, Row, draw_sheet
@@ -80,7 +80,7 @@ def activation_sheet(
     shards: ShardSet,
     rows: Sequence[int],
     trunks: Mapping[str, Trunk],
-    rules: ClipRules,
+    rules: ProbeRules,
     *,
     device: torch.device,
 ) -> Image:
@@ -98,7 +98,7 @@ def activation_sheet(
         ConfigError: a trunk has no maps; ShardError: a frame cannot be read.
     """
     rules = replace(rules, clips=CLIPS)
-    stream = UniformClips(shards, rows, rules)
+    stream = uniform_clips(shards, rows, rules)
     first = next(iter(trunks.values()))
     blocks = []
     with ProbeLoader(shards, rules, first, device=device, executor="portable") as loader:
@@ -108,7 +108,7 @@ def activation_sheet(
             mean, std = (torch.tensor(three, device=device)[:, None, None] for three in (first.mean, first.std))
             clip = (clips[MIDDLE : MIDDLE + 1] * std + mean).clamp(0, 1)  # [1, T, 3, S, S]
             plan = stream.plan(place)
-            numbers = plan.reads[0].frames[plan.places[0][MIDDLE]].tolist()
+            numbers = plan.reads[0].frames[list(plan.views[MIDDLE].indices)].tolist()
             blocks.append(_block(shards, rows[place], clip, numbers, trunks))
     lines = ("mean over channels of the last maps, from the weakest (blue) to the strongest (red) of each clip",)
     return draw_sheet(title, lines, blocks)

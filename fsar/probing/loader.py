@@ -6,21 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Self
 
-import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fsar.trunks import Trunk
 from pipelines.augment.clips import normalise, resize_bilinear
 from pipelines.augment.photometric import Photometric
-from pipelines.clips.labelled import ClipRules, ProbePlan, RandomClips, UniformClips
+from pipelines.clips.labelled import ProbeRules, uniform_clips
+from pipelines.clips.stream import ClipPlan, ClipStream, Ints
 from pipelines.draw import PhiloxDraw
 from pipelines.loader import Loader, executor_for
 from shards_spec import ShardSet
-
-Ints = NDArray[np.int64]
 
 _JITTER = 1 << 63  # the bit in a draw's number that seeds a batch's colours
 
@@ -41,7 +38,7 @@ class ProbeLoader:
     def __init__(
         self,
         shards: ShardSet,
-        rules: ClipRules,
+        rules: ProbeRules,
         trunk: Trunk,
         *,
         device: torch.device,
@@ -55,36 +52,48 @@ class ProbeLoader:
         self._background = Loader(made, device=device, prefetch=prefetch)
 
     def uniform(self, rows: Sequence[int]) -> Iterator[Tensor]:
-        """The test clips [clips, T, 3, S, S] of each video, in order."""
-        stream = UniformClips(self.shards, rows, self.rules)
-        for plan, frames, _ in self._background.frames(stream, 0, len(stream)):
-            yield normalise(self._clips(plan, frames, self.rules.size), self._mean, self._std)
+        """Yield the test clips [clips, T, 3, S, S] of each video, in order."""
+        stream = uniform_clips(self.shards, rows, self.rules)
+        for plan, frames, _ in self._background.frames(stream, 0, len(rows)):
+            yield normalise(self._clips(plan, frames, stream.rules.crop), self._mean, self._std)
 
-    def random(self, stream: RandomClips, start: int, stop: int) -> Iterator[tuple[Tensor, Ints]]:
-        """Training batches `start` to `stop`: clips [B, T, 3, S, S] and the catalogue rows [B] of their videos.
+    def random(self, stream: ClipStream, start: int, stop: int, *, jitter: bool) -> Iterator[tuple[Tensor, Ints]]:
+        """Yield training batches `start` to `stop`: clips [B, T, 3, S, S] and the catalogue rows [B] of their videos.
 
-        They are cut by the stream's own rules.
+        Args:
+            stream: What is cut, as `random_clips` makes it.
+            start: Number of the first batch.
+            stop: Number after the last one.
+            jitter: Change the colours.
         """
         photometric = Photometric(self._mean, self._std, blur=0.0)
-        if not stream.rules.jitter:
+        if not jitter:
             photometric = replace(photometric, grey=0.0, jitter=0.0)
-        for n, (plan, frames, _) in enumerate(self._background.frames(stream, start, stop), start):
-            generator = torch.Generator().manual_seed(PhiloxDraw(stream.seed, _JITTER | n).randint(0, 2**62))
-            clips = self._clips(plan, frames, stream.rules.size)
-            yield photometric(clips, generator), np.array(plan.rows, dtype=np.int64)
+        for plan, frames, _ in self._background.frames(stream, start, stop):
+            generator = torch.Generator().manual_seed(PhiloxDraw(stream.seed, _JITTER | plan.n).randint(0, 2**62))
+            yield photometric(self._clips(plan, frames, stream.rules.crop), generator), plan.rows
 
-    def _clips(self, plan: ProbePlan, frames: Sequence[Tensor], size: int) -> Tensor:
-        """All clips [N, T, 3, size, size] of a plan, in [0, 1]."""
-        parts = []
-        for pixels, places, flip in zip(frames, plan.places, plan.flips, strict=True):
-            images = rearrange(pixels, "r h w c -> r c h w").float().div_(255)
+    def _clips(self, plan: ClipPlan, frames: Sequence[Tensor], size: int) -> Tensor:
+        """Make all clips [N, T, 3, size, size] of a plan, in [0, 1].
+
+        The windows that were read are the boxes. So each frame is resized once, however many clips show it.
+        """
+        views = plan.views
+        clips = torch.empty(len(views), len(views[0].indices), 3, size, size, device=self.device)
+        of_reads: dict[int, list[int]] = {}
+        for number, view in enumerate(views):
+            of_reads.setdefault(view.reads, []).append(number)
+        for reads, numbers in of_reads.items():
+            images = rearrange(frames[reads], "r h w c -> r c h w").float().div_(255)
             images = resize_bilinear(images, (size, size))
-            images = images.flip(-1) if flip else images
-            parts.append(images[torch.from_numpy(places).to(self.device)])  # [clips, T, 3, S, S]
-        return torch.cat(parts)
+            for number in numbers:
+                indices = torch.tensor(views[number].indices).to(self.device, non_blocking=True)
+                clip = images[indices]  # [T, 3, S, S]
+                clips[number] = clip.flip(-1) if views[number].flip else clip
+        return clips
 
     def close(self) -> None:
-        """Give back the decoder; the shard set stays open."""
+        """End its threads and give back the decoder; the shard set stays open."""
         self._background.close()
 
     def __enter__(self) -> Self:

@@ -21,7 +21,8 @@ from fsar.probing.neighbours import AT, Retrieval, retrieve, vote
 from fsar.probing.scores import Asked, average_clips
 from fsar.probing.weights import Probed
 from fsar.run.device import autocast
-from pipelines.clips.labelled import ClipRules, RandomClips
+from pipelines.clips.labelled import ProbeRules, random_clips
+from pipelines.clips.stream import ClipStream
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, choice
 from shards_spec.splits.divisions import Division
@@ -45,8 +46,8 @@ class Rules:
         test_every: Epochs between tests while a classifier is trained; 0: at the end alone.
     """
 
-    clips: ClipRules
-    training: ClipRules | None = None
+    clips: ProbeRules
+    training: ProbeRules | None = None
     clip_average: str = "logit"
     precision: str = "fp32"
     executor: str = "auto"
@@ -164,8 +165,8 @@ class Prober:
             frozen=frozen,
             seed=rules.seed,
         ).to(self.device)
-        cut = rules.training or rules.clips
-        stream = RandomClips(self.shards, rows, cut, batch=fit.batch, seed=rules.seed)
+        cut = self._cut
+        stream = random_clips(self.shards, rows, cut, batch=fit.batch, seed=rules.seed)
         facts = asdict(fit) | asdict(cut) | {f"test_{key}": value for key, value in asdict(rules.clips).items()}
         facts |= {"weights": self.probed.sha256, "views": views}
         facts |= {"division": self.division.sha256(self.shards), "precision": rules.precision, "seed": rules.seed}
@@ -173,13 +174,18 @@ class Prober:
             model,
             fit,
             source=partial(self._cached if views == "cached" else self._fresh, stream),
-            steps=stream.steps,
+            steps=stream.epoch_steps,
             forward=model.head if views == "cached" else model,
             seed=rules.seed,
             precision=rules.precision,
             run=run,
             facts={key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()},
         )
+
+    @property
+    def _cut(self) -> ProbeRules:
+        """How training clips are cut."""
+        return self.rules.training or self.rules.clips
 
     @torch.no_grad()
     def _test(self, model: Classifier) -> dict[str, Any]:
@@ -225,15 +231,15 @@ class Prober:
     def _parts(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
         return video_features(self.probed, self.loader, rows.tolist(), precision=self.rules.precision, cache=self.cache)
 
-    def _fresh(self, stream: RandomClips, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def _fresh(self, stream: ClipStream, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Batches of new clips of the training videos."""
-        for clips, rows in self.loader.random(stream, start, stop):
+        for clips, rows in self.loader.random(stream, start, stop, jitter=self._cut.jitter):
             yield clips, torch.from_numpy(self._places(rows)).to(self.device)
 
-    def _cached(self, stream: RandomClips, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def _cached(self, stream: ClipStream, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Batches of stored features: of each video one of its test clips."""
         for n in range(start, stop):
-            rows = np.array(stream.batch_rows(n))
+            rows = stream.batch_rows(n)
             chosen = np.random.default_rng((self.rules.seed, n)).integers(self.rules.clips.clips, size=len(rows))
             features = self._training_clips[np.searchsorted(self.division.train, rows), chosen]
             yield features.to(self.device), torch.from_numpy(self._places(rows)).to(self.device)
@@ -262,7 +268,7 @@ def class_numbers(shards: ShardSet, division: Division) -> NDArray[np.int64]:
     return np.unique(shards.labels[np.concatenate([division.train, division.test])]).astype(np.int64)
 
 
-def ask(shards: ShardSet, division: Division, clips: ClipRules) -> Asked:
+def ask(shards: ShardSet, division: Division, clips: ProbeRules) -> Asked:
     """What the test videos of a division are asked."""
     numbers = class_numbers(shards, division)
     return Asked(

@@ -27,7 +27,7 @@ from fsar.report.html import render
 from fsar.report.pictures import png_uri
 from fsar.report.run import config_rows, provenance_rows, read_log
 from fsar.trunks import Trunk
-from pipelines.clips.labelled import ClipRules
+from pipelines.clips.labelled import ProbeRules
 from pipelines.clips.stream import ClipPlan, CropView
 from shards_spec import ShardSet
 from shards_spec.files import write_whole
@@ -68,7 +68,7 @@ def draw_pictures(
     if config.weights in {"", "fetch"} or Path(config.weights).exists():
         trunks["before training"] = build_pretraining(config, samples=1).encoder.to(device)
     trunks["after training"] = model.encoder
-    rules = ClipRules(frames=config.clip_frames, stride=frame_stride(config), size=config.crop)
+    rules = ProbeRules(frames=config.clip_frames, stride=frame_stride(config), size=config.crop)
     title = f"{config.method}, {config.trunk}: where the trunk responds"
     sheet = activation_sheet(title, shards, chosen, trunks, rules, device=device)
     write_whole(run / "activation.png", png_bytes(sheet))

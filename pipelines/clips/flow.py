@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.clips.stream import Box, Crop, Flags, Ints
-from pipelines.clips.windows import AREA, check_positive, draw_crop
+from pipelines.clips.stream import Box, Crop, Flags, Ints, draw_crop
+from pipelines.clips.windows import AREA, check_positive
 from pipelines.draw import Draw
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, ShardError, choice

@@ -1,9 +1,9 @@
-"""Plan a step of pre-training: which pixels are read, which clips are made of them, and their crop boxes."""
+"""Plan a step of clips of videos: which pixels are read, which clips are made of them, and their crop boxes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -12,11 +12,16 @@ import numpy.typing as npt
 
 from pipelines.draw import Draw, PhiloxDraw, permutation
 from pipelines.reads import ReadLists, Reads
-from pipelines.sampling import check_every_frame
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Order = Callable[[int, int, int], Ints]  # of seed, epoch and a number of videos: a permutation of these
+
 _TRIES = 10
+# Bits of a number that keep apart what is drawn with one seed; samples have numbers below both.
+EPOCH, COLOURS = 1 << 63, 1 << 62
 
 
 class Box(NamedTuple):
@@ -37,9 +42,12 @@ def random_resized_box(
 ) -> Box:
     """Draw a box in a `frame` of (height, width) whose area and aspect ratio (width / height) lie in these ranges.
 
-    The share of the area is uniform, the aspect ratio log-uniform, the corner uniform; after ten boxes that do not
-    fit it is the largest central one of an allowed ratio.  Draws: area, log ratio, and of the box that fits its row
-    and its column, in the order of torchvision's RandomResizedCrop.  ConfigError for ranges that are none.
+    The share of the area is uniform, the aspect ratio log-uniform, the corner uniform. After ten boxes that do not
+    fit it is the largest central one of an allowed ratio. The draws are area and log ratio, then row and column of
+    the box that fits, in the order of torchvision's RandomResizedCrop.
+
+    Raises:
+        ConfigError: a range is empty or not positive.
     """
     for name, (low, high) in (("area", area), ("aspect", aspect)):
         if not 0 < low <= high:
@@ -63,7 +71,7 @@ def _central_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
 
 
 def crop_coordinates(box: Box, frame: tuple[int, int], *, flip: bool) -> tuple[float, float, float, float]:
-    """Corners (x1, y1, x2, y2) of a box in a `frame` of (height, width), as shares of it.
+    """Return the corners (x1, y1, x2, y2) of a box in a `frame` of (height, width), as shares of it.
 
     Pixel centres count, so 0 and 1 are the first and the last pixel; x1 > x2 marks a flipped crop.
     Source: FIMA's code (ZMHH-H/FIMA), which pairs places of two crops by them.
@@ -74,13 +82,6 @@ def crop_coordinates(box: Box, frame: tuple[int, int], *, flip: bool) -> tuple[f
     return (x2, y1, x1, y2) if flip else (x1, y1, x2, y2)
 
 
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-
-# Bits of an episode number that keep apart what is drawn with one seed; samples have numbers below both.
-EPOCH, COLOURS = 1 << 63, 1 << 62
-
-
 class Crop(NamedTuple):
     """One clip as a rule draws it: positions among a video's members, their box in pixels, mirrored or not."""
 
@@ -89,8 +90,20 @@ class Crop(NamedTuple):
     flip: bool
 
 
+def draw_crop(
+    draw: Draw, frames: list[int], size: tuple[int, int], *, area: tuple[float, float] = (0.2, 1.0), flip: bool = True
+) -> Crop:
+    """Draw a random resized box for a clip of these frames of (height, width); half of the clips are mirrored."""
+    box = random_resized_box(draw, size, area=area)
+    mirrored = draw.random() < 0.5  # drawn either way: the other draws stay the same
+    return Crop(frames, box, mirrored and flip)
+
+
 class CropView(NamedTuple):
-    """One clip of a plan: members `indices` [T] of its reads number `reads`, cut to the box, mirrored or not."""
+    """One clip of a plan: members `indices` [T] of its reads number `reads`, cut to the box, mirrored or not.
+
+    The box lies in the windows that are read.
+    """
 
     reads: int
     indices: tuple[int, ...]
@@ -100,12 +113,17 @@ class CropView(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Everything that is random about the clips of one optimiser step; colours are drawn from (seed, n) on the device.
+    """Everything that is random about the clips of one step; colours are drawn from (seed, n) on the device.
 
-    rows: int64 [B] catalogue rows. reads: each frame once, whole; flow fields after the pictures. views: V clips of
-    each video, video after video; flow_views: W of each, boxes in pixels of the field. coordinates: float32 [B, V, 4],
-    the views' crops as `crop_coordinates` tells them. place, batch: first sample of this process in the step's global
-    batch, and how many that has.
+    Attributes:
+        n: Number of the step.
+        rows: int64 [B] catalogue rows.
+        reads: Windows of pixels, each read once; flow fields after the pictures.
+        views: V clips of each video, video after video.
+        flow_views: W of each, with boxes in pixels of the field.
+        coordinates: float32 [B, V, 4], the views' crops as `crop_coordinates` tells them.
+        place: Place of this process's first sample in the step's batch.
+        batch: Videos of the step, of all processes together.
     """
 
     n: int
@@ -119,12 +137,12 @@ class ClipPlan:
 
     @property
     def flips(self) -> Flags:
-        """[B, V] which views are mirrored."""
+        """[B, V], true for views that are mirrored."""
         return np.array([view.flip for view in self.views], np.bool_).reshape(len(self.rows), -1)
 
 
 class ClipRules(Protocol):
-    """What is drawn of one video: pictures, and flow fields of one series."""
+    """Says what is drawn of one video: pictures, and flow fields of one series."""
 
     @property
     def crop(self) -> int:
@@ -135,39 +153,59 @@ class ClipRules(Protocol):
         """Name of the series of flow fields; None where none is read."""
 
     def usable(self, shards: ShardSet, rows: Ints) -> Flags:
-        """[n] which videos are long enough; ShardError where the shards lack what the rule needs."""
+        """Tell which videos [n] are long enough; ShardError where the shards lack what the rule reads."""
 
     def draw(self, draw: Draw, shards: ShardSet, row: int) -> tuple[list[Crop], list[Crop]]:
-        """The clips of a video, as many for each, and its clips of flow."""
+        """Draw the clips of a video, as many for each, and its clips of flow."""
+
+
+def shuffled(seed: int, epoch: int, videos: int) -> Ints:
+    """Return a random order [videos]: a pure function of seed and epoch."""
+    return permutation(seed, EPOCH | epoch, videos)
 
 
 class ClipStream:
-    """Clips of unlabelled videos: `plan(n)`, of optimiser step n, is a pure function of (seed, n), the whole state.
+    """Clips of videos, drawn by a rule: `plan(n)`, of step n, is a pure function of (seed, n), the whole state.
 
-    An epoch is a random order of the videos without the last ones that fill no batch.  A process takes its part of each
-    step's batch, so that the step has the same clips for any number of processes.  Sample number n * batch + i has
-    draws of its own.
+    An epoch is an order of the videos without the last ones that fill no batch. A process takes its part of each
+    step's batch, so that the step has the same clips for any number of processes. Each sample has draws of its own:
+    those of its number, n * batch + i.
 
     Args:
         shards: The opened shard set.
         rows: Catalogue rows of the videos.
         rules: What is drawn of each.
         batch: Videos of a step, of all processes together.
-        seed: Of the stream.
+        seed: Seed of all draws.
         rank: Number of this process among `ranks`.
         ranks: Processes that train together.
+        order: The order of each epoch.
+        draws: Added to the numbers of samples, so that streams of one seed have other draws.
+        whole: Read whole frames, since the boxes of a video's clips differ; False: read their one box only.
 
     Attributes:
-        rows: Rows that are long enough; skipped: how many are not.
+        rows: Rows that are long enough.
+        skipped: Number of rows that are not.
         epoch_steps: Steps of an epoch.
 
     Raises:
         ConfigError: batch and ranks do not go together, or too few videos are long enough for one batch.
-        ShardError: the shards lack what the rules need.
+        ShardError: the shards lack what the rules read.
     """
 
     def __init__(
-        self, shards: ShardSet, rows: Ints, rules: ClipRules, *, batch: int, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        shards: ShardSet,
+        rows: Ints,
+        rules: ClipRules,
+        *,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        order: Order = shuffled,
+        draws: int = 0,
+        whole: bool = True,
     ) -> None:
         PhiloxDraw(seed, 0)  # refuses an impossible seed here and not at the first step
         if batch < 1 or ranks < 1 or batch % ranks or not 0 <= rank < ranks:
@@ -178,10 +216,10 @@ class ClipStream:
         usable = rules.usable(shards, rows)
         self.rows, self.skipped = rows[usable], int((~usable).sum())
         self._refuse_too_few(len(rows))
-        check_every_frame(shards, self.rows, what="pre-training")
         self._share = batch // ranks
         self._place = rank * self._share
         self.epoch_steps = len(self.rows) // batch
+        self._order, self._draws, self._whole = order, draws, whole
         self._orders: dict[int, Ints] = {}  # of the last epochs that were asked for
 
     def _refuse_too_few(self, videos: int) -> None:
@@ -199,18 +237,16 @@ class ClipStream:
         )
 
     def report(self) -> str:
-        """How many videos and steps an epoch has, and how many videos were too short."""
+        """Say how many videos and steps an epoch has, and how many videos were too short."""
         short = f"; {self.skipped:,} videos too short for these clips are left out" if self.skipped else ""
         return f"{len(self.rows):,} videos, {self.epoch_steps:,} steps an epoch{short}"
 
     def plan(self, n: int) -> ClipPlan:
-        """Plan optimiser step n, touching no stored frame."""
-        epoch, step = divmod(n, self.epoch_steps)
-        places = range(step * self.batch + self._place, step * self.batch + self._place + self._share)
-        rows = self.rows[self._order(epoch)[places.start : places.stop]]  # [B]
-        pictures, flow = _Collected("rgb"), _Collected(self.rules.flow_series or "")
+        """Plan step n, touching no stored frame."""
+        rows = self.batch_rows(n)  # [B]
+        pictures, flow = _Collected("rgb", self._whole), _Collected(self.rules.flow_series or "", self._whole)
         coordinates: list[tuple[float, ...]] = []
-        for sample, row in enumerate(rows.tolist(), n * self.batch + self._place):
+        for sample, row in enumerate(rows.tolist(), self._draws + n * self.batch + self._place):
             crops, flow_crops = self.rules.draw(PhiloxDraw(self.seed, sample), self._shards, row)
             size = pictures.add(self._shards, row, crops)
             flow.add(self._shards, row, flow_crops)
@@ -227,11 +263,20 @@ class ClipStream:
             batch=self.batch,
         )
 
-    def _order(self, epoch: int) -> Ints:
-        """[videos] order of an epoch; two are kept, since steps at an epoch's end are planned ahead."""
+    def batch_rows(self, n: int) -> Ints:
+        """Return the rows [B] of this process's videos of step n."""
+        epoch, step = divmod(n, self.epoch_steps)
+        first = step * self.batch + self._place
+        return self.rows[self._epoch(epoch)[first : first + self._share]]
+
+    def _epoch(self, epoch: int) -> Ints:
+        """Return the order [videos] of an epoch; two are kept, since steps at an epoch's end are planned ahead.
+
+        Of two threads each may make it, and both make the same.
+        """
         order = self._orders.get(epoch)
         if order is None:
-            order = permutation(self.seed, EPOCH | epoch, len(self.rows))
+            order = self._order(self.seed, epoch, len(self.rows))
             self._orders = {e: known for e, known in self._orders.items() if e == epoch - 1} | {epoch: order}
         return order
 
@@ -241,6 +286,7 @@ class _Collected:
     """Reads and views of one modality, video after video."""
 
     modality: str
+    whole: bool
     views: list[CropView] = field(default_factory=list)
     _lists: ReadLists = field(default_factory=ReadLists)
 
@@ -249,14 +295,15 @@ class _Collected:
         if not crops:
             return 0, 0
         height, width = shards.series(self.modality).sizes[row].tolist()
-        number, reads = self._lists.of_size((height, width))
+        window = Box(0, 0, height, width) if self.whole else crops[0].box
+        number, reads = self._lists.of_size((window.height, window.width))
         frames = sorted({frame for crop in crops for frame in crop.frames})
-        place = dict(zip(frames, reads.add(row, frames, 0, 0), strict=True))
-        self.views.extend(
-            CropView(number, tuple([place[frame] for frame in crop.frames]), crop.box, crop.flip) for crop in crops
-        )
+        place = dict(zip(frames, reads.add(row, frames, window.top, window.left), strict=True))
+        for crop in crops:
+            box = crop.box._replace(top=crop.box.top - window.top, left=crop.box.left - window.left)
+            self.views.append(CropView(number, tuple([place[frame] for frame in crop.frames]), box, crop.flip))
         return height, width
 
     def reads(self) -> tuple[Reads, ...]:
-        """What is read of it."""
+        """Return all windows as arrays."""
         return self._lists.reads(self.modality)

@@ -5,23 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipelines.clips.stream import Crop, Flags, Ints, random_resized_box
+from pipelines.clips.stream import Crop, Flags, Ints, draw_crop
 from pipelines.draw import Draw
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, choice
 
-Size = tuple[int, int]
-
 AREA = (0.2, 1.0)  # share of the frame that a crop covers, in all of these papers
-
-
-def draw_crop(
-    draw: Draw, frames: list[int], size: Size, *, area: tuple[float, float] = AREA, flip: bool = True
-) -> Crop:
-    """A clip of these frames in a random resized box of a frame of (height, width), half of them mirrored."""
-    box = random_resized_box(draw, size, area=area)
-    mirrored = draw.random() < 0.5  # drawn either way: the other draws stay the same
-    return Crop(frames, box, mirrored and flip)
 
 
 def check_positive(**values: int) -> None:

@@ -191,13 +191,6 @@ def test_what_gives_no_batch_is_refused(frames, place, sentence):
     assert sentence in str(refused.value)
 
 
-def test_shards_with_frames_left_out_are_refused():
-    shards = fake(9, 9)
-    shards.rgb.kept = lambda _: np.arange(0, 18, 2)
-    with pytest.raises(ShardError, match="pre-training needs every frame of a video"):
-        stream(shards)
-
-
 def test_flow_is_of_the_same_positions_as_the_pictures_in_the_same_place(tiny_shards):
     rules = replace(FLOW, flow_fields="even", stride=1)
     plan = stream(tiny_shards, rules).plan(0)

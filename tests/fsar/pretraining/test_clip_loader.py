@@ -23,7 +23,7 @@ from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
-from shards_spec.errors import ConfigError
+from shards_spec.errors import ConfigError, ShardError
 from shards_spec.pictures import decode_picture, flow_field
 
 WINDOWS = WindowViews(frames=4, crop=24)
@@ -90,6 +90,13 @@ def test_a_later_step_is_the_same_when_the_run_begins_there():
     run, resumed = loaded(shards, PAIRS, 0, 4), loaded(shards, PAIRS, 3, 4)
     assert same(run[3][1], resumed[0][1])
     assert not same(run[2][1], run[3][1])
+
+
+def test_shards_with_frames_left_out_are_refused():
+    shards = FakeShards(2, classes=1, frames=np.full(2, 12))
+    shards.rgb.kept = lambda _: np.arange(0, 18, 2)
+    with pytest.raises(ShardError, match="pre-training needs every frame of a video"):
+        loaded(shards, WINDOWS, batch=2)
 
 
 @pytest.mark.skipif(not dali_is_installed(), reason="DALI is not installed")

@@ -24,10 +24,10 @@ from fsar.probing.prober import chance_recall
 from fsar.probing.scores import average_clips, group_interval, wilson
 from fsar.probing.weights import open_probed
 from fsar.trunks import create_trunk
-from pipelines.clips.labelled import ClipRules
+from pipelines.clips.labelled import ProbeRules
 from shards_spec.errors import ConfigError, FsarError
 
-RULES = ClipRules(frames=2, stride=2, size=32, clips=2)
+RULES = ProbeRules(frames=2, stride=2, size=32, clips=2)
 FIT = Fit(lr=0.1, weight_decay=1e-4, batch=4, epochs=3, milestones=(2,), dropout=0.3)
 LOOK = {"frames": 2, "stride": 2, "size": 32, "clips": 2, "executor": "portable", "device": "cpu"}
 

@@ -8,7 +8,7 @@ from fake_shards import FakeShards
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.clips.labelled import ClipRules, RandomClips, UniformClips
+from pipelines.clips.labelled import ProbeRules, random_clips, uniform_clips
 from shards_spec.errors import ConfigError, ShardError
 from shards_spec.splits.divisions import held_out_division, listed_division
 
@@ -65,50 +65,55 @@ def test_nothing_can_be_held_out_of_a_class_that_is_one_group():
         held_out_division(FakeShards(4, classes=2, groups=[0] * 4 + [1] * 4), split="train")
 
 
+def frames_of(plan) -> list[list[int]]:
+    """Frames of each clip, as the plan's reads have them."""
+    return [plan.reads[view.reads].frames[list(view.indices)].tolist() for view in plan.views]
+
+
 def test_uniform_clips_start_where_the_published_code_starts_them():
     shards = FakeShards(1, classes=2, frames=np.array([50, 9]), size=(64, 80))
-    rules = ClipRules(frames=4, stride=2, size=16, clips=10)
-    stream = UniformClips(shards, [0, 1], rules)
+    rules = ProbeRules(frames=4, stride=2, size=16, clips=10)
+    stream = uniform_clips(shards, [0, 1], rules)
     plan = stream.plan(0)
-    (reads,), (places,) = plan.reads, plan.places
-    frames = reads.frames[places]  # [10, 4]
+    (reads,) = plan.reads
+    frames = np.array(frames_of(plan))  # [10, 4]
     assert frames[:, 0].tolist() == [42 * n // 9 for n in range(10)]
     assert (np.diff(frames, axis=1) == 2).all()
     assert len(set(reads.frames.tolist())) == len(reads)  # each pixel once
     assert (reads.size, reads.tops[0], reads.lefts[0]) == ((56, 56), 4, 12)
-    short = UniformClips(shards, [1], ClipRules(frames=8, stride=2, clips=2)).plan(0)
-    assert short.reads[0].frames[short.places[0]].tolist() == [[0, 2, 4, 6, 8, 8, 8, 8]] * 2
+    short = uniform_clips(shards, [1], ProbeRules(frames=8, stride=2, clips=2)).plan(0)
+    assert frames_of(short) == [[0, 2, 4, 6, 8, 8, 8, 8]] * 2
 
 
 def test_an_epoch_of_random_clips_has_each_video_once_and_any_batch_can_be_planned():
-    shards, rules = FakeShards(5, classes=2), ClipRules(frames=4, stride=2)
-    stream = RandomClips(shards, range(10), rules, batch=3, seed=1)
-    assert stream.steps == 3
+    shards, rules = FakeShards(5, classes=2), ProbeRules(frames=4, stride=2)
+    stream = random_clips(shards, range(10), rules, batch=3, seed=1)
+    assert stream.epoch_steps == 3
     epochs = [[row for n in range(3 * e, 3 * e + 3) for row in stream.plan(n).rows] for e in range(2)]
     assert all(len(set(rows)) == 9 for rows in epochs)
     assert epochs[0] != epochs[1]
-    again, before = RandomClips(shards, range(10), rules, batch=3, seed=1).plan(4), stream.plan(4)
-    assert (again.rows, again.flips) == (before.rows, before.flips)
+    again, before = random_clips(shards, range(10), rules, batch=3, seed=1).plan(4), stream.plan(4)
+    assert (again.rows.tolist(), again.flips.tolist()) == (before.rows.tolist(), before.flips.tolist())
     for ours, theirs in zip(again.reads, before.reads, strict=True):
         assert (ours.size, ours.tops[0], ours.frames.tolist()) == (theirs.size, theirs.tops[0], theirs.frames.tolist())
-    assert RandomClips(shards, [3, 4], rules, batch=256, seed=0).steps == 1
+    assert random_clips(shards, [3, 4], rules, batch=256, seed=0).epoch_steps == 1
     with pytest.raises(ConfigError, match="no video to train on"):
-        RandomClips(shards, [], rules, batch=2, seed=0)
+        random_clips(shards, [], rules, batch=2, seed=0)
 
 
 def test_segments_are_those_of_the_published_code():
-    rules = ClipRules(frames=4, clips=1, sampling="segments", centre=1.0, flip=False)
+    rules = ProbeRules(frames=4, clips=1, sampling="segments", centre=1.0, flip=False)
     assert rules.uniform(21) == [[2, 7, 13, 18]]  # int(21 / 4 * (n + 1 / 2))
     assert rules.window == 1
-    twice = ClipRules(frames=4, clips=2, sampling="segments").uniform(40)
+    twice = ProbeRules(frames=4, clips=2, sampling="segments").uniform(40)
     assert twice == [[2, 12, 22, 32], [7, 17, 27, 37]]
     shards = FakeShards(5, classes=2, frames=np.full(10, 21))
-    plans = [RandomClips(shards, range(10), rules, batch=5, seed=0).plan(n) for n in range(8)]
-    drawn = np.stack([r.frames[p[0]] for plan in plans for r, p in zip(plan.reads, plan.places, strict=True)])
+    plans = [random_clips(shards, range(10), rules, batch=5, seed=0).plan(n) for n in range(8)]
+    drawn = np.array([frames for plan in plans for frames in frames_of(plan)])
     assert (drawn // 5 == np.arange(4)).all()  # each in its part of 5 frames
     assert all(len(set(column)) == 5 for column in drawn.T.tolist())
-    assert not any(flip for plan in plans for flip in plan.flips)
-    (reads,) = UniformClips(shards, [0], rules).plan(0).reads
+    assert not any(plan.flips.any() for plan in plans)
+    (reads,) = uniform_clips(shards, [0], rules).plan(0).reads
     assert reads.size == (64, 64)
     with pytest.raises(ConfigError, match="centre=0"):
-        ClipRules(centre=0)
+        ProbeRules(centre=0)
