@@ -301,7 +301,7 @@ class ClassPool:
         return (sums >> missing) & ((1 << (room - missing + 1)) - 1) != 0
 
 
-def check_needs(shards: ShardSet, rows: Ints, *, rule: str, split: str) -> None:
+def check_frame_rule(shards: ShardSet, rows: Ints, *, rule: str, split: str) -> None:
     """ShardError unless the videos `rows` [n] of a split have what the frame rule needs."""
     if rule in RULES_WITH_FPS:
         _check_fps(shards, rows, rule, split)

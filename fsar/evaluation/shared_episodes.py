@@ -20,7 +20,7 @@ from fsar.run import ranks
 from fsar.run.build import check_unlabelled, class_text_of, evaluation_rules, open_episodes, takes_unlabelled
 from fsar.run.config import RunConfig
 from fsar.run.device import choose_device
-from pipelines.episodes.file import GivenEpisodes, read_episodes, write_episodes
+from pipelines.episodes.file import EpisodeFile, read_episodes, write_episodes
 from pipelines.episodes.stream import Chosen, EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
@@ -76,7 +76,7 @@ class Trial:
     shards: ShardSet
     split: str
     config: RunConfig
-    given: GivenEpisodes | None
+    given: EpisodeFile | None
     stream: EpisodeStream
     shuffled: bool = False
     embeddings: EmbeddingStore | None = None
@@ -250,7 +250,7 @@ def unlabelled_text(config: RunConfig) -> str:
     return f"{rules.unlabelled_per_class} a class{others}"
 
 
-def _as_given(config: RunConfig, given: GivenEpisodes, asked: Mapping[str, Any], path: Path) -> RunConfig:
+def _as_given(config: RunConfig, given: EpisodeFile, asked: Mapping[str, Any], path: Path) -> RunConfig:
     """The configuration with the shape and number of the episodes of a file, and what its header says of the rest."""
     there = asdict(given.shape)
     shape: dict[str, Any] = {key: there[key] for key in UNLABELLED}

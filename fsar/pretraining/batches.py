@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fsar.pretraining.config import RULES, PretrainConfig, rule_defaults
 from fsar.pretraining.flow_rotation import Clip, FlowViews, draw_angles
-from fsar.pretraining.loader import ClipLoader, ClipViews
+from fsar.pretraining.loader import ClipLoader, CroppedClips
 from fsar.pretraining.moco import Views
 from fsar.pretraining.motion_views import MotionViews, Wrap, motion_views
 from fsar.pretraining.mscl import PairedViews
@@ -74,12 +74,12 @@ class ColourRules:
 
 @dataclass(frozen=True)
 class MoCoBatches:
-    """Batches of `MoCo`, from clips of `PairViews`."""
+    """Batches of `MoCo`, from clips of `PairRules`."""
 
     colours: ColourRules
     seed: int = 0
 
-    def __call__(self, plan: ClipPlan, views: ClipViews) -> Views:
+    def __call__(self, plan: ClipPlan, views: CroppedClips) -> Views:
         """The two augmented views of each video."""
         query, key = self.colours(views.clips, plan, step_generator(self.seed, plan.n)).unbind(1)
         return Views(query, key)
@@ -87,11 +87,11 @@ class MoCoBatches:
 
 @dataclass(frozen=True)
 class FIMABatches:
-    """Batches of `FIMA`, from clips of `WindowViews`.
+    """Batches of `FIMA`, from clips of `WindowRules`.
 
     Attributes:
         photometric: Rules of the augmentation, with the trunk's mean and std.
-        wrap: The method's `diff_wrap`; "extra_frame" goes with `WindowViews.extra_frame`.
+        wrap: The method's `diff_wrap`; "extra_frame" goes with `WindowRules.extra_frame`.
         seed: Of the draws.
     """
 
@@ -99,7 +99,7 @@ class FIMABatches:
     wrap: Wrap = "cyclic"
     seed: int = 0
 
-    def __call__(self, plan: ClipPlan, views: ClipViews) -> MotionViews:
+    def __call__(self, plan: ClipPlan, views: CroppedClips) -> MotionViews:
         """RGB and differences, each clip augmented by draws of its own."""
         generator = step_generator(self.seed, plan.n)
 
@@ -113,11 +113,11 @@ class FIMABatches:
 
 @dataclass(frozen=True)
 class MSCLBatches:
-    """Batches of `MSCL`, from clips of `FlowPairViews`.
+    """Batches of `MSCL`, from clips of `FlowPairRules`.
 
     Attributes:
         colours: Rules for pictures.
-        flow: What the flow of a view is made of; the released layout goes with `FlowPairViews.flow_crops` "both".
+        flow: What the flow of a view is made of; the released layout goes with `FlowPairRules.flow_crops` "both".
         negate_u: Whether u changes its sign in mirrored views, which it does not in the published code.
         seed: Of the draws.
     """
@@ -127,10 +127,10 @@ class MSCLBatches:
     negate_u: bool = False
     seed: int = 0
 
-    def __call__(self, plan: ClipPlan, views: ClipViews) -> PairedViews:
+    def __call__(self, plan: ClipPlan, views: CroppedClips) -> PairedViews:
         """The two augmented views of each video, and their flow in colours."""
         if views.flow is None:
-            raise ConfigError("MSCL reads optical flow, and there is none in these clips; draw them with FlowPairViews")
+            raise ConfigError("MSCL reads optical flow, and there is none in these clips; draw them with FlowPairRules")
         generator = step_generator(self.seed, plan.n)
         query, key = self.colours(views.clips, plan, generator).unbind(1)
         angles = draw_angles(plan.batch, generator=generator)[plan.place : plan.place + len(plan.rows)]
@@ -199,7 +199,7 @@ def clip_rules(config: PretrainConfig) -> ClipRules:
     return rules
 
 
-def batch_maker(config: PretrainConfig, trunk: Trunk) -> Callable[[ClipPlan, ClipViews], Any]:
+def batch_maker(config: PretrainConfig, trunk: Trunk) -> Callable[[ClipPlan, CroppedClips], Any]:
     """What makes a method's batch of cropped clips, on their device."""
     look: dict[str, Any] = {"mean": trunk.mean, "std": trunk.std}
     seed = config.seed

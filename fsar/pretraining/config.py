@@ -12,8 +12,8 @@ from typing import Any, ClassVar, get_type_hints
 from fsar.pretraining import PRETRAINING, find_pretraining, pretraining_options
 from fsar.run.config import read_table, recipe_files
 from fsar.run.flat_config import FlatConfig, option_types, typed
-from pipelines.clips.flow import FlowPairViews
-from pipelines.clips.windows import PairViews, WindowViews
+from pipelines.clips.flow import FlowPairRules
+from pipelines.clips.windows import PairRules, WindowRules
 from shards_spec.errors import ConfigError, suggest
 from shards_spec.schema import flow_pairs
 
@@ -30,7 +30,7 @@ LEAST = dict.fromkeys(("clip_frames", "clip_stride", "crop", "batch", "epochs", 
 LEAST |= {"checkpoint_parts": 0, "prefetch": 1, "list": 1, "queue": 1, "dim": 1, "dense_queue": 0}
 LEAST |= dict.fromkeys(("threads", "seed", "lr_factor", "warmup_lr", "sgd_momentum", "weight_decay", "clip_norm"), 0)
 
-RULES = {"fima": WindowViews, "moco": PairViews, "mscl": FlowPairViews}  # how clips are drawn
+RULES = {"fima": WindowRules, "moco": PairRules, "mscl": FlowPairRules}  # how clips are drawn
 # How a method's views are made of its clips, beside what the method itself decides.
 LOOKS: dict[str, dict[str, object]] = {
     "fima": {"blur_sigma": "fixed"},

@@ -20,7 +20,7 @@ from shards_spec.pictures import FLOW_ZERO
 
 
 @dataclass(frozen=True)
-class ClipViews:
+class CroppedClips:
     """The clips of a step's videos, neither augmented in colour nor normalised.
 
     Attributes:
@@ -45,7 +45,7 @@ class ClipLoader:
     Args:
         shards: The opened shard set.
         rows: Catalogue rows of the videos, such as `shards.split_rows("train")`.
-        rules: What is drawn of each video: `WindowViews`, `PairViews` or `FlowPairViews`.
+        rules: What is drawn of each video: `WindowRules`, `PairRules` or `FlowPairRules`.
         batch: Videos of a step, of all processes together.
         seed: Seed of all draws.
         device: Where the clips are wanted; on CUDA with DALI, JPEG is decoded there too.
@@ -82,11 +82,11 @@ class ClipLoader:
         made = executor_for(shards, self.device, name=executor, threads=threads, series=series)
         self.background = Loader(made, device=self.device, prefetch=prefetch)
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[ClipPlan, ClipViews, float]]:
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[ClipPlan, CroppedClips, float]]:
         """Yield the plans of steps start, start + 1, ... below stop, their clips, and the seconds waited for each."""
         return self.background.steps(self.stream, self.background.decode, self._cropped, start, stop)
 
-    def _cropped(self, plan: ClipPlan, decoded: list[Tensor]) -> ClipViews:
+    def _cropped(self, plan: ClipPlan, decoded: list[Tensor]) -> CroppedClips:
         frames = self.background.to_device(decoded)
         videos, size = len(plan.rows), self.rules.crop
         clips = crop_views(frames, plan.views, size=size).div_(255)  # [B V, T, 3, S, S]
@@ -97,7 +97,7 @@ class ClipLoader:
                 for reads, each in zip(plan.reads, frames, strict=True)
             ]
             flow = rearrange(crop_views(fields, plan.flow_views, size=size), "(b w) ... -> b w ...", b=videos)
-        return ClipViews(
+        return CroppedClips(
             rearrange(clips, "(b v) ... -> b v ...", b=videos),
             torch.from_numpy(plan.coordinates).to(self.device, non_blocking=True),
             torch.from_numpy(plan.flips).to(self.device, non_blocking=True),

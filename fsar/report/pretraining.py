@@ -19,7 +19,7 @@ from fsar.pretraining import PretrainingMethod
 from fsar.pretraining.batches import clip_rules
 from fsar.pretraining.config import PretrainConfig, frame_stride
 from fsar.pretraining.flow_rotation import FlowColours, draw_angles, rotate_flow
-from fsar.pretraining.loader import ClipLoader, ClipViews
+from fsar.pretraining.loader import ClipLoader, CroppedClips
 from fsar.pretraining.trainer import build_pretraining
 from fsar.probing.activation import activation_sheet
 from fsar.report.drawings import Chart, chart
@@ -89,7 +89,9 @@ def flow_sheet(config: PretrainConfig, shards: ShardSet, rows: Ints) -> Image:
     return draw_sheet(title, lines, blocks, legend=_legend())
 
 
-def _flow_block(shards: ShardSet, series: str, plan: ClipPlan, views: ClipViews, place: int, angle: Tensor) -> Block:
+def _flow_block(
+    shards: ShardSet, series: str, plan: ClipPlan, views: CroppedClips, place: int, angle: Tensor
+) -> Block:
     """Draw the query clip of video `place` of a plan."""
     assert views.flow is not None
     row, count = int(plan.rows[place]), len(plan.rows)

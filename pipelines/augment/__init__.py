@@ -1,1 +1,1 @@
-"""Decoded frames -> normalised clips."""
+"""Make normalised clips of decoded frames."""

@@ -142,7 +142,7 @@ SCORES = "motion_score"  # the column of the index that holds the motion-differe
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowPairViews:
+class FlowPairRules:
     """Two clips of a video that move enough, of pictures and of the flow fields at the same positions.
 
     Positions are a video's flow fields in their order, each with the frame that it starts from.  Views of a video:

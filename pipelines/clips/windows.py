@@ -21,7 +21,7 @@ def check_positive(**values: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowViews:
+class WindowRules:
     """FIMA (Zhu et al., ACM Multimedia 2023; code: ZMHH-H/FIMA): two windows of a video, each whole and in parts.
 
     Views of a video: window m whole, every `stride`-th of its frames; then its parts, consecutive frames; the same of
@@ -111,7 +111,7 @@ class WindowViews:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairViews:
+class PairRules:
     """Momentum contrast: two clips of a video, each with a box and flip of its own.
 
     The defaults are those of the plain baselines of MSCL's code (megvii-research/MSCL, configs/recognition/moco), whose

@@ -1,1 +1,1 @@
-"""Stored frames -> pixels: DALI, JPEG threads, raw copies."""
+"""Decode windows of stored frames."""

@@ -60,7 +60,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class GivenEpisodes:
+class EpisodeFile:
     """The episodes of a file, all of one shape.
 
     Attributes:
@@ -124,7 +124,7 @@ def _line(n: int, chosen: Chosen, names: dict[int, str], classes: dict[int, str]
     return line
 
 
-def read_episodes(path: Path, shards: ShardSet, split: str) -> GivenEpisodes:
+def read_episodes(path: Path, shards: ShardSet, split: str) -> EpisodeFile:
     """Read a file of episodes and find their videos among those stored of a split.
 
     Raises:
@@ -155,7 +155,7 @@ def read_episodes(path: Path, shards: ShardSet, split: str) -> GivenEpisodes:
     for key, value in vars(shape).items():
         if key != "queries" and header.get(key, value) != value:  # of a class there, of an episode here
             raise ShardError(f"{path}, line 1: the header says {key} = {header[key]}, and its episodes have {value}")
-    return GivenEpisodes(shape, tuple(chosen), header, hashlib.sha256(data).hexdigest())
+    return EpisodeFile(shape, tuple(chosen), header, hashlib.sha256(data).hexdigest())
 
 
 def _checked_shape(chosen: Chosen, shards: ShardSet, first: Shape | None) -> Shape:

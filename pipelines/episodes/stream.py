@@ -14,7 +14,7 @@ from pipelines.draw import Draw, Jitter, PhiloxDraw, draw_jitter
 from pipelines.episodes.pools import Labels, Pools, make_pools, too_few
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.reads import ReadLists, Reads
-from pipelines.sampling import RULES_WITH_FPS, centre_frames, check_needs, distinct, segment
+from pipelines.sampling import RULES_WITH_FPS, centre_frames, check_frame_rule, distinct, segment
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
@@ -111,7 +111,7 @@ class EpisodeStream:
         self.dropped: tuple[str, ...] = ()
         if given is None:
             self._pools = self._checked(make_pools(labels, shards.groups, rules, seed=seed))
-        check_needs(shards, rows, rule=rules.frame_rule, split=split)
+        check_frame_rule(shards, rows, rule=rules.frame_rule, split=split)
         self.short_videos = int((self._frames[rows] < rules.least_frames).sum())
         whole = bool((self._sizes[rows] == rules.resized).all())
         self._fixed = self._rule is segment and not rules.random_views and whole and not self.short_videos

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.clips import flow as flow_views
-from pipelines.clips.flow import FlowPairViews
+from pipelines.clips.flow import FlowPairRules
 from pipelines.clips.stream import ClipStream
-from pipelines.clips.windows import PairViews, WindowViews
+from pipelines.clips.windows import PairRules, WindowRules
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, ShardError
 
-WINDOWS = WindowViews(frames=4, crop=16)  # windows of 8 frames
-FLOW = FlowPairViews(frames=4, stride=2, crop=16, flow_series="flow1", motion_filter=False)
+WINDOWS = WindowRules(frames=4, crop=16)  # windows of 8 frames
+FLOW = FlowPairRules(frames=4, stride=2, crop=16, flow_series="flow1", motion_filter=False)
 
 
 class Scripted:
@@ -48,13 +48,13 @@ def drawn_frames(plan, of_flow: bool = False) -> list[list[int]]:
 
 
 def test_a_window_is_whole_at_its_stride_and_in_consecutive_parts():
-    whole, first, second = WindowViews().clips(5)
+    whole, first, second = WindowRules().clips(5)
     assert whole == list(range(5, 37, 2))
     assert (first, second) == (list(range(5, 21)), list(range(21, 37)))
 
 
 def test_an_extra_frame_stands_before_each_clip_at_its_own_stride():
-    rules = WindowViews(extra_frame=True)
+    rules = WindowRules(extra_frame=True)
     whole, first, second = rules.clips(7)
     assert whole == list(range(5, 39, 2))
     assert (first, second) == (list(range(6, 23)), list(range(22, 39)))
@@ -63,7 +63,7 @@ def test_an_extra_frame_stands_before_each_clip_at_its_own_stride():
 
 @pytest.mark.parametrize(("windows", "gap"), [(1, 1), (2, 1), (6, 1), (6, 4), (6, 9), (1, 3)])
 def test_pairs_of_windows_far_enough_apart_are_all_as_likely(windows, gap):
-    rules, reach = WindowViews(min_gap=gap), min(gap, windows - 1)
+    rules, reach = WindowRules(min_gap=gap), min(gap, windows - 1)
     choices = windows - reach + 1
     draws = itertools.product(range(choices), range(choices - 1)) if windows > 1 else [()]
     found = sorted(rules.window_starts(Scripted(*draw), windows) for draw in draws)
@@ -72,7 +72,7 @@ def test_pairs_of_windows_far_enough_apart_are_all_as_likely(windows, gap):
 
 
 def test_three_clips_a_video_take_the_next_window_or_the_last():
-    rules = WindowViews(clip_per_video=3)
+    rules = WindowRules(clip_per_video=3)
     pairs = {rules.window_starts(Scripted(first), 50)[1] - first for first in range(17)}
     assert pairs == {32}
     assert [rules.window_starts(Scripted(first), 50)[1] for first in (17, 18, 49)] == [49, 49, 49]
@@ -88,8 +88,8 @@ def test_three_clips_a_video_take_the_next_window_or_the_last():
 )
 def test_every_clip_lies_in_its_video(frames, stride, parts, more, extra, seed):
     parts = parts if stride > 1 else 1
-    windows = WindowViews(frames=frames, stride=stride, parts=parts, extra_frame=extra, crop=8)
-    pairs = PairViews(frames=frames, stride=stride, starts="two", crop=8)
+    windows = WindowRules(frames=frames, stride=stride, parts=parts, extra_frame=extra, crop=8)
+    pairs = PairRules(frames=frames, stride=stride, starts="two", crop=8)
     for rules, least in ((windows, (frames + extra) * stride), (pairs, (frames - 1) * stride + 1)):
         shards = fake(least + more, least - 1)
         assert rules.usable(shards, np.arange(2)).tolist() == [True, False]
@@ -104,14 +104,14 @@ def test_every_clip_lies_in_its_video(frames, stride, parts, more, extra, seed):
 
 def test_two_clips_of_the_same_start_differ_in_box_alone():
     shards = fake(40)
-    same, _ = PairViews(frames=4, stride=3).draw(Random(0), shards, 0)
-    two, _ = PairViews(frames=4, stride=3, starts="two").draw(Random(0), shards, 0)
+    same, _ = PairRules(frames=4, stride=3).draw(Random(0), shards, 0)
+    two, _ = PairRules(frames=4, stride=3, starts="two").draw(Random(0), shards, 0)
     assert same[0].frames == same[1].frames
     assert same[0].box != same[1].box
     assert two[0].frames != two[1].frames
 
 
-@pytest.mark.parametrize("rules", [WINDOWS, PairViews(frames=4, stride=2, crop=16), FLOW])
+@pytest.mark.parametrize("rules", [WINDOWS, PairRules(frames=4, stride=2, crop=16), FLOW])
 def test_without_flips_nothing_is_mirrored_and_all_else_is_the_same(rules, tiny_shards):
     assert any(view.flip for n in range(4) for view in stream(tiny_shards, rules).plan(n).views)
     for n in range(4):
@@ -217,7 +217,7 @@ def test_only_clips_that_move_enough_are_drawn(tiny_shards, monkeypatch):
         return scores
 
     monkeypatch.setattr(flow_views, "motion_scores", of_field)
-    rules = FlowPairViews(frames=2, stride=1, flow_series="flow1")
+    rules = FlowPairRules(frames=2, stride=1, flow_series="flow1")
     rows = tiny_shards.split_rows("train")
     starts = {rules.clip_starts(PhiloxDraw(0, n), tiny_shards.series("flow1"), int(rows[0])) for n in range(40)}
     assert {start for pair in starts for start in pair} == {2, 3, 4}  # those whose clip has a field that moves
@@ -225,7 +225,7 @@ def test_only_clips_that_move_enough_are_drawn(tiny_shards, monkeypatch):
 
 def test_starts_that_are_scored_at_another_stride_leave_room_for_the_clip(tiny_shards, monkeypatch):
     monkeypatch.setattr(flow_views, "motion_scores", lambda series, row: np.arange(len(series.kept(row)), dtype=float))
-    rules = FlowPairViews(frames=2, stride=4, filter_stride=1, flow_series="flow1")
+    rules = FlowPairRules(frames=2, stride=4, filter_stride=1, flow_series="flow1")
     starts = {rules.clip_starts(PhiloxDraw(0, n), tiny_shards.series("flow1"), 4) for n in range(40)}
     assert max(start for pair in starts for start in pair) == 23 - 8  # of 23 fields; the last ones score most
 
@@ -243,20 +243,20 @@ def test_missing_flow_and_scores_are_named_with_the_command_that_makes_them(tiny
     with pytest.raises(
         ShardError, match=r'holds no flow "flow8g2"; add it with the fsar-preprocess .* --motion flow8g2'
     ):
-        stream(tiny_shards, FlowPairViews())
+        stream(tiny_shards, FlowPairRules())
     with pytest.raises(ShardError, match="no motion scores"):
-        stream(tiny_shards, FlowPairViews(flow_series="flow1"))
+        stream(tiny_shards, FlowPairRules(flow_series="flow1"))
 
 
 @pytest.mark.parametrize(
     ("rules", "options"),
     [
-        (WindowViews, {"frames": 0}),
-        (WindowViews, {"clip_per_video": 1}),
-        (WindowViews, {"stride": 1}),
-        (PairViews, {"starts": "three"}),
-        (FlowPairViews, {"motion_rule": "relaxed"}),
-        (FlowPairViews, {"flow_series": "diff1"}),
+        (WindowRules, {"frames": 0}),
+        (WindowRules, {"clip_per_video": 1}),
+        (WindowRules, {"stride": 1}),
+        (PairRules, {"starts": "three"}),
+        (FlowPairRules, {"motion_rule": "relaxed"}),
+        (FlowPairRules, {"flow_series": "diff1"}),
     ],
 )
 def test_values_that_mean_nothing_are_refused(rules, options):

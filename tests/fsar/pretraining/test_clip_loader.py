@@ -15,9 +15,9 @@ from pipelines.augment import crops
 from pipelines.augment.clips import crop_resize, normalise
 from pipelines.augment.crops import crop_views
 from pipelines.augment.photometric import Photometric
-from pipelines.clips.flow import FlowPairViews
+from pipelines.clips.flow import FlowPairRules
 from pipelines.clips.stream import Box, CropView
-from pipelines.clips.windows import PairViews, WindowViews
+from pipelines.clips.windows import PairRules, WindowRules
 from pipelines.decoding.dali import dali_is_installed
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
@@ -26,9 +26,9 @@ from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, ShardError
 from shards_spec.pictures import decode_picture, flow_field
 
-WINDOWS = WindowViews(frames=4, crop=24)
-PAIRS = PairViews(frames=4, stride=2, crop=24)
-FLOW = FlowPairViews(frames=4, stride=1, crop=24, flow_series="flow1", motion_filter=False, flow_crops="both")
+WINDOWS = WindowRules(frames=4, crop=24)
+PAIRS = PairRules(frames=4, stride=2, crop=24)
+FLOW = FlowPairRules(frames=4, stride=1, crop=24, flow_series="flow1", motion_filter=False, flow_crops="both")
 LOOK = {"mean": (0.5, 0.45, 0.4), "std": (0.225, 0.25, 0.225)}
 
 
@@ -188,7 +188,7 @@ def test_mscl_flow_is_in_the_order_of_its_layout(tiny_shards):
     assert 0 < views.flips[:, 0].sum() < 4
     with pytest.raises(ConfigError, match=r'clip "k" in view "q"; set flow_crops = "both"'):
         MSCLBatches(colours, FlowViews(layout="released"))(plan, own)
-    with pytest.raises(ConfigError, match="FlowPairViews"):
+    with pytest.raises(ConfigError, match="FlowPairRules"):
         MSCLBatches(colours)(plan, replace(views, flow=None))
 
 
