@@ -89,9 +89,7 @@ def flow_sheet(config: PretrainConfig, shards: ShardSet, rows: Ints) -> Image:
     return draw_sheet(title, lines, blocks, legend=_legend())
 
 
-def _flow_block(
-    shards: ShardSet, series: str, plan: ClipPlan, views: CroppedClips, place: int, angle: Tensor
-) -> Block:
+def _flow_block(shards: ShardSet, series: str, plan: ClipPlan, views: CroppedClips, place: int, angle: Tensor) -> Block:
     """Draw the query clip of video `place` of a plan."""
     assert views.flow is not None
     row, count = int(plan.rows[place]), len(plan.rows)
