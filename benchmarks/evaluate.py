@@ -35,7 +35,7 @@ from benchmarks.sides.clips import make_clips
 from benchmarks.sides.synthetic_index import PER_CLASS, make_set
 from fsar import EpisodeLoader
 from fsar.evaluation.embeddings import embed_rows
-from fsar.evaluation.logits import EpisodeVideos, Matching, table_pays
+from fsar.evaluation.logits import EpisodeVideos, Matching, by_pairs, table_pays
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
 from fsar.trunks import Features
 from pipelines.episodes.rules import EpisodeRules
@@ -64,7 +64,7 @@ class Matched:
         self.model = create_method(name, trunk=None, channels=channels, frames=rules.frames).eval().to(device)
         self.embedding = random_embedding(self.model, len(self.videos), rules.frames, device)
         text = torch.randn(len(shards.dataset.classes), channels, device=device)
-        texts = (lambda classes: text[classes.to(device)]) if self.model.reads_class_text else None
+        texts = (lambda classes: text[classes.to(device)]) if "class_text" in self.model.reads else None
         self.matching = Matching(self.model, self.embedding, texts, "fp32")
 
     def chosen(self, start: int, stop: int) -> EpisodeVideos:
@@ -141,7 +141,7 @@ def measure(matched: Matched, *, episodes: int, seconds: float) -> dict[str, Any
         "batched": rate_of(matched.in_batches, episodes, seconds=seconds),
         "one_by_one": rate_of(matched.one_by_one, episodes, seconds=seconds / 2),
     }
-    if matched.model.by_pairs(matched.rules.shot):
+    if by_pairs(matched.model, matched.rules.shot):
         began = time.perf_counter()
         done = sum(matched.from_table(episodes))  # whole: what is looked up was computed before
         rates["table"] = done / (time.perf_counter() - began)

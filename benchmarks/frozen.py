@@ -122,7 +122,7 @@ def noise_store(model: FewShotMethod, setting: Setting, folder: Path) -> Feature
     with torch.no_grad():
         maps = model.trunk(torch.zeros(1, 1, 3, sizes.size, sizes.size, device=setting.device)).maps
     shapes = {"pooled": (model.channels,), "maps": tuple(maps.shape[2:]), "images": (3, sizes.size, sizes.size)}
-    kinds = ["maps" if model.reads_maps else "pooled", *(["images"] if model.reads_images else [])]
+    kinds = ["maps" if "maps" in model.reads else "pooled", *(["images"] if "images" in model.reads else [])]
 
     def make(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
         return {kind: torch.rand(len(numbers), sizes.frames, *shapes[kind]) for kind in kinds}

@@ -5,7 +5,6 @@ Distances are float32 or wider, also under autocast.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -163,36 +162,11 @@ def anti_diagonals(distance: Tensor) -> tuple[Tensor, ...]:
     return tuple(skewed)
 
 
-def summed_cosine_distance(query: Tensor, prototypes: Tensor) -> Tensor:
-    """[Q, n, C], [W, m, C] -> [Q, W]: sum of 1 - cosine over all pairs of tokens (n or m is usually 1)."""
-    return (1 - token_cosine(query, prototypes)).sum(dim=(2, 3))
-
-
 def cosine(query: Tensor, prototypes: Tensor) -> Tensor:
     """[Q, C], [W, C] -> cosine [Q, W]."""
     query, prototypes = F.normalize(full_precision(query), dim=-1), F.normalize(full_precision(prototypes), dim=-1)
     with torch.autocast(query.device.type, enabled=False):
         return query @ prototypes.T
-
-
-def squared_distance(query: Tensor, prototypes: Tensor) -> Tensor:
-    """[Q, C], [W, C] -> squared Euclidean distance [Q, W]."""
-    difference = full_precision(query)[:, None] - full_precision(prototypes)[None]  # [Q, W, C]
-    return difference.square().sum(dim=-1)
-
-
-def attention(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Shares [Q, way, n, shot * m] of each class's tokens: [Q, n, C], [way, shot, m, C].
-
-    The softmax runs over all tokens of all videos of a class; `mask` [way, shot] is False at padding.
-    """
-    query, keys = full_precision(query), full_precision(keys)
-    with torch.autocast(query.device.type, enabled=False):
-        scores = torch.einsum("q n c, w s m c -> q w n s m", query, keys) / math.sqrt(query.shape[-1])
-    if mask is not None:
-        padding = rearrange(mask.to(scores.device).logical_not(), "w s -> 1 w 1 s 1")
-        scores = scores.masked_fill(padding, -torch.inf)
-    return scores.flatten(-2).softmax(dim=-1)
 
 
 def squared_lengths(maps: Tensor, sums: Tensor) -> Tensor:

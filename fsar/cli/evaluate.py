@@ -193,9 +193,9 @@ def _with(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 def _reads(method: str, key: str) -> bool:
     """Whether a method reads a key: not all read unlabelled videos, texts of classes or --inference."""
     if key in UNLABELLED:
-        return find_method(method).reads_unlabelled
+        return "unlabelled" in find_method(method).reads
     if key == "class_text":
-        return find_method(method).reads_class_text
+        return "class_text" in find_method(method).reads
     return key != "inference" or key in method_options(method)
 
 

@@ -240,7 +240,7 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
     if config.freeze_trunk:
         videos = len(trainer.train_episodes.stream.drawn_videos())
         click.echo(f"the trunk is frozen: {config.cached_views} views of each of {videos:,} videos go through it once")
-    if trainer.model.reads_class_text and not config.class_text:
+    if "class_text" in trainer.model.reads and not config.class_text:
         click.echo("no --class-text: what the method does with the texts of classes is left out")
     if config.labels:
         click.echo(f"the classes of training episodes are the {config.num_classes} clusters of {config.labels}")

@@ -185,7 +185,7 @@ def collect_embedded(
 ) -> Answers:
     """The same answers from videos that are embedded once each, or once in each view."""
     chosen = [loader.stream.choose(n) for n in range(episodes)]
-    rows = EpisodeVideos.of(chosen, unlabelled=model.reads_unlabelled)
+    rows = EpisodeVideos.of(chosen, unlabelled="unlabelled" in model.reads)
     videos = rows.videos()
     embedding = embed_rows(
         loader, model, videos, precision=precision, shuffled=shuffled, store=store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import singledispatch
 
 import numpy as np
 import torch
@@ -12,6 +13,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fsar.methods import Embedding, FewShotMethod
+from fsar.methods.clip_fsar import CLIPFSAR
+from fsar.methods.ctx import CTX
+from fsar.methods.hyrsm import HyRSM
+from fsar.methods.molo import MoLo
+from fsar.methods.otam import OTAM
+from fsar.methods.prototype import Prototype
+from fsar.methods.trx import TRX
 from fsar.run import ranks
 from fsar.run.device import autocast
 from pipelines.episodes.stream import Chosen
@@ -24,6 +32,8 @@ BATCH_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
 BLOCK = (128, 16)  # queries and support videos of a block of the table: few, since a pair may need many numbers
 TABLE_VIDEOS = 8192  # its most rows and columns
 LOOKED_UP = 256  # episodes that are looked up in it at a time
+# One episode fills the cores, and batched attention has no fused kernel.
+ALONE_ON_CPU: tuple[type[FewShotMethod], ...] = (HyRSM,)
 
 
 @dataclass(frozen=True)
@@ -97,14 +107,14 @@ def episode_logits(
     """Logits [B, Q, way] of episodes, batch after batch: those of `match`, up to rounding, of a model in eval mode.
 
     Args:
-        model: Its class says with `by_pairs` whether a table of all pairs of videos will do.
+        model: A method in eval mode.
         embedding: [V, ...] of all videos.
         episodes: Places in it.
         own: Numbers of the episodes, one after the other, whose logits are wanted: this process's part; all if None.
         texts: Class numbers [n] -> their text vectors [n, C]; read where the method reads class texts.
         precision: fp32 or bf16 (autocast).
     """
-    match = Matching(model, embedding, texts if model.reads_class_text else None, precision)
+    match = Matching(model, embedding, texts if "class_text" in model.reads else None, precision)
     own = range(len(episodes)) if own is None else own
     if table_pays(model, episodes):
         return match.from_table(episodes, own)
@@ -116,7 +126,39 @@ def table_pays(model: FewShotMethod, episodes: EpisodeVideos) -> bool:
     queries, support = (len(np.unique(part)) for part in (episodes.query, episodes.support))
     compared = episodes.query.size * episodes.support[0].size
     fits = max(queries, support) <= TABLE_VIDEOS and queries * support <= compared
-    return fits and not episodes.unlabelled.size and model.by_pairs(episodes.support.shape[2])
+    return fits and not episodes.unlabelled.size and by_pairs(model, episodes.support.shape[2])
+
+
+@singledispatch
+def by_pairs(model: FewShotMethod, shot: int) -> bool:  # noqa: ARG001  # of methods of which nothing is known
+    """Tell whether a logit is the mean, over a class's videos, of the logits for each video as a class.
+
+    Evaluation then matches each pair of videos once. A method of one's own joins by
+    `@by_pairs.register(ItsClass)`.
+    """
+    return False
+
+
+@by_pairs.register(MoLo)
+@by_pairs.register(TRX)
+@by_pairs.register(CTX)
+def _of_one_shot(model: FewShotMethod, shot: int) -> bool:
+    """A logit depends on all shots together."""
+    del model
+    return shot == 1
+
+
+@by_pairs.register(OTAM)
+@by_pairs.register(Prototype)
+def _of_merged(model: OTAM | Prototype, shot: int) -> bool:
+    """A query is compared with each video of a class, or with their mean."""
+    return shot == 1 or model.support_merge == "video"
+
+
+@by_pairs.register(CLIPFSAR)
+def _of_clip_fsar(model: CLIPFSAR, shot: int) -> bool:
+    """Probabilities over classes depend on all classes together."""
+    return shot == 1 and model.inference == "visual"
 
 
 @dataclass(frozen=True)
@@ -150,7 +192,7 @@ class Matching:
 
     def _step(self, episodes: EpisodeVideos) -> int:
         """Episodes of a batch."""
-        if self.device.type == "cpu" and not self.model.batches_on_cpu:
+        if self.device.type == "cpu" and isinstance(self.model, ALONE_ON_CPU):
             return 1
         of_video = sum(tensor[0].nbytes for tensor in parts_of(self.embedding).values())
         videos: int = sum(part[0].size for part in (episodes.support, episodes.query, episodes.unlabelled))

@@ -126,7 +126,7 @@ class Trial:
         """
         values: dict[str, Any] = {key: getattr(self.config, key) for key in SHARED}
         if self.given is not None:
-            reads = find_method(config.method).reads_unlabelled
+            reads = "unlabelled" in find_method(config.method).reads
             values |= {key: getattr(self.config, key) if reads else 0 for key in UNLABELLED}
         return replace(config, **values)
 

@@ -1,10 +1,11 @@
-"""The contract of a few-shot method: features -> embedding -> logits and losses."""
+"""The contract of a few-shot method: it embeds videos, compares queries with classes, and states its losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -12,15 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.episode import Episode
-from fsar.matching import Alignment, full_precision
+from fsar.matching import full_precision
 from fsar.trunks import Features, Trunk, create_trunk
 from fsar.trunks.base import mean_pool
-from shards_spec.errors import ConfigError
+from shards_spec.errors import ConfigError, choice
+
+# Inputs that only some methods read: maps of single frames, the images beside the features,
+# the text vectors of classes, unlabelled videos.
+Input = Literal["maps", "images", "class_text", "unlabelled"]
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """What matching needs to know of videos; it depends on each video alone.
+    """The tensors of some videos that matching compares; those of a video depend on that video only.
 
     The leading shape is [V], [way, shot] or [Q], whichever set of videos it holds.
     """
@@ -29,13 +34,13 @@ class Embedding:
     motion: Tensor | None = None  # [..., m, C]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Embedding:
-        """The embedding with a function applied to each of its tensors (indexing, moving, reshaping)."""
+        """Apply a function to each tensor, such as indexing, moving or reshaping."""
         return Embedding(function(self.tokens), None if self.motion is None else function(self.motion))
 
 
 @dataclass
 class Output:
-    """What a method says about an episode."""
+    """The answers of a method to an episode, and its losses."""
 
     logits: Tensor  # [Q, way] float32
     losses: dict[str, Tensor]  # every term by its name, unweighted scalars
@@ -44,27 +49,34 @@ class Output:
 
 
 class FewShotMethod(nn.Module):
-    """A trunk and what stands on it; a method defines `embed` and `compare`, and `forward` for losses of its own.
+    """A trunk and a way of matching.
 
-    `trunk` is a name, a Trunk, or None where episodes carry features; `channels` is needed with None only.
-    `frames` is how many features a video has, one a frame or one a clip, and `least` how many the method needs.
-    ConfigError when these do not fit.
+    A method defines `embed` and `compare`. It defines `forward` too where it has losses of its own,
+    and `match` in place of `compare` where it reads class texts or unlabelled videos.
+
+    Args:
+        trunk: A name, a Trunk, or None where episodes carry features.
+        channels: The width of features; only trunk=None needs it.
+        frames: The features of a video, one a frame or one a clip.
+        least: The fewest of them that the method works with.
+
+    Raises:
+        ConfigError: these do not fit together, or `reads` names an unknown input.
     """
 
+    reads: AbstractSet[Input] = frozenset()
     # Our name prefix -> official name (without "head.") in published state dicts.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
-    reads_class_text: ClassVar[bool] = False  # whether episodes of a run need the text vectors of their classes
-    reads_maps: ClassVar[bool] = False  # whether `embed` needs maps of single frames, not pooled features alone
-    reads_unlabelled: ClassVar[bool] = False  # whether `match` and `forward` take unlabelled videos
-    batches_on_cpu: ClassVar[bool] = True  # whether matching many episodes together is faster there than one by one
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int, least: int = 1) -> None:
         super().__init__()
         name = type(self).__name__
+        for each in self.reads:
+            choice("reads", each, get_args(Input))
         if frames < least:
             raise ConfigError(f"{name} needs at least {least} frames or clips of a video, not {frames}; set frames")
         self.trunk: Trunk | None = create_trunk(trunk) if isinstance(trunk, str) else trunk
-        if self.reads_maps and self.trunk is not None and not self.trunk.has_maps:
+        if "maps" in self.reads and self.trunk is not None and not self.trunk.has_maps:
             trunk_name = type(self.trunk).__name__
             raise ConfigError(f"{name} needs maps of each frame, and {trunk_name} has none; choose a ResNet")
         known = channels if self.trunk is None else self.trunk.channels
@@ -75,53 +87,16 @@ class FewShotMethod(nn.Module):
         self.channels = known
         self.frames = frames
 
-    def set_base_text(self, text: Tensor) -> None:
-        """Take the text vectors [N, C] of the base classes; here nothing of them is kept.
-
-        ConfigError for a method that reads no class texts.
-        """
-        if not self.reads_class_text:
-            raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
-
-    @property
-    def reads_images(self) -> bool:
-        """Whether the losses of `forward` need images beside features."""
-        return False
-
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> their embedding."""
+        """Embed V videos, each independently of the others."""
         raise NotImplementedError
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
-        """[way, shot, ...] and [Q, ...] -> logits [Q, way]."""
+        """Compare queries [Q, ...] with classes [way, shot, ...]: logits [Q, way].
+
+        `mask` [way, shot] is False at the padding of unequal shots, or None.
+        """
         raise NotImplementedError
-
-    def by_pairs(self, shot: int) -> bool:  # noqa: ARG002  # some methods depend on it
-        """Whether a logit is the mean, over a class's videos, of those that `match` gives were each a class alone.
-
-        Evaluation then matches each pair of videos once, and looks up the rest.
-        """
-        return False
-
-    def alignment(
-        self,
-        query: Embedding,  # noqa: ARG002  # of methods that align anything
-        support: Embedding,  # noqa: ARG002
-        *,
-        class_text: Tensor | None = None,  # noqa: ARG002
-    ) -> dict[str, Alignment]:
-        """Queries [Q, ...] and support [way, shot, ...] -> what of them is matched, by name ("frames", "motion").
-
-        Empty for a method that does not match steps of videos.
-        """
-        return {}
-
-    def reconstruct(self, features: Features, size: tuple[int, int]) -> Tensor | None:  # noqa: ARG002
-        """Features of V videos -> the frame differences [V, T-1, 3, *size] that a decoder makes of them.
-
-        None for a method without one.
-        """
-        return None
 
     def match(
         self,
@@ -132,52 +107,59 @@ class FewShotMethod(nn.Module):
         class_text: Tensor | None = None,
         unlabelled: Embedding | None = None,
     ) -> Tensor:
-        """Embeddings [way, shot, ...] and [Q, ...] -> logits [Q, way]; `mask` [way, shot] is False at padding.
+        """Compare queries with classes, with the help of what else the method reads.
 
-        ConfigError when class texts or unlabelled videos are given to a method that does not read them.
+        Args:
+            support: [way, shot, ...].
+            query: [Q, ...].
+            mask: [way, shot], False at padding.
+            class_text: [way, w] text vectors of the classes.
+            unlabelled: [U, ...] further videos of unknown classes.
+
+        Returns:
+            Logits [Q, way].
+
+        Raises:
+            ConfigError: the method does not read class texts or unlabelled videos, but gets some.
         """
         if class_text is not None or unlabelled is not None:
             raise ConfigError(f"{type(self).__name__} reads neither class texts nor unlabelled videos; leave them out")
         return self.compare(support, query, mask)
 
     def forward(self, episode: Episode) -> Output:
-        """Logits of an episode and their cross-entropy: the loss of a method that has no other."""
+        """Answer an episode, with the cross-entropy of its queries as the only loss."""
         support, query = (self.embed(features) for features in self.read(episode))
-        unlabelled = self.read_unlabelled(episode) if self.reads_unlabelled else None
+        unlabelled = self.read_unlabelled(episode) if "unlabelled" in self.reads else None
         logits = self.match(
             support.map(episode.group),
             query,
             mask=episode.support_mask,
-            class_text=episode.class_text if self.reads_class_text else None,
+            class_text=episode.class_text if "class_text" in self.reads else None,
             unlabelled=None if unlabelled is None else self.embed(unlabelled),
         )
         loss = query_loss(logits, episode)
         return Output(logits, {"ce": loss}, loss)
 
-    def pool(self, maps: Tensor) -> Tensor:
-        """[N, C, h, w] -> [N, C] in the trunk's way; the mean over places without a trunk."""
-        return mean_pool(maps) if self.trunk is None else self.trunk.pool(maps)
-
     def read(self, episode: Episode) -> tuple[Features, Features]:
-        """Features of the real support videos [S, ...] and of the queries [Q, ...].
+        """Read the features of the support videos [S, ...] and of the queries [Q, ...] of an episode.
 
-        Support and query go through the trunk in two calls, as in the reference code: in training each has
-        BatchNorm statistics of its own.  Padding of unequal shots is removed before.
+        Support and query go through the trunk in two calls, as in the reference code: in training
+        each has BatchNorm statistics of its own. Padding of unequal shots is removed before.
         """
         features = episode.support_features
         if features is not None and episode.query_features is not None:
-            return self._given(episode.ungroup(features)), self._given(episode.query_features)
+            return self._stored(episode.ungroup(features)), self._stored(episode.query_features)
         if self.trunk is None or episode.support is None or episode.query is None:
             raise ConfigError("trunk=None needs episodes that carry features; give them, or choose a trunk")
         return self.trunk(episode.ungroup(episode.support)), self.trunk(episode.query)
 
     def read_unlabelled(self, episode: Episode) -> Features | None:
-        """Features of the unlabelled videos [U, ...], None where there are none.
+        """Read the features of the unlabelled videos [U, ...]; None where the episode has none.
 
-        They go through the trunk in a third call: in training they have BatchNorm statistics of their own.
+        They go through the trunk in a third call, with BatchNorm statistics of their own in training.
         """
         if episode.unlabelled_features is not None:
-            return self._given(episode.unlabelled_features)
+            return self._stored(episode.unlabelled_features)
         if episode.unlabelled is None:
             return None
         if self.trunk is None:
@@ -185,8 +167,21 @@ class FewShotMethod(nn.Module):
         features: Features = self.trunk(episode.unlabelled)
         return features
 
-    def _given(self, features: Tensor) -> Features:
-        """[V, T, C, h, w] or [V, T, C] -> Features."""
+    def set_base_text(self, text: Tensor) -> None:
+        """Take the text vectors [N, C] of the base classes; a method that uses them keeps them.
+
+        Raises:
+            ConfigError: the method reads no class texts.
+        """
+        if "class_text" not in self.reads:
+            raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Pool maps [N, C, h, w] to [N, C] as the trunk does; by the mean over places without a trunk."""
+        return mean_pool(maps) if self.trunk is None else self.trunk.pool(maps)
+
+    def _stored(self, features: Tensor) -> Features:
+        """Take features that an episode carries: maps [V, T, C, h, w], or pooled [V, T, C]."""
         if features.ndim not in (3, 5) or features.shape[2] != self.channels:
             raise ConfigError(
                 f"features of one set of videos are {list(features.shape)}; they must be [V, T, {self.channels}] "
@@ -204,11 +199,18 @@ def query_loss(logits: Tensor, episode: Episode) -> Tensor:
 
 
 def base_class_loss(logits: Tensor, episode: Episode) -> Tensor:
-    """Cross-entropy of the auxiliary classifier's [S + Q, N] logits, mean over videos of base classes.
+    """Cross-entropy of the auxiliary classifier, mean over videos of base classes.
 
-    Videos of novel classes (base id -1) do not count; with no others the term is 0.  ConfigError for a base id
-    beyond the classifier's rows.
+    Videos of novel classes (base id -1) do not count; with no others the term is 0.
+
+    Args:
+        logits: [S + Q, N], the support first.
+        episode: The episode, with the base id of each of its classes.
+
+    Raises:
+        ConfigError: a base id is beyond the classifier's rows.
     """
+    # On a GPU this test would wait for the device, and it cannot be part of a CUDA graph.
     if episode.base_ids.device.type == "cpu" and int(episode.base_ids.max()) >= logits.shape[1]:
         raise ConfigError(
             f"base_ids reach {int(episode.base_ids.max())} but num_classes={logits.shape[1]}; "
@@ -221,6 +223,6 @@ def base_class_loss(logits: Tensor, episode: Episode) -> Tensor:
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Sum of the terms with their weights; a term of weight 0 is left out, so that it gives no gradient."""
+    """Add the terms with their weights; a term of weight 0 is left out, so that it gives no gradient."""
     terms = [losses[name] * weight for name, weight in weights.items() if weight and name in losses]
     return torch.stack(terms).sum()

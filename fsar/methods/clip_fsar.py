@@ -1,50 +1,73 @@
 """CLIP-FSAR: CLIP-guided prototype modulating for few-shot action recognition (Wang et al., IJCV 2023, 2303.02982).
 
+1. Video-text contrast: a video's mean frame against the texts of all base classes (the class term).
+2. Prototype modulation: attention over the support's frames and the text vector of their class.
+3. Matching: OTAM's alignment of query frames with prototypes.
+
 Where the paper and the published code (alibaba-mmai-research/MoLo) differ, this follows the code.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import (
-    Alignment,
     check_smoothing,
     class_means,
     cosine,
     full_precision,
-    matched,
     otam,
     otam_both,
     token_cosine,
 )
-from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
-from fsar.methods.layers import TemporalContext
+from fsar.methods.base import (
+    Embedding,
+    FewShotMethod,
+    Input,
+    Output,
+    base_class_loss,
+    query_loss,
+    weighted_sum,
+)
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
 
 SupportMerge = Literal["prototype", "video"]
 Inference = Literal["visual", "text", "combined"]
+HIDDEN = 2048  # width of the feed-forward part, whatever the width of the tokens
 
 
 class CLIPFSAR(FewShotMethod):
-    """Frames in order, the support's modulated by the text vector of its class; logits are minus the cost of aligning.
+    """Frames in order, the support's modulated by the text vector of its class; logits are minus the alignment cost.
 
-    loss = ce + classification_weight * class; the class term compares a video's mean frame with the texts of all
-    base classes (`set_base_text`).  Without class texts the support's text token is left out and so is the class
-    term: what remains is the visual part, which the code does not offer.  `support_merge` says whether the shots of
-    a class are averaged before the temporal transformer ("prototype", the code's MERGE_BEFORE, set for 5 shots) or
-    after it ("video").  In evaluation `inference` may be "text" (probabilities from texts alone, the code's
-    EVAL_TEXT) or "combined" (p_text^text_weight p_visual^(1 - text_weight), COMBINE): logits then are these numbers.
-    The default classification weight is the code's for Kinetics-100 and UCF101.
+    loss = ce + classification_weight * class; the class term compares a video's mean frame with the
+    texts of all base classes (`set_base_text`). Without class texts both the support's text token and
+    the class term are left out: the visual part remains, which the code does not offer.
+
+    Args:
+        trunk: A trunk, by name or whole; None where episodes carry features.
+        channels: The width of features; only trunk=None needs it.
+        frames: Frames of a video, T.
+        heads: Heads of attention.
+        depth: Layers of attention.
+        support_merge: Average the shots of a class before the temporal transformer ("prototype", the
+            code's MERGE_BEFORE, set for 5 shots) or after it ("video").
+        smoothing: OTAM's lambda.
+        single_direction: Leave out the support aligned over the query.
+        classification_weight: Weight of the class term; by default the code's for Kinetics-100 and UCF101.
+        dropout: Drop out where the code does.
+        inference: Logits in evaluation: "visual"; "text" (probabilities from texts only, the code's
+            EVAL_TEXT); "combined" (p_text^text_weight p_visual^(1 - text_weight), the code's COMBINE).
+        text_weight: The weight of the text in "combined".
     """
 
-    reads_class_text: ClassVar[bool] = True
+    reads = frozenset[Input]({"class_text"})
     base_text: Tensor | None
 
     def __init__(
@@ -78,29 +101,13 @@ class CLIPFSAR(FewShotMethod):
         self.context2 = TemporalContext(self.channels, heads=heads, depth=depth, dropout=dropout)
         self.register_buffer("base_text", None, persistent=False)
 
-    def set_base_text(self, text: Tensor) -> None:
-        """Take the text vectors [N, C] of the base classes, in the order of `Episode.base_ids`."""
-        self.base_text = self.checked_text(text).to(self.scale)
-
-    def checked_text(self, text: Tensor) -> Tensor:
-        """The same text vectors [n, C]; ConfigError where their width is not that of the frames."""
-        if text.ndim != 2 or text.shape[1] != self.channels:
-            raise ConfigError(
-                f"text vectors are {list(text.shape)} but the trunk's frames have {self.channels} channels; "
-                "write them with the text tower of the same CLIP model"
-            )
-        return text
-
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, 2 * T, C]: the frames as they are, then as queries, in their context.
+        """Embed V videos: tokens [V, 2 * T, C], the frames as they are, then the frames in their context.
 
-        What the support's become depends on the text of its class.
+        A query is matched by the second half. The support takes the first half, since its context
+        depends on the text of its class.
         """
         return Embedding(torch.cat([features.pooled, self.context2(features.pooled)], dim=1))
-
-    def by_pairs(self, shot: int) -> bool:
-        """A query, one video and the text of its class, unless probabilities over the classes are asked for."""
-        return shot == 1 and self.inference == "visual"
 
     def match(
         self,
@@ -113,17 +120,43 @@ class CLIPFSAR(FewShotMethod):
     ) -> Tensor:
         """Embeddings [way, shot, 2 * T, C], [Q, 2 * T, C] and texts [way, C] -> logits [Q, way].
 
-        ConfigError when `inference` needs the texts and there are none, or when unlabelled videos are given.
+        Raises:
+            ConfigError: `inference` needs texts and there are none, or there are unlabelled videos.
         """
         if unlabelled is not None:
             raise ConfigError("CLIPFSAR reads no unlabelled videos; leave them out")
         (frames, _), (bare, in_context) = (each.tokens.chunk(2, dim=-2) for each in (support, query))
         return self.logits(frames, mask, class_text, bare, in_context)
 
+    def forward(self, episode: Episode) -> Output:
+        """Logits and losses of one episode."""
+        support, query = (features.pooled for features in self.read(episode))  # [S, T, C], [Q, T, C]
+        in_context = self.context2(query)
+        logits = self.logits(episode.group(support), episode.support_mask, episode.class_text, query, in_context)
+        losses, aux = {"ce": query_loss(logits, episode)}, {}
+        if self.training and self.base_text is not None:
+            videos = torch.cat([support, query]).mean(dim=1, keepdim=True)  # [S + Q, 1, C]
+            likeness = token_cosine(videos, self.base_text[:, None])[..., 0, 0]  # [S + Q, N]
+            aux["class"] = full_precision(self.scale) * likeness
+            losses["class"] = base_class_loss(aux["class"], episode)
+        return Output(logits, losses, weighted_sum(losses, self.weights), aux)
+
+    def set_base_text(self, text: Tensor) -> None:
+        """Take the text vectors [N, C] of the base classes, in the order of `Episode.base_ids`."""
+        self.base_text = self.checked_text(text).to(self.scale)
+
     def logits(
         self, support: Tensor, mask: Tensor | None, class_text: Tensor | None, query: Tensor, in_context: Tensor
     ) -> Tensor:
-        """Frames [way, shot, T, C], texts [way, C], queries [Q, T, C] bare and in their context -> logits [Q, way]."""
+        """Logits [Q, way] of queries [Q, T, C], bare and in their context.
+
+        Args:
+            support: Frames [way, shot, T, C].
+            mask: [way, shot], False at padding.
+            class_text: [way, C].
+            query: Frames [Q, T, C].
+            in_context: The same frames after attention [Q, T, C].
+        """
         text = None if class_text is None else self.checked_text(class_text)
         inference = "visual" if self.training else self.inference
         if inference == "visual":
@@ -134,11 +167,11 @@ class CLIPFSAR(FewShotMethod):
         if inference == "text":
             return by_text
         costs = self.costs(self.modulate(support, mask, text), in_context)
-        by_sight = (-costs / query.shape[1]).softmax(dim=1)
-        return by_text**self.text_weight * by_sight ** (1 - self.text_weight)
+        by_frames = (-costs / query.shape[1]).softmax(dim=1)
+        return by_text**self.text_weight * by_frames ** (1 - self.text_weight)
 
     def modulate(self, support: Tensor, mask: Tensor | None, text: Tensor | None) -> Tensor:
-        """Frames [way, shot, T, C] and texts [way, C] -> prototypes [way, T, C] that have seen their class's text."""
+        """Frames [way, shot, T, C] and texts [way, C] -> prototypes [way, T, C], modulated by their class's text."""
         if self.support_merge == "prototype":
             support, mask = class_means(support, mask)[:, None], None  # [way, 1, T, C]
         way, shot, steps, _ = support.shape
@@ -153,26 +186,78 @@ class CLIPFSAR(FewShotMethod):
         """Prototypes [way, T, C] and query frames in their context [Q, T, C] -> alignment costs [Q, way]."""
         return self.align(1 - token_cosine(query, prototypes), self.smoothing)
 
-    def alignment(
-        self, query: Embedding, support: Embedding, *, class_text: Tensor | None = None
-    ) -> dict[str, Alignment]:
-        """The paths through frames of queries and of prototypes; none where texts alone decide."""
-        if self.inference == "text":
-            return {}
-        (frames, _), (_, in_context) = (each.tokens.chunk(2, dim=-2) for each in (support, query))
-        prototypes = self.modulate(frames, None, None if class_text is None else self.checked_text(class_text))
-        how: dict[str, Any] = {"single_direction": self.single_direction, "smoothing": self.smoothing}
-        return {"frames": matched(1 - token_cosine(in_context, prototypes), metric="otam", **how)}
+    def checked_text(self, text: Tensor) -> Tensor:
+        """Return text vectors [n, C] as they are; ConfigError where their width is not that of the frames."""
+        if text.ndim != 2 or text.shape[1] != self.channels:
+            raise ConfigError(
+                f"text vectors are {list(text.shape)} but the trunk's frames have {self.channels} channels; "
+                "write them with the text tower of the same CLIP model"
+            )
+        return text
 
-    def forward(self, episode: Episode) -> Output:
-        """Logits and losses of one episode."""
-        support, query = (features.pooled for features in self.read(episode))  # [S, T, C], [Q, T, C]
-        in_context = self.context2(query)
-        logits = self.logits(episode.group(support), episode.support_mask, episode.class_text, query, in_context)
-        losses, aux = {"ce": query_loss(logits, episode)}, {}
-        if self.training and self.base_text is not None:
-            videos = torch.cat([support, query]).mean(dim=1, keepdim=True)  # [S + Q, 1, C]
-            likeness = token_cosine(videos, self.base_text[:, None])[..., 0, 0]  # [S + Q, N]
-            aux["class"] = full_precision(self.scale) * likeness
-            losses["class"] = base_class_loss(aux["class"], episode)
-        return Output(logits, losses, weighted_sum(losses, self.weights), aux)
+
+class TemporalContext(nn.Module):
+    """Layers of attention over the tokens of a video and a feed-forward part, blind to the tokens' order.
+
+    Modules are named as in the published state dict (alibaba-mmai-research/MoLo), so that any depth loads.
+
+    Raises:
+        ConfigError: `heads` does not divide `channels`, or `depth` is below 1.
+    """
+
+    def __init__(self, channels: int, *, heads: int, depth: int, dropout: bool) -> None:
+        super().__init__()
+        if channels % heads or depth < 1:
+            raise ConfigError(f"heads={heads} must divide {channels} channels and depth={depth} be at least 1")
+        self.layers = nn.ModuleList(
+            nn.Sequential(Attention(channels, heads, dropout=0.2 * dropout), FeedForward(channels, 0.05 * dropout))
+            for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, n, C] -> [V, n, C]."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Attention(nn.Module):
+    """x + Dropout(W attention(LayerNorm x))."""
+
+    def __init__(self, channels: int, heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels)
+        projections = {name: nn.Linear(channels, channels, bias=False) for name in ("to_q", "to_k", "to_v")}
+        to_out = nn.Sequential(nn.Linear(channels, channels), nn.Dropout(dropout))
+        self.fn = nn.ModuleDict({**projections, "to_out": to_out})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, n, C] -> [V, n, C]."""
+        normed = self.norm(x)
+        q, k, v = (
+            rearrange(self.fn[name](normed), "v n (head c) -> v head n c", head=self.heads)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "v head n c -> v n (head c)")
+        out: Tensor = x + self.fn["to_out"](attended)
+        return out
+
+
+class FeedForward(nn.Module):
+    """x + MLP(x), with no norm before it."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(channels, HIDDEN),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(HIDDEN, channels),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, n, C] -> [V, n, C]."""
+        out: Tensor = x + self.net(x)
+        return out

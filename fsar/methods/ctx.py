@@ -1,11 +1,13 @@
 """CrossTransformer over time (after Doersch et al., NeurIPS 2020, arXiv 2007.11498).
 
-The paper attends over places of one image; the published code (alibaba-mmai-research/MoLo), followed here, over
-the frames of all support videos of a class, and compares by the cosine in place of the squared distance.
+The paper attends over places of images. The published code (alibaba-mmai-research/MoLo), followed
+here, attends over the frames of all support videos of a class: each frame of a query asks for the
+frames that resemble it. It compares by the cosine in place of the squared distance.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,22 +15,29 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsar.matching import Alignment, attention, full_precision, squared_lengths, token_cosine
+from fsar.matching import full_precision, squared_lengths
 from fsar.methods.base import Embedding, FewShotMethod
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
 
 FIRST_SCALE = 10.0
-SMALLEST = 1e-24  # a squared length that is divided by
+SMALLEST = 1e-24  # the least squared length to divide by
 SHARED = {"key_head.weight": "query_head.weight"}  # one tensor, under two names in published state dicts
 
 
 class CTX(FewShotMethod):
     """Frames of a query against the frames of a class that resemble them; logits are the mean over frames.
 
-    metric="cosine" is that of the code, "euclidean" the paper's: minus the squared distance.  `temperature`
-    multiplies the logits: a number, or None (or 0) to learn it from 10 on.  At 1, the code's, cosines are between
-    -1 and 1 and the cross-entropy of 5 classes stays above 0.43.  `width` is that of keys and values.
+    The loss is the cross-entropy of the logits.
+
+    Args:
+        trunk: A trunk, by name or whole; None where episodes carry features.
+        channels: The width of features; only trunk=None needs it.
+        frames: Frames of a video, T.
+        width: The width of keys and values.
+        metric: "cosine" (the code), or "euclidean": minus the squared distance (the paper).
+        temperature: A factor of the logits, or None (or 0) to learn it from 10 on. At 1, the code's,
+            cosines are between -1 and 1, and the cross-entropy of 5 classes stays above 0.43.
     """
 
     def __init__(
@@ -53,13 +62,9 @@ class CTX(FewShotMethod):
         self.register_load_state_dict_pre_hook(name_once)  # type: ignore[no-untyped-call]
 
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, T, 2 * width]: key (which is the query too) and value of each frame."""
-        heads = (self.query_head, self.value_head)  # convolutions in published state dicts, products in truth
+        """Embed V videos: tokens [V, T, 2 * width], the key (which is the query too) and the value of each frame."""
+        heads = (self.query_head, self.value_head)  # published as convolutions of size 1: plain products
         return Embedding(torch.cat([F.linear(features.pooled, head.weight.squeeze(2)) for head in heads], dim=-1))
-
-    def by_pairs(self, shot: int) -> bool:
-        """A query and one video of a class are all that a logit depends on."""
-        return shot == 1
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, T, 2 * width] and [Q, T, 2 * width] -> logits [Q, way]."""
@@ -72,24 +77,22 @@ class CTX(FewShotMethod):
         with torch.autocast(values.device.type, enabled=False):
             return scale * self.similarity(query_values, values.flatten(1, 2), shares).mean(dim=-1)
 
-    def alignment(
-        self,
-        query: Embedding,
-        support: Embedding,
-        *,
-        class_text: Tensor | None = None,  # noqa: ARG002
-    ) -> dict[str, Alignment]:
-        """The shares of attention that each frame of a query gives to the frames of a class's videos."""
-        keys, asked = (each.tokens.chunk(2, dim=-1)[0] for each in (support, query))
-        shares = rearrange(attention(asked, keys), "q w n (s m) -> q (w s) n m", s=keys.shape[1])
-        return {"frames": Alignment(token_cosine(asked, keys.flatten(0, 1)), shares, None)}
-
     def similarity(self, query: Tensor, values: Tensor, shares: Tensor) -> Tensor:
-        """Values [Q, n, width], [way, m, width] and shares [Q, way, n, m] of the latter -> [Q, way, n].
+        """Compare each query frame with the class as it sees it, the sum of the class's values by its shares.
 
-        No prototype is formed: products and lengths of weighted sums are sums of products.
+        That sum is never formed: its product with the query is a sum of products, and so is its length.
+
+        Args:
+            query: Values [Q, n, width].
+            values: [way, m, width].
+            shares: [Q, way, n, m] of the class's values.
+
+        Returns:
+            Similarities [Q, way, n].
         """
-        if self.metric == "euclidean":  # what is common to all frames cancels, and may be large beside the distance
+        if self.metric == "euclidean":
+            # Shares sum to 1, so the mean of all frames cancels in the difference. It may be far larger
+            # than the distance, which would lose its last digits to it.
             query, values = (each - values.detach().mean(dim=(0, 1)) for each in (query, values))
         between = (torch.einsum("q n d, w m d -> q w n m", query, values) * shares).sum(dim=-1)
         squares = query.square().sum(dim=-1)[:, None], squared_lengths(values, shares)  # [Q, 1, n], [Q, way, n]
@@ -99,13 +102,27 @@ class CTX(FewShotMethod):
         return 2 * between - squares[0] - squares[1]
 
 
+def attention(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend from tokens [Q, n, C] to the tokens [way, shot, m, C] of each class: shares [Q, way, n, shot * m].
+
+    The softmax runs over all tokens of all videos of a class; `mask` [way, shot] is False at padding.
+    """
+    query, keys = full_precision(query), full_precision(keys)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.einsum("q n c, w s m c -> q w n s m", query, keys) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        padding = rearrange(mask.to(scores.device).logical_not(), "w s -> 1 w 1 s 1")
+        scores = scores.masked_fill(padding, -torch.inf)
+    return scores.flatten(-2).softmax(dim=-1)
+
+
 def name_twice(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:
-    """Adds the second name of the shared tensor; a copy, since files refuse tensors that share memory."""
+    """Add the second name of the shared tensor; a copy, since files refuse tensors that share memory."""
     for twin, name in SHARED.items():
         state_dict[prefix + twin] = state_dict[prefix + name].clone()
 
 
 def name_once(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_more: object) -> None:
-    """Drops the second name again: in the published code the tensor under the first is copied last, and wins."""
+    """Drop the second name again: in the published code the tensor under the first is copied last, and wins."""
     for twin in SHARED:
         state_dict.pop(prefix + twin, None)

@@ -1,11 +1,17 @@
 """HyRSM: hybrid relation guided set matching (Wang et al., CVPR 2022, arXiv 2204.13423).
 
+1. Intra-relation: attention over the frames of a video.
+2. Inter-relation: attention over the mean frames of the support videos and one query (section 3.2).
+3. Fusion: a convolution over each frame and its video's relation.
+4. Matching: the bidirectional mean Hausdorff metric over frames.
+
 Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows the code, and
-says so.  It computes the same in a cheaper order: what does not depend on the query is computed once a video.
+says so. It computes the same in a cheaper order: once a video where the query does not matter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -15,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.episode import Episode
-from fsar.matching import Alignment, Reduction, class_means, cosine_distance, full_precision, matched, set_distance
+from fsar.matching import Reduction, class_means, full_precision, set_distance
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,
@@ -24,7 +30,7 @@ from fsar.methods.base import (
     query_loss,
     weighted_sum,
 )
-from fsar.methods.layers import PositionCode, SetRelation, TemporalTransformer
+from fsar.methods.layers import PositionCode, TemporalTransformer
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
 
@@ -32,15 +38,26 @@ SupportMerge = Literal["prototype", "video"]
 
 
 class HyRSM(FewShotMethod):
-    """Frame features related within a video, then within the episode, matched by a bidirectional Hausdorff metric.
+    """Frames related within a video, then within the episode, matched by a bidirectional Hausdorff metric.
 
     loss = ce + classification_weight * class; the class term is over frames.
-    `support_merge="prototype"` averages the shots of a class before they are related to the query; "video" relates
-    every support video and averages the distances of a class (the code's class for one shot).  `reduction="mean"`
-    is the metric of the paper, "sum" that of its code.  The default weight is the code's for Kinetics-100.
+
+    Args:
+        trunk: A trunk, by name or whole; None where episodes carry features.
+        channels: The width of features; only trunk=None needs it.
+        frames: Frames of a video, T.
+        num_classes: Rows of the auxiliary classifier.
+        position_scale: (A, B) of the position code.
+        heads: Heads of both attentions.
+        support_merge: "prototype" averages the shots of a class before they are related to the query.
+            "video" relates every support video, and averages the distances of a class (the code's
+            class for one shot).
+        reduction: "mean" is the metric of the paper, "sum" that of its code.
+        classification_weight: Weight of the auxiliary classifier's term; by default the code's for
+            Kinetics-100.
+        dropout: Drop out where the code does.
     """
 
-    batches_on_cpu: ClassVar[bool] = False  # one episode fills the cores, and batched attention has no fused kernel
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {
         "transformer.norm": "temporal_atte_before.norm",
         "transformer.qkv": "temporal_atte_before.fn.to_qkv",
@@ -82,17 +99,34 @@ class HyRSM(FewShotMethod):
         self.fusion = nn.Conv1d(2 * width, width, 1)
         self.classifier = nn.Linear(width, num_classes)
 
+    def embed(self, features: Features) -> Embedding:
+        """Embed V videos: tokens [V, T + 3 + heads, C], as `project` makes them."""
+        return Embedding(self.project(self.frames_of(features)))
+
+    def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
+        """Embeddings [way, shot, n, C] and [Q, n, C] -> logits [Q, way]."""
+        members, queries = self.fuse(self.members(support.tokens, mask), query.tokens)
+        return self.logits(members, queries, mask, len(support.tokens))
+
+    def forward(self, episode: Episode) -> Output:
+        """Logits and losses of one episode."""
+        support, query = (self.frames_of(features) for features in self.read(episode))  # [S, T, C], [Q, T, C]
+        grouped, mask, aux = self.support_set(episode, self.project(support))
+        members, queries = self.fuse(self.members(grouped, mask), self.project(query))
+        logits = self.logits(members, queries, mask, episode.way)
+        class_logits = self.classifier(torch.cat([support, query]))  # [S + Q, T, N]
+        of_frames = [base_class_loss(frame, episode) for frame in class_logits.unbind(dim=1)]
+        losses = {"ce": query_loss(logits, episode), "class": torch.stack(of_frames).mean()}
+        losses |= self.fused_losses(members, queries)
+        return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits} | aux)
+
     def frames_of(self, features: Features) -> Tensor:
-        """Features of V videos -> tokens [V, T, C]: frames related within their video."""
+        """Features of V videos -> tokens [V, T, C]: frames related within their video (intra-relation)."""
         tokens: Tensor = self.transformer(self.position(features.pooled))
         return tokens
 
-    def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, T + 3 + heads, C], as `project` makes them."""
-        return Embedding(self.project(self.frames_of(features)))
-
     def project(self, frames: Tensor) -> Tensor:
-        """Tokens [V, T, C] -> [V, T + 3 + heads, C]: frames as the fusion maps them, then what their mean relates with.
+        """Tokens [V, T, C] -> [V, T + 3 + heads, C]: fused frames, then what their mean relates with.
 
         All of it is linear in the tokens, so that the mean of a class is the mean of these.
         """
@@ -110,9 +144,16 @@ class HyRSM(FewShotMethod):
         return flat if mask is None else flat[real_places(mask, flat.device)]
 
     def fuse(self, members: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected members [S, n, C] and queries [Q, n, C] -> members as each query sees them [Q, S, T, C], [Q, T, C].
+        """Add to the frames of members and queries what relates them (inter-relation and fusion).
 
         The convolution over (frame, relation) is the sum of one over frames and one over relations.
+
+        Args:
+            members: [S, n, C], projected.
+            query: [Q, n, C], projected.
+
+        Returns:
+            Members as each query sees them [Q, S, T, C], and queries [Q, T, C].
         """
         apart = self.relation.parts
         relations = self.relation(members[:, -apart:], query[:, -apart:])  # [Q, S+1, C]
@@ -128,41 +169,67 @@ class HyRSM(FewShotMethod):
             distance = class_means(group(distance.T, way, mask), mask).T  # [Q, way]
         return -distance
 
-    def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
-        """Embeddings [way, shot, n, C] and [Q, n, C] -> logits [Q, way]."""
-        members, queries = self.fuse(self.members(support.tokens, mask), query.tokens)
-        return self.logits(members, queries, mask, len(support.tokens))
-
-    def alignment(
-        self,
-        query: Embedding,
-        support: Embedding,
-        *,
-        class_text: Tensor | None = None,  # noqa: ARG002
-    ) -> dict[str, Alignment]:
-        """What the metric matches of queries and members, each pair related within the whole episode."""
-        members, queries = self.fuse(self.members(support.tokens, None), query.tokens)
-        return {"frames": matched(cosine_distance(queries[:, None], members))}
+    def support_set(self, episode: Episode, support: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Group projected [S, n, C] to [way, shot, n, C], with its mask and tensors for inspection."""
+        return episode.group(support), episode.support_mask, {}
 
     def fused_losses(self, members: Tensor, query: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  # HyRSM has none
         """Loss terms of fused members [Q, S, T, C] and queries [Q, T, C]."""
         return {}
 
-    def support_set(self, episode: Episode, support: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Projected [S, n, C] of the support -> [way, shot, n, C], its mask, and what is to be inspected of it."""
-        return episode.group(support), episode.support_mask, {}
 
-    def forward(self, episode: Episode) -> Output:
-        """Logits and losses of one episode."""
-        support, query = (self.frames_of(features) for features in self.read(episode))  # [S, T, C], [Q, T, C]
-        grouped, mask, aux = self.support_set(episode, self.project(support))
-        members, queries = self.fuse(self.members(grouped, mask), self.project(query))
-        logits = self.logits(members, queries, mask, episode.way)
-        class_logits = self.classifier(torch.cat([support, query]))  # [S + Q, T, N]
-        of_frames = [base_class_loss(frame, episode) for frame in class_logits.unbind(dim=1)]
-        losses = {"ce": query_loss(logits, episode), "class": torch.stack(of_frames).mean()}
-        losses |= self.fused_losses(members, queries)
-        return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits} | aux)
+class SetRelation(nn.Module):
+    """Self-attention over the members of the support and one query, LayerNorm after it, then ReLU.
+
+    Each query has a sequence of its own, so queries never see each other (section 3.2: inter-relation).
+    """
+
+    def __init__(self, channels: int, *, heads: int, attention_dropout: float, output_dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_dropout = attention_dropout
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels, bias=False)
+        self.output = nn.Linear(channels, channels)
+        self.output_dropout = nn.Dropout(output_dropout)
+        self.norm = nn.LayerNorm(channels)
+        for projection in (self.query, self.key, self.value):
+            nn.init.normal_(projection.weight, std=math.sqrt(2 / (channels + channels // heads)))
+        nn.init.xavier_normal_(self.output.weight)
+
+    @property
+    def parts(self) -> int:
+        """Vectors that `project` makes of a token."""
+        return 3 + self.heads
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[V, C] -> [V, 3 + heads, C]: the token, its query, its key, and what each head adds of it to the output.
+
+        A value is mapped to the output before it is summed: once a video, and not once for each
+        sequence that the video is in.
+        """
+        values = rearrange(self.value(tokens), "v (head c) -> head v c", head=self.heads)
+        maps = rearrange(self.output.weight, "out (head c) -> head c out", head=self.heads)
+        of_heads = rearrange(values @ maps.to(values.dtype), "head v out -> v head out")
+        own = torch.stack([tokens, *(project(tokens) for project in (self.query, self.key))], dim=1)
+        return torch.cat([own.to(of_heads.dtype), of_heads], dim=1)
+
+    def forward(self, members: Tensor, queries: Tensor) -> Tensor:
+        """Projected [S, 3 + heads, C] and [Q, 3 + heads, C] -> [Q, S+1, C], the query last."""
+        tokens, q, k = (sequences(members[:, i], queries[:, i]) for i in range(3))  # [Q, S+1, C]
+        q, k = (rearrange(each, "q n (head c) -> q head n c", head=self.heads) for each in (q, k))
+        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1)  # [Q, head, S+1, S+1]
+        weights = F.dropout(weights, self.attention_dropout, training=self.training).to(members.dtype)
+        of_members = rearrange(weights[..., :-1], "q head n s -> q n (s head)") @ members[:, 3:].flatten(0, 1)
+        of_query = rearrange(weights[..., -1], "q head n -> q n head") @ queries[:, 3:]
+        out = self.output_dropout(of_members + of_query + self.output.bias)
+        return F.relu(self.norm(tokens + out))
+
+
+def sequences(members: Tensor, queries: Tensor) -> Tensor:
+    """[S, C], [Q, C] -> [Q, S+1, C]: for each query the S members, then the query."""
+    return torch.cat([members.expand(len(queries), -1, -1), queries[:, None]], dim=1)
 
 
 def real_places(mask: Tensor, device: torch.device) -> Tensor:

@@ -1,11 +1,10 @@
 """HyRSM++: HyRSM whose frames keep their order in time (Wang et al., arXiv 2301.03330).
 
+To HyRSM it adds the temporal coherence regularisation, and unlabelled videos that join the support.
 Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows the code, and says so.
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import Reduction, cosine_distance
-from fsar.methods.base import Embedding
+from fsar.methods.base import Embedding, Input
 from fsar.methods.hyrsm import HyRSM, SupportMerge
 from fsar.trunks import Trunk
 from shards_spec.errors import ConfigError
@@ -24,14 +23,19 @@ class HyRSMPlusPlus(HyRSM):
     """HyRSM with a term that keeps neighbouring frames of a video close and distant ones apart.
 
     loss = ce + classification_weight * class + temporal_weight * temporal.
-    Frames are neighbours up to `window` steps; beyond, the margin grows with `temporal_balance` (twice the paper's
-    squared sigma), and `outside_weight`, which the paper does not have, weighs what falls short of it.  The
-    default values are the code's for Kinetics-100.
-    Unlabelled videos of an episode join the support of the class that they match with a probability of at least
-    `semi_threshold`, a softmax of -distance / `semi_temperature` (neither value is published).
+    Unlabelled videos of an episode join the support of the class that they probably belong to.
+    The default values are the code's for Kinetics-100. Options that are not listed are those of HyRSM.
+
+    Args:
+        window: Frames are neighbours up to so many steps.
+        temporal_balance: The margin beyond the window grows with it (twice the paper's squared sigma).
+        outside_weight: Weight of a distance that falls short of the margin; the paper has none.
+        temporal_weight: Weight of the temporal term.
+        semi_temperature: Probabilities are a softmax of -distance / semi_temperature (not published).
+        semi_threshold: The least probability of an accepted video (not published).
     """
 
-    reads_unlabelled: ClassVar[bool] = True
+    reads = frozenset[Input]({"unlabelled"})
 
     def __init__(
         self,
@@ -91,7 +95,7 @@ class HyRSMPlusPlus(HyRSM):
         class_text: Tensor | None = None,
         unlabelled: Embedding | None = None,
     ) -> Tensor:
-        """Embeddings [way, shot, n, C], [Q, n, C] and perhaps [U, n, C] -> logits [Q, way]."""
+        """Embeddings [way, shot, n, C], [Q, n, C] and, if there are any, [U, n, C] -> logits [Q, way]."""
         if unlabelled is not None:
             tokens, mask, _ = self.enlarge(support.tokens, mask, unlabelled.tokens)
             support = Embedding(tokens)
@@ -109,13 +113,13 @@ class HyRSMPlusPlus(HyRSM):
     def enlarge(self, support: Tensor, mask: Tensor | None, unlabelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[way, shot, n, C] and [U, n, C] -> [way, shot + U, n, C], its mask, the probabilities [U, way].
 
-        Every class gets a place for every video, and the mask opens that of the accepted class alone: no shape
-        depends on what is accepted.  The labels are given without gradient, in the mode that the model is in; the
-        tokens keep theirs.  The published code drops the video at place 0 where it is the only one accepted;
-        here it counts.
+        Every class gets a place for every video, and the mask opens only the place in the accepted
+        class. So no shape depends on what is accepted, and the step fits into a CUDA graph.
+        The labels are made without gradient, in the mode that the model is in; the tokens keep theirs.
+        The published code drops the video at place 0 where it is the only one accepted; here it counts.
         """
         way = len(support)
-        # Not no_grad: autocast would keep the weights that it cast there, without gradient, for the pass after.
+        # Not under no_grad: autocast keeps the weights that it casts there, without gradient, for the next pass.
         logits = self.compare(Embedding(support.detach()), Embedding(unlabelled.detach()), mask).detach()
         probability = (logits / self.semi_temperature).softmax(dim=1)  # [U, way]
         best, label = probability.max(dim=1)
@@ -137,10 +141,10 @@ class HyRSMPlusPlus(HyRSM):
 
 
 def temporal_incoherence(videos: Tensor, *, window: int, balance: float, outside_weight: float) -> Tensor:
-    """[V, T, C] -> mean cost of all pairs of frames of a video (HyRSM++, temporal coherence regularisation).
+    """Average the cost of all pairs of frames of each video [V, T, C] (temporal coherence regularisation).
 
-    A pair n <= window steps apart costs its distance / (n^2 + 1); others cost what their distance falls short of
-    the margin 1 - exp(-(n - window)^2 / balance), times `outside_weight`.
+    A pair n <= window steps apart costs its distance / (n^2 + 1). Any other pair costs what its
+    distance falls short of the margin 1 - exp(-(n - window)^2 / balance), times `outside_weight`.
     """
     distance = cosine_distance(videos, videos)  # [V, T, T]
     step = torch.arange(videos.shape[1], device=videos.device, dtype=distance.dtype)

@@ -1,7 +1,8 @@
 """MoLo: motion-augmented long-short contrastive learning (Wang et al., CVPR 2023, arXiv 2304.00946).
 
-The motion autodecoder is that of section 3.3. Where the paper and its published code
-(alibaba-mmai-research/MoLo) differ, this follows the code, and says so.
+A global token looks at all frames of a video (long); the local tokens are the frames (short).
+The motion branch (section 3.3) does the same with differences of feature maps of consecutive frames.
+Where the paper and its published code (alibaba-mmai-research/MoLo) differ, this follows the code, and says so.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -18,20 +19,18 @@ from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import (
-    Alignment,
     Metric,
     Reduction,
     check_smoothing,
     class_means,
     full_precision,
-    matched,
     set_cost,
-    summed_cosine_distance,
     token_cosine,
 )
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,
+    Input,
     Output,
     base_class_loss,
     query_loss,
@@ -41,6 +40,7 @@ from fsar.methods.layers import PositionCode, TemporalTransformer
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
 
+CONTRASTIVE = ("s2q", "q2s", "s2q_motion", "q2s_motion")
 LEAST_MOTION_CHANNELS = 16
 # The names of a model's `motion` (MotionEncoder) and `decoder` in published state dicts.
 MOTION_NAMES = {
@@ -57,92 +57,35 @@ MOTION_NAMES = {
 }
 
 
-class MotionEncoder(nn.Module):
-    """Differences of the maps of consecutive frames (paper, section 3.3: motion autodecoder)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = max(channels // 8, LEAST_MOTION_CHANNELS)  # M
-        self.reduce = nn.Conv3d(channels, self.channels, 3, padding=1)
-        self.conv = nn.Conv2d(self.channels, self.channels, 3, padding=1)
-        self.up = nn.Conv2d(self.channels, channels, 1)
-
-    def differences(self, maps: Tensor) -> Tensor:
-        """[V, T, C, h, w] -> [V, T-1, M, h, w]: the later frame's maps, convolved, less the earlier ones."""
-        reduced = rearrange(self.reduce(rearrange(maps, "v t c h w -> v c t h w")), "v m t h w -> v t m h w")
-        later = reduced[:, 1:]
-        moved = self.conv(rearrange(later, "v t m h w -> (v t) m h w"))
-        differences: Tensor = rearrange(moved, "(v t) m h w -> v t m h w", t=later.shape[1]) - reduced[:, :-1]
-        return differences
-
-    def tokens(self, differences: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
-        """[V, T-1, M, h, w] -> [V, T-1, C]."""
-        maps = F.relu(self.up(rearrange(differences, "v t m h w -> (v t) m h w")))  # [V (T-1), C, h, w]
-        return rearrange(pool(maps), "(v t) c -> v t c", t=differences.shape[1])
-
-
-class UpStage(nn.Module):
-    """Bilinear up-sampling, convolution, norm, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N, inputs, h, w] -> [N, outputs, *size]."""
-        return F.relu(self.norm(self.conv(F.interpolate(x, size, mode="bilinear", align_corners=True))))
-
-
-class MotionDecoder(nn.Module):
-    """Maps of motion -> the frame differences they stand for."""
-
-    def __init__(self, inputs: int, *, memory_format: torch.memory_format = torch.contiguous_format) -> None:
-        super().__init__()
-        self.memory_format = memory_format
-        # 128, 32 and 16 in the reference; less where the maps of motion are narrower than any of its trunks'.
-        widths = (min(128, 2 * inputs), min(32, inputs), min(16, inputs // 2))
-        self.up1 = UpStage(inputs, widths[0])
-        self.up2 = UpStage(widths[0], widths[1])
-        self.up3 = UpStage(widths[1], widths[2])
-        self.out = nn.Conv2d(widths[2], 3, 1)
-
-    def forward(self, differences: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N, M, h, w] -> [N, 3, *size]."""
-        heights, widths = (up_sizes(a, b) for a, b in zip(differences.shape[-2:], size, strict=True))
-        x = differences.contiguous(memory_format=self.memory_format)
-        x = self.up1(x, (heights[0], widths[0]))
-        x = self.up2(x, (heights[1], widths[1]))
-        out: Tensor = self.out(self.up3(x, size))
-        return out
-
-
-def up_sizes(start: int, end: int) -> tuple[int, int]:
-    """Sizes after the first two of three up-samplings from start to end, powers of two times start.
-
-    The factors are 2, 4, 4 from 7 to 224 as in the reference, and 2, 2, 2 from 8 to 64.
-    """
-    octaves = max(math.log2(end / start), 0.0)
-    first, second = (start * 2 ** math.floor(octaves * step / 3 + 1e-9) for step in (1, 2))
-    return first, second
-
-
-CONTRASTIVE = ("s2q", "q2s", "s2q_motion", "q2s_motion")
-
-
 class MoLo(FewShotMethod):
     """Frame tokens and motion tokens, each with a learned global token, matched as sets or in order.
 
-    `metric="hausdorff"` takes each token to its nearest, "otam" aligns the tokens in time with `smoothing` (a row of
-    the paper that its code does not have); `single_direction` keeps the query against the class only.
     loss = ce + classification_weight * class + contrastive_weight * (s2q + q2s + s2q_motion + q2s_motion)
          + recons_weight * recons.
-    The reference code divides all terms but the last by the 4 episodes that make a step, so `recons_weight`
-    is 4 times its RECONS_COFF.  `motion_weight` is the paper's alpha, `temperature` a constant in place of the
-    learned scales of the contrastive logits.
+    The reference code divides all terms but the last by the 4 episodes that make a step. So
+    `recons_weight` is 4 times its RECONS_COFF.
+
+    Args:
+        trunk: A trunk with maps, by name or whole; None where episodes carry maps.
+        channels: The width of the maps; only trunk=None needs it.
+        frames: Frames of a video, T.
+        num_classes: Rows of the auxiliary classifier.
+        position_scale: (A, B) of the position code.
+        heads: Heads of attention.
+        metric: "hausdorff" takes each token to its nearest. "otam" aligns the tokens in time (a row of
+            the paper that its code does not have).
+        reduction: "mean" is the Hausdorff metric of the paper, "sum" that of its code.
+        smoothing: Lambda of "otam".
+        single_direction: Match the query against the class only, not the class against the query.
+        motion_weight: The paper's alpha.
+        classification_weight: Weight of the auxiliary classifier's term.
+        contrastive_weight: Weight of each of the four contrastive terms.
+        recons_weight: Weight of the reconstruction; 0 leaves the decoder out.
+        temperature: A constant in place of the learned scales of the contrastive logits.
+        dropout: Drop out where the code does.
     """
 
-    reads_maps: ClassVar[bool] = True
+    reads = frozenset[Input]({"maps"})
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {
         f"{ours}.{inner}": f"{theirs}.layers.0.{official}"
         for ours, theirs in (
@@ -192,6 +135,8 @@ class MoLo(FewShotMethod):
             | dict.fromkeys(CONTRASTIVE, contrastive_weight)
             | {"recons": recons_weight}
         )
+        if recons_weight:
+            self.reads = frozenset({"maps", "images"})  # the target of the reconstruction
         width, kept = self.channels, 1.0 if dropout else 0.0
         self.class_token = nn.Parameter(torch.randn(1, 1, width))
         self.class_token_motion = nn.Parameter(torch.randn(1, 1, width))
@@ -207,15 +152,33 @@ class MoLo(FewShotMethod):
             self.scale = nn.Parameter(torch.ones(1))
             self.scale_motion = nn.Parameter(torch.ones(1))
 
-    @property
-    def reads_images(self) -> bool:
-        """With a reconstruction, the losses need images beside features."""
-        return bool(self.weights["recons"])
+    def embed(self, features: Features) -> Embedding:
+        """Embed V videos: local tokens [V, T, C] and motion [V, T-1, C], since only these are matched."""
+        return local(self.encode(features)[0])
+
+    def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
+        """Embeddings [way, shot, ...] and [Q, ...] -> logits [Q, way] (equation 8)."""
+        return self.logits(support.map(lambda x: class_means(x, mask)), query)
+
+    def forward(self, episode: Episode) -> Output:
+        """Logits and losses of one episode; the decoder runs in training only, and not with weight 0."""
+        support_features, query_features = self.read(episode)
+        support, support_differences = self.encode(support_features)  # [S, ...]
+        query, query_differences = self.encode(query_features)  # [Q, ...]
+        prototypes = support.map(lambda x: class_means(episode.group(x), episode.support_mask))
+        logits = self.logits(local(prototypes), local(query))
+        contrastive = self.contrastive_logits(prototypes, query)
+        class_logits = torch.cat([self.class_logits(support), self.class_logits(query)])  # [S + Q, N]
+        losses = {"ce": query_loss(logits, episode), "class": base_class_loss(class_logits, episode)}
+        losses |= {name: query_loss(values, episode) for name, values in contrastive.items()}
+        if self.training and self.weights["recons"]:
+            losses["recons"] = self.reconstruction_loss(episode, support_differences, query_differences)
+        return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits, **contrastive})
 
     def encode(self, features: Features) -> tuple[Embedding, Tensor]:
-        """Features of V videos -> embedding with tokens [V, T+1, C] and motion [V, T, C], and the differences.
+        """Encode V videos: tokens [V, T+1, C] and motion [V, T, C], and the differences of their maps.
 
-        Token 0 of both is the global one; the differences [V, T-1, M, h, w] are what the decoder reads.
+        Token 0 of both is the global one. The decoder reads the differences [V, T-1, M, h, w].
         """
         if features.maps is None or features.maps.shape[1] < 2:
             raise ConfigError("MoLo needs maps [V, T, C, h, w] of at least 2 frames; pooled features are not enough")
@@ -224,18 +187,6 @@ class MoLo(FewShotMethod):
         tokens = self.transformer(self.position(prepend(self.class_token, features.pooled)))
         motion = self.transformer_motion(self.position(prepend(self.class_token_motion, motion)))
         return Embedding(tokens, motion), differences
-
-    def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, T, C] and motion [V, T-1, C]: the local ones, which alone are matched."""
-        return local(self.encode(features)[0])
-
-    def by_pairs(self, shot: int) -> bool:
-        """A query and one video of a class are all that a logit depends on."""
-        return shot == 1
-
-    def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
-        """Embeddings [way, shot, ...] and [Q, ...] -> logits [Q, way] (paper, equation 8)."""
-        return self.logits(support.map(lambda x: class_means(x, mask)), query)
 
     def logits(self, prototypes: Embedding, query: Embedding) -> Tensor:
         """Local tokens of prototypes [way, ...] and queries [Q, ...] -> logits [Q, way] of both branches."""
@@ -252,36 +203,11 @@ class MoLo(FewShotMethod):
             single_direction=self.single_direction,
         )
 
-    def alignment(
-        self,
-        query: Embedding,
-        support: Embedding,
-        *,
-        class_text: Tensor | None = None,  # noqa: ARG002
-    ) -> dict[str, Alignment]:
-        """What the metric matches of queries and class means, in both branches."""
-        pairs = zip(both(query), both(support.map(class_means)), strict=True)
-        how: dict[str, Any] = {
-            "metric": self.metric,
-            "single_direction": self.single_direction,
-            "smoothing": self.smoothing,
-        }
-        found = (matched(1 - token_cosine(*tokens), **how) for tokens in pairs)
-        return dict(zip(("frames", "motion"), found, strict=True))
-
-    def reconstruct(self, features: Features, size: tuple[int, int]) -> Tensor | None:
-        """Features of V videos -> frame differences [V, T-1, 3, *size]; None where the decoder is not trained."""
-        if features.maps is None or not self.weights["recons"]:
-            return None
-        differences = self.motion.differences(features.maps)
-        decoded = self.decoder(rearrange(differences, "v t m h w -> (v t) m h w"), size)
-        return rearrange(full_precision(decoded), "(v t) c h w -> v t c h w", v=len(differences))
-
     def contrastive_logits(self, prototypes: Embedding, query: Embedding) -> dict[str, Tensor]:
-        """Long-short contrast [Q, way]: local tokens of one side with the global token of the other.
+        """Long-short contrast [Q, way]: the local tokens of one side with the global token of the other.
 
-        The paper sums similarities of frames inside the ratio; its code, followed here, sums cosines in the
-        exponent and takes the softmax over the prototypes of the episode.
+        The paper sums similarities of frames inside the ratio. Its code, followed here, sums cosines
+        in the exponent, and takes the softmax over the prototypes of the episode.
         """
         (tokens, motion), (query_tokens, query_motion) = both(prototypes), both(query)
         scales = (self.temperature,) * 2 if self.temperature is not None else (self.scale, self.scale_motion)
@@ -299,7 +225,7 @@ class MoLo(FewShotMethod):
         return logits
 
     def reconstruction_loss(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
-        """Mean squared error between the decoded differences [S, T-1, M, h, w], [Q, ...] and those of the frames."""
+        """Mean squared error of the decoded differences [S, T-1, M, h, w], [Q, ...] to those of the frames."""
         if episode.support is None or episode.query is None:
             raise ConfigError("recons_weight > 0 needs the images beside the features; give them, or set it to 0")
         images = torch.cat([episode.ungroup(episode.support), episode.query])  # [S + Q, T, 3, H, W]
@@ -308,20 +234,89 @@ class MoLo(FewShotMethod):
         decoded = self.decoder(differences, (target.shape[-2], target.shape[-1]))
         return F.mse_loss(full_precision(decoded), full_precision(target))
 
-    def forward(self, episode: Episode) -> Output:
-        """Logits and losses of one episode; the decoder runs in training only, and not with weight 0."""
-        support_features, query_features = self.read(episode)
-        support, support_differences = self.encode(support_features)  # [S, ...]
-        query, query_differences = self.encode(query_features)  # [Q, ...]
-        prototypes = support.map(lambda x: class_means(episode.group(x), episode.support_mask))
-        logits = self.logits(local(prototypes), local(query))
-        contrastive = self.contrastive_logits(prototypes, query)
-        class_logits = torch.cat([self.class_logits(support), self.class_logits(query)])  # [S + Q, N]
-        losses = {"ce": query_loss(logits, episode), "class": base_class_loss(class_logits, episode)}
-        losses |= {name: query_loss(values, episode) for name, values in contrastive.items()}
-        if self.training and self.weights["recons"]:
-            losses["recons"] = self.reconstruction_loss(episode, support_differences, query_differences)
-        return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits, **contrastive})
+    def reconstruct(self, features: Features, size: tuple[int, int]) -> Tensor | None:
+        """Decode the frame differences [V, T-1, 3, *size] of V videos; None where the decoder is not trained."""
+        if features.maps is None or not self.weights["recons"]:
+            return None
+        differences = self.motion.differences(features.maps)
+        decoded = self.decoder(rearrange(differences, "v t m h w -> (v t) m h w"), size)
+        return rearrange(full_precision(decoded), "(v t) c h w -> v t c h w", v=len(differences))
+
+
+class MotionEncoder(nn.Module):
+    """Differences of the maps of consecutive frames, and their tokens (section 3.3: motion autodecoder)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = max(channels // 8, LEAST_MOTION_CHANNELS)  # M
+        self.reduce = nn.Conv3d(channels, self.channels, 3, padding=1)
+        self.conv = nn.Conv2d(self.channels, self.channels, 3, padding=1)
+        self.up = nn.Conv2d(self.channels, channels, 1)
+
+    def differences(self, maps: Tensor) -> Tensor:
+        """[V, T, C, h, w] -> [V, T-1, M, h, w]: the later frame's maps, convolved, less the earlier ones."""
+        reduced = rearrange(self.reduce(rearrange(maps, "v t c h w -> v c t h w")), "v m t h w -> v t m h w")
+        later = reduced[:, 1:]
+        moved = self.conv(rearrange(later, "v t m h w -> (v t) m h w"))
+        differences: Tensor = rearrange(moved, "(v t) m h w -> v t m h w", t=later.shape[1]) - reduced[:, :-1]
+        return differences
+
+    def tokens(self, differences: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
+        """[V, T-1, M, h, w] -> [V, T-1, C]."""
+        maps = F.relu(self.up(rearrange(differences, "v t m h w -> (v t) m h w")))  # [V (T-1), C, h, w]
+        return rearrange(pool(maps), "(v t) c -> v t c", t=differences.shape[1])
+
+
+class MotionDecoder(nn.Module):
+    """Maps of motion -> the frame differences they stand for (section 3.3)."""
+
+    def __init__(self, inputs: int, *, memory_format: torch.memory_format = torch.contiguous_format) -> None:
+        super().__init__()
+        self.memory_format = memory_format
+        # 128, 32 and 16 in the reference; less where the maps of motion are narrower than any of its trunks'.
+        widths = (min(128, 2 * inputs), min(32, inputs), min(16, inputs // 2))
+        self.up1 = UpStage(inputs, widths[0])
+        self.up2 = UpStage(widths[0], widths[1])
+        self.up3 = UpStage(widths[1], widths[2])
+        self.out = nn.Conv2d(widths[2], 3, 1)
+
+    def forward(self, differences: Tensor, size: tuple[int, int]) -> Tensor:
+        """[N, M, h, w] -> [N, 3, *size]."""
+        heights, widths = (up_sizes(a, b) for a, b in zip(differences.shape[-2:], size, strict=True))
+        x = differences.contiguous(memory_format=self.memory_format)
+        x = self.up1(x, (heights[0], widths[0]))
+        x = self.up2(x, (heights[1], widths[1]))
+        out: Tensor = self.out(self.up3(x, size))
+        return out
+
+
+class UpStage(nn.Module):
+    """Bilinear up-sampling, convolution, norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """[N, inputs, h, w] -> [N, outputs, *size]."""
+        return F.relu(self.norm(self.conv(F.interpolate(x, size, mode="bilinear", align_corners=True))))
+
+
+def up_sizes(start: int, end: int) -> tuple[int, int]:
+    """Choose the sizes after the first two of three up-samplings from start to end: powers of two times start.
+
+    The factors are 2, 4, 4 from 7 to 224 as in the reference, and 2, 2, 2 from 8 to 64.
+    """
+    octaves = max(math.log2(end / start), 0.0)
+    # The small number keeps a third of a whole number of octaves from being rounded down by one.
+    first, second = (start * 2 ** math.floor(octaves * step / 3 + 1e-9) for step in (1, 2))
+    return first, second
+
+
+def summed_cosine_distance(query: Tensor, prototypes: Tensor) -> Tensor:
+    """[Q, n, C], [way, m, C] -> [Q, way]: sum of 1 - cosine over all pairs of tokens; n or m is 1."""
+    return (1 - token_cosine(query, prototypes)).sum(dim=(2, 3))
 
 
 def prepend(token: Tensor, tokens: Tensor) -> Tensor:
@@ -330,12 +325,12 @@ def prepend(token: Tensor, tokens: Tensor) -> Tensor:
 
 
 def local(embedding: Embedding) -> Embedding:
-    """An embedding without its global tokens."""
+    """Leave the global tokens out."""
     return embedding.map(lambda tokens: tokens[:, 1:].contiguous())
 
 
 def both(embedding: Embedding) -> tuple[Tensor, Tensor]:
-    """Tokens and motion tokens of an embedding; ConfigError where another method made it."""
+    """Split an embedding into its tokens and motion tokens; ConfigError where another method made it."""
     if embedding.motion is None:
         raise ConfigError("the embedding has no motion tokens; make it with the embed of a MoLo model")
     return embedding.tokens, embedding.motion

@@ -5,12 +5,12 @@ Where the paper and the published re-implementation (alibaba-mmai-research/MoLo)
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from einops import rearrange
 from torch import Tensor
 
-from fsar.matching import Alignment, check_smoothing, class_means, matched, otam, otam_both, token_cosine
+from fsar.matching import check_smoothing, class_means, otam, otam_both, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
@@ -19,9 +19,16 @@ from shards_spec.errors import choice
 class OTAM(FewShotMethod):
     """Frames in order: logits are minus the cost of aligning a query with the videos of a class.
 
-    There is nothing to learn after the trunk.  `smoothing` is the paper's lambda; `single_direction` leaves out
-    the support aligned over the query, which the code adds; `support_merge` says whether each video is aligned
-    and the costs are averaged ("video", the code), or the class means of the frames are aligned ("prototype").
+    There is nothing to learn after the trunk. The loss is the cross-entropy of the logits.
+
+    Args:
+        trunk: A trunk, by name or whole; None where episodes carry features.
+        channels: The width of features; only trunk=None needs it.
+        frames: Frames of a video, T.
+        smoothing: The paper's lambda.
+        single_direction: Leave out the support aligned over the query, which the code adds.
+        support_merge: Align each video and average the costs ("video", the code), or align the class
+            means of the frames ("prototype").
     """
 
     def __init__(
@@ -43,12 +50,8 @@ class OTAM(FewShotMethod):
         self.support_merge = support_merge
 
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, T, C]: the frames as they are."""
+        """Embed V videos: tokens [V, T, C], the frames as they are."""
         return Embedding(features.pooled)
-
-    def by_pairs(self, shot: int) -> bool:
-        """A query is compared with each video of a class, or with the only one."""
-        return shot == 1 or self.support_merge == "video"
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, T, C] and [Q, T, C] -> logits [Q, way]."""
@@ -61,15 +64,3 @@ class OTAM(FewShotMethod):
     def distances(self, query: Embedding, videos: Tensor) -> Tensor:
         """Queries [Q, T, C] and support videos [way, shot, T, C] -> distances of frames [Q, way * shot, T, T]."""
         return 1 - token_cosine(query.tokens, rearrange(videos, "way shot t c -> (way shot) t c"))
-
-    def alignment(
-        self,
-        query: Embedding,
-        support: Embedding,
-        *,
-        class_text: Tensor | None = None,  # noqa: ARG002
-    ) -> dict[str, Alignment]:
-        """The paths through frames of queries and of each support video, or of the class means."""
-        videos = support.tokens if self.support_merge == "video" else class_means(support.tokens)[:, None]
-        how: dict[str, Any] = {"single_direction": self.single_direction, "smoothing": self.smoothing}
-        return {"frames": matched(self.distances(query, videos), metric="otam", **how)}

@@ -1,4 +1,7 @@
-"""Prototypes of time-averaged features (Snell et al. 2017): blind to order, hence the control of other methods."""
+"""Prototypes of time-averaged features (Snell et al. 2017): blind to order, hence the control of other methods.
+
+The default is the TSN baseline of published code (alibaba-mmai-research/MoLo).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fsar.episode import Episode
-from fsar.matching import class_means, cosine, squared_distance, token_cosine
+from fsar.matching import class_means, cosine, full_precision, token_cosine
 from fsar.methods.base import (
     Embedding,
     FewShotMethod,
@@ -26,12 +29,21 @@ FIRST_SCALE = {"cosine": 10.0, "euclidean": 1.0}
 
 
 class Prototype(FewShotMethod):
-    """Logits: `temperature` times the similarity to a class.  loss = ce + classification_weight * class.
+    """Logits are `temperature` times the similarity of a query to a class.
 
-    By default the TSN baseline of published code (alibaba-mmai-research/MoLo), without anything to learn: the
-    mean of the cosines to each video of a class; between -1 and 1, they cannot be fitted with temperature=1.
-    support_merge="prototype" takes the cosine to the mean of a class; metric="euclidean" minus the squared
-    distance to it, whatever support_merge is.  With temperature=None, or 0, it is learned, from 10 (cosine) or 1.
+    loss = ce + classification_weight * class.
+
+    Args:
+        trunk: A trunk, by name or whole; None where episodes carry features.
+        channels: The width of features; only trunk=None needs it.
+        frames: Frames of a video, T.
+        num_classes: Rows of the auxiliary classifier.
+        metric: "cosine", or "euclidean": minus the squared distance to the mean of a class.
+        support_merge: For the cosine: the mean of the cosines to each video of a class ("video", the
+            code), or the cosine to their mean ("prototype").
+        temperature: A factor, or None (or 0) to learn it, from 10 for the cosine and from 1 otherwise.
+            At 1 cosines stay between -1 and 1 and cannot be fitted.
+        classification_weight: Weight of the auxiliary classifier's term; at 0 there is no classifier.
     """
 
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {"classifier": "classification_layer"}
@@ -61,12 +73,8 @@ class Prototype(FewShotMethod):
             self.classifier = nn.Linear(self.channels, num_classes)
 
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, C]: the mean over time."""
+        """Embed V videos: tokens [V, C], the mean over time."""
         return Embedding(features.pooled.mean(dim=1))
-
-    def by_pairs(self, shot: int) -> bool:
-        """A query is compared with each video of a class, or with the only one."""
-        return shot == 1 or self.support_merge == "video"
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, C] and [Q, C] -> logits [Q, way]."""
@@ -77,14 +85,6 @@ class Prototype(FewShotMethod):
         each = self.similarity(query.tokens, rearrange(support.tokens, "way shot c -> (way shot) c"))
         return scale * class_means(rearrange(each, "q (way shot) -> way shot q", way=way), mask).T
 
-    def similarity(self, query: Tensor, others: Tensor) -> Tensor:
-        """[Q, C], [n, C] -> [Q, n]; the cosine to single videos is the published code's, with 0.01 below."""
-        if self.metric == "euclidean":
-            return -squared_distance(query, others)
-        if self.support_merge == "prototype":
-            return cosine(query, others)
-        return token_cosine(query[:, None], others[:, None]).flatten(1)
-
     def forward(self, episode: Episode) -> Output:
         """Logits and losses of one episode."""
         support, query = (self.embed(features) for features in self.read(episode))
@@ -94,3 +94,17 @@ class Prototype(FewShotMethod):
             aux["class"] = self.classifier(torch.cat([support.tokens, query.tokens]))  # [S + Q, N]
             losses["class"] = base_class_loss(aux["class"], episode)
         return Output(logits, losses, weighted_sum(losses, self.weights), aux)
+
+    def similarity(self, query: Tensor, others: Tensor) -> Tensor:
+        """[Q, C], [n, C] -> [Q, n]; the cosine to single videos is the code's, with 0.01 in the denominator."""
+        if self.metric == "euclidean":
+            return -squared_distance(query, others)
+        if self.support_merge == "prototype":
+            return cosine(query, others)
+        return token_cosine(query[:, None], others[:, None]).flatten(1)
+
+
+def squared_distance(query: Tensor, prototypes: Tensor) -> Tensor:
+    """[Q, C], [way, C] -> squared Euclidean distance [Q, way]."""
+    difference = full_precision(query)[:, None] - full_precision(prototypes)[None]  # [Q, way, C]
+    return difference.square().sum(dim=-1)

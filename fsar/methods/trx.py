@@ -1,8 +1,11 @@
 """TRX: temporal-relational cross-transformers (Perrett et al., CVPR 2021, arXiv 2101.06184).
 
-A map of a tuple of frames is the sum of maps of its frames, one for each place in the tuple; so each frame is
-projected once a place, and not once for each of the 84 tuples that 8 frames have.  Products of tuples likewise
-are sums of products of frames, so that no tuple is ever formed.
+A query is represented by the tuples of its frames, in time order. For each tuple the tuples of a class,
+weighted by attention, give a prototype of its own; the distance to it is the tuple's answer.
+
+The published code (tobyperrett/trx) forms every tuple. Here none is formed: a linear map of a tuple is
+a sum of maps of its frames, one for each place in the tuple. So each frame is projected once a place,
+and not once for each of the 84 tuples that 8 frames have. Products of tuples are sums of products of frames.
 """
 
 from __future__ import annotations
@@ -24,116 +27,18 @@ from shards_spec.errors import ConfigError
 POSITION_WEIGHT = 0.1
 
 
-def sine_table(rows: int, channels: int) -> Tensor:
-    """Table [rows, channels]: the sine and cosine of p / 10000^(2i/channels) at columns 2i and 2i + 1."""
-    position = torch.arange(rows, dtype=torch.float64)[:, None]
-    pair = torch.arange(channels, dtype=torch.float64).div(2, rounding_mode="floor")
-    angle = position / 10000 ** (2 * pair / channels)  # [rows, channels]
-    return torch.where(torch.arange(channels) % 2 == 0, angle.sin(), angle.cos()).float()
-
-
-class TupleAttention(nn.Module):
-    """Attention of a query's tuples of `size` frames, in time order, over those of a class."""
-
-    positions: Tensor
-    tuples: Tensor
-
-    def __init__(self, channels: int, *, size: int, frames: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.size, self.width, self.frames = size, width, frames
-        self.k_linear = nn.Linear(size * channels, width)
-        self.v_linear = nn.Linear(size * channels, width)
-        self.norm_k = nn.LayerNorm(width)
-        # In published state dicts, read by nothing: without a gradient no optimiser sees it.
-        self.norm_v = nn.LayerNorm(width).requires_grad_(requires_grad=False)
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("positions", POSITION_WEIGHT * sine_table(frames, channels), persistent=False)
-        self.register_buffer("tuples", incidence(frames, size).float(), persistent=False)
-
-    def project(self, frames: Tensor) -> Tensor:
-        """[V, T, C] -> [V, 2 * r, width]: what frames add to keys (less their mean), then to values, at each place.
-
-        r = size * (T - size + 1), place by place: the first frame can have the first place only, and so on.
-        """
-        steps, channels = frames.shape[1:]
-        if steps < self.size:
-            raise ConfigError(f"TRX cannot make tuples of {self.size} of {steps} frames; give more, or set tuple_sizes")
-        if steps > len(self.positions):
-            self.positions = POSITION_WEIGHT * sine_table(steps, channels).to(self.positions)
-        coded = self.dropout(frames + self.positions[:steps])
-        parts = []
-        for linear in (self.k_linear, self.v_linear):
-            for place, weight in enumerate(torch.split(linear.weight, channels, dim=1)):
-                able = coded[:, place : steps - (self.size - 1 - place)]  # the others of the tuple stand on either side
-                part = full_precision(F.linear(able, weight, None if place else linear.bias))
-                parts.append(part - part.mean(dim=-1, keepdim=True) if linear is self.k_linear else part)
-        return torch.cat(parts, dim=1)
-
-    def forward(self, support: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
-        """Projected frames [way, shot, 2 * r, width] and [Q, 2 * p, width] -> logits [Q, way].
-
-        A query is compared with the class as its own tuples see it: minus the squared distance of the values,
-        mean over tuples.
-        """
-        keys, values = full_precision(support).chunk(2, dim=-2)  # [way, shot, r, width]
-        query_keys, query_values = full_precision(query).chunk(2, dim=-2)  # [Q, p, width]
-        own, theirs = (self.incidence(each.shape[-2]).to(keys) for each in (keys, query_keys))  # [m, r], [n, p]
-        with torch.autocast(keys.device.type, enabled=False):
-            scores = self.scores(query_keys, keys, theirs, own)  # [Q, way, n, shot, m]
-            if mask is not None:
-                padding = mask.to(scores.device).logical_not()
-                scores = scores.masked_fill(rearrange(padding, "w s -> 1 w 1 s 1"), -torch.inf)
-                values = values.masked_fill(rearrange(padding, "w s -> w s 1 1"), 0)
-            weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
-            shares = (weights @ own).flatten(-2)  # [Q, way, n, shot * r]
-            return -self.distances(query_values, values, theirs, shares).mean(dim=-1)
-
-    def incidence(self, rows: int) -> Tensor:
-        """[n, rows]: the table of tuples of T frames; of the usual number it is on the device already."""
-        steps = rows // self.size + self.size - 1
-        return self.tuples if steps == self.frames else incidence(steps, self.size)
-
-    def scores(self, query: Tensor, keys: Tensor, theirs: Tensor, own: Tensor) -> Tensor:
-        """Centred keys [Q, p, width] and [way, shot, r, width] of frames -> scores [Q, way, n, shot, m] of tuples.
-
-        These are products of LayerNorms, without what all tuples of the support have in common.
-        """
-        spread, query_spread = (self.spread(each, part) for each, part in ((keys, own), (query, theirs)))
-        gain, shift = self.norm_k.weight, self.norm_k.bias
-        products = torch.einsum("q p d, w s r d -> q p w s r", query, keys * gain.square())
-        products = torch.einsum("n p, q p w s r, m r -> q n w s m", theirs, products, own)
-        shifted = (keys @ (gain * shift)) @ own.T  # [way, shot, m]
-        scores = (products / query_spread[..., None, None, None] + shifted) / (spread * math.sqrt(self.width))
-        return rearrange(scores, "q n w s m -> q w n s m")
-
-    def spread(self, centred: Tensor, tuples: Tensor) -> Tensor:
-        """Centred keys [..., r, width] and incidence [m, r] -> what LayerNorm divides each tuple by [..., m]."""
-        return (squared_lengths(centred, tuples) / self.width + self.norm_k.eps).clamp(min=self.norm_k.eps).sqrt()
-
-    def distances(self, query: Tensor, values: Tensor, theirs: Tensor, shares: Tensor) -> Tensor:
-        """Squared distance [Q, way, n] of a query's tuples to the sums that the shares [Q, way, n, shot * r] say."""
-        centre = reduce(values.detach(), "w s (place t) d -> place 1 d", "mean", place=self.size)
-        # What is common to all frames at a place cancels, and is large beside the distance.
-        query, values = (
-            rearrange(rearrange(each, "... (place t) d -> ... place t d", place=self.size) - centre, pattern)
-            for each, pattern in ((query, "q place t d -> q (place t) d"), (values, "w s place t d -> w (s place t) d"))
-        )
-        products = theirs @ torch.einsum("q p d, w r d -> q w p r", query, values)  # [Q, way, n, shot * r]
-        between = (products * shares).sum(dim=-1)
-        return squared_lengths(query, theirs)[:, None] - 2 * between + squared_lengths(values, shares)
-
-
-def incidence(steps: int, size: int) -> Tensor:
-    """[n, size * (T - size + 1)]: 1 where an ordered tuple has a frame at a place, tuples in lexicographic order."""
-    tuples = torch.tensor(list(combinations(range(steps), size)), dtype=torch.int64).reshape(-1, size)
-    able = steps - size + 1  # frames that can have a place, of which the first is the place's own number
-    return F.one_hot(tuples - torch.arange(size), able).flatten(1) if able > 0 else tuples.new_zeros(0, 0)
-
-
 class TRX(FewShotMethod):
     """Tuples of a query's frames against those of all videos of a class; logits are the mean over tuple sizes.
 
-    `width` is that of keys and values.  The squared distance grows with the scale of the features.
+    The loss is the cross-entropy of the logits. The squared distance grows with the scale of the features.
+
+    Args:
+        trunk: A trunk, by name or whole; None where episodes carry features.
+        channels: The width of features; only trunk=None needs it.
+        frames: Frames of a video, T.
+        tuple_sizes: Frames of a tuple, for each kind of tuple.
+        width: The width of keys and values.
+        dropout: Drop out where the code does.
     """
 
     def __init__(
@@ -155,18 +60,9 @@ class TRX(FewShotMethod):
             for size in sizes
         )
 
-    @property
-    def parts(self) -> list[TupleAttention]:
-        """The module of each tuple size."""
-        return cast("list[TupleAttention]", list(self.transformers))
-
     def embed(self, features: Features) -> Embedding:
-        """Features of V videos -> tokens [V, n, width]: the projections of the frames for one size after another."""
+        """Embed V videos: tokens [V, n, width], the projections of the frames for one size after another."""
         return Embedding(torch.cat([part.project(features.pooled) for part in self.parts], dim=1))
-
-    def by_pairs(self, shot: int) -> bool:
-        """A query and one video of a class are all that a logit depends on."""
-        return shot == 1
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
         """Embeddings [way, shot, n, width] and [Q, n, width] -> logits [Q, way]."""
@@ -174,8 +70,142 @@ class TRX(FewShotMethod):
         logits = [part(*projected, mask) for part, *projected in zip(self.parts, own, other, strict=True)]
         return torch.stack(logits).mean(dim=0)
 
+    @property
+    def parts(self) -> list[TupleAttention]:
+        """The module of each tuple size."""
+        return cast("list[TupleAttention]", list(self.transformers))
+
     def rows(self, count: int) -> list[int]:
-        """How many of an embedding's tokens are of each tuple size."""
+        """Count the tokens of each tuple size in an embedding of `count` tokens."""
         sizes = [part.size for part in self.parts]
         steps = (count // 2 + sum(size * (size - 1) for size in sizes)) // sum(sizes)
         return [2 * size * (steps - size + 1) for size in sizes]
+
+
+class TupleAttention(nn.Module):
+    """Attention of a query's tuples of `size` frames, in time order, over those of a class.
+
+    A row of the incidence table [n, r] is a tuple, a column is a frame at a place: the table turns
+    numbers of frames at places into numbers of tuples.
+    """
+
+    positions: Tensor
+    tuples: Tensor
+
+    def __init__(self, channels: int, *, size: int, frames: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.size, self.width, self.frames = size, width, frames
+        self.k_linear = nn.Linear(size * channels, width)
+        self.v_linear = nn.Linear(size * channels, width)
+        self.norm_k = nn.LayerNorm(width)
+        # Published state dicts have it and nothing reads it; without a gradient no optimiser changes it.
+        self.norm_v = nn.LayerNorm(width).requires_grad_(requires_grad=False)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("positions", POSITION_WEIGHT * sine_table(frames, channels), persistent=False)
+        self.register_buffer("tuples", incidence(frames, size).float(), persistent=False)
+
+    def forward(self, support: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
+        """Projected frames [way, shot, 2 * r, width] and [Q, 2 * p, width] -> logits [Q, way].
+
+        Each tuple of a query attends to the tuples of a class. The logit is minus the squared distance
+        of its value to what it attends to, mean over the query's tuples.
+        """
+        keys, values = full_precision(support).chunk(2, dim=-2)  # [way, shot, r, width]
+        query_keys, query_values = full_precision(query).chunk(2, dim=-2)  # [Q, p, width]
+        own, theirs = (self.incidence(each.shape[-2]).to(keys) for each in (keys, query_keys))  # [m, r], [n, p]
+        with torch.autocast(keys.device.type, enabled=False):
+            scores = self.scores(query_keys, keys, theirs, own)  # [Q, way, n, shot, m]
+            if mask is not None:
+                padding = mask.to(scores.device).logical_not()
+                scores = scores.masked_fill(rearrange(padding, "w s -> 1 w 1 s 1"), -torch.inf)
+                values = values.masked_fill(rearrange(padding, "w s -> w s 1 1"), 0)
+            weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
+            shares = (weights @ own).flatten(-2)  # [Q, way, n, shot * r]
+            return -self.distances(query_values, values, theirs, shares).mean(dim=-1)
+
+    def project(self, frames: Tensor) -> Tensor:
+        """Project frames [V, T, C] to [V, 2 * r, width]: their parts of keys at each place, then of values.
+
+        r = size * (T - size + 1), place by place: the first frame can have only the first place, and so on.
+        The mean is taken from the parts of keys, as the LayerNorm of a tuple would.
+        """
+        steps, channels = frames.shape[1:]
+        if steps < self.size:
+            raise ConfigError(f"TRX cannot make tuples of {self.size} of {steps} frames; give more, or set tuple_sizes")
+        if steps > len(self.positions):
+            self.positions = POSITION_WEIGHT * sine_table(steps, channels).to(self.positions)
+        coded = self.dropout(frames + self.positions[:steps])
+        parts = []
+        for linear in (self.k_linear, self.v_linear):
+            for place, weight in enumerate(torch.split(linear.weight, channels, dim=1)):
+                able = coded[:, place : steps - (self.size - 1 - place)]  # room for the tuple's other frames
+                part = full_precision(F.linear(able, weight, None if place else linear.bias))
+                parts.append(part - part.mean(dim=-1, keepdim=True) if linear is self.k_linear else part)
+        return torch.cat(parts, dim=1)
+
+    def incidence(self, rows: int) -> Tensor:
+        """Return the table [n, rows] of the tuples of T frames; for the usual T it is on the device already."""
+        steps = rows // self.size + self.size - 1
+        return self.tuples if steps == self.frames else incidence(steps, self.size)
+
+    def scores(self, query: Tensor, keys: Tensor, theirs: Tensor, own: Tensor) -> Tensor:
+        """Score tuples of queries against tuples of the support: [Q, way, n, shot, m].
+
+        A score is the product of two LayerNorms of keys. Terms that are the same for all tuples of the
+        support are left out, since the softmax over these tuples does not change by them.
+
+        Args:
+            query: Centred keys of frames [Q, p, width].
+            keys: Centred keys of frames [way, shot, r, width].
+            theirs: Incidence of the query's tuples [n, p].
+            own: Incidence of the support's tuples [m, r].
+        """
+        spread, query_spread = (self.spread(each, part) for each, part in ((keys, own), (query, theirs)))
+        gain, shift = self.norm_k.weight, self.norm_k.bias
+        products = torch.einsum("q p d, w s r d -> q p w s r", query, keys * gain.square())
+        products = torch.einsum("n p, q p w s r, m r -> q n w s m", theirs, products, own)
+        shifted = (keys @ (gain * shift)) @ own.T  # [way, shot, m]
+        scores = (products / query_spread[..., None, None, None] + shifted) / (spread * math.sqrt(self.width))
+        return rearrange(scores, "q n w s m -> q w n s m")
+
+    def spread(self, centred: Tensor, tuples: Tensor) -> Tensor:
+        """Centred keys [..., r, width] and incidence [m, r] -> LayerNorm's divisor [..., m] of each tuple."""
+        return (squared_lengths(centred, tuples) / self.width + self.norm_k.eps).clamp(min=self.norm_k.eps).sqrt()
+
+    def distances(self, query: Tensor, values: Tensor, theirs: Tensor, shares: Tensor) -> Tensor:
+        """Squared distance [Q, way, n] of a query's tuples to sums of the class's values, weighted by `shares`.
+
+        Args:
+            query: Values of frames [Q, p, width].
+            values: [way, shot, r, width].
+            theirs: Incidence of the query's tuples [n, p].
+            shares: [Q, way, n, shot * r].
+        """
+        centre = reduce(values.detach(), "w s (place t) d -> place 1 d", "mean", place=self.size)
+        # The mean of all frames at a place cancels in the difference. It may be far larger than the
+        # distance, which would lose its last digits to it.
+        query, values = (
+            rearrange(rearrange(each, "... (place t) d -> ... place t d", place=self.size) - centre, pattern)
+            for each, pattern in ((query, "q place t d -> q (place t) d"), (values, "w s place t d -> w (s place t) d"))
+        )
+        products = theirs @ torch.einsum("q p d, w r d -> q w p r", query, values)  # [Q, way, n, shot * r]
+        between = (products * shares).sum(dim=-1)
+        return squared_lengths(query, theirs)[:, None] - 2 * between + squared_lengths(values, shares)
+
+
+def incidence(steps: int, size: int) -> Tensor:
+    """Make the table [n, size * (T - size + 1)]: 1 where an ordered tuple has a frame at a place.
+
+    Tuples are in lexicographic order, as in the published code.
+    """
+    tuples = torch.tensor(list(combinations(range(steps), size)), dtype=torch.int64).reshape(-1, size)
+    able = steps - size + 1  # frames that can have a place, of which the first is the place's own number
+    return F.one_hot(tuples - torch.arange(size), able).flatten(1) if able > 0 else tuples.new_zeros(0, 0)
+
+
+def sine_table(rows: int, channels: int) -> Tensor:
+    """Compute the table [rows, channels]: sine and cosine of p / 10000^(2i/channels) at columns 2i and 2i + 1."""
+    position = torch.arange(rows, dtype=torch.float64)[:, None]
+    pair = torch.arange(channels, dtype=torch.float64).div(2, rounding_mode="floor")
+    angle = position / 10000 ** (2 * pair / channels)  # [rows, channels]
+    return torch.where(torch.arange(channels) % 2 == 0, angle.sin(), angle.cos()).float()

@@ -17,6 +17,7 @@ from fsar.evaluation.embeddings import clips_of
 from fsar.loader import EpisodeLoader
 from fsar.matching import Alignment, Pair
 from fsar.methods import FewShotMethod
+from fsar.report.alignment import align, reconstruct
 from fsar.report.pictures import (
     brightened,
     brightening,
@@ -225,7 +226,7 @@ def _query_example(
         other=pictures.compared_class(1, logits[places[1]], alignments),
         decoded=motion,
         error=error,
-        unlabelled=model.reads_unlabelled and len(plan.unlabelled_rows) > 0,
+        unlabelled="unlabelled" in model.reads and len(plan.unlabelled_rows) > 0,
     )
 
 
@@ -239,12 +240,12 @@ def _compare(model: FewShotMethod, episode: Episode) -> tuple[list[float], dict[
     size = (episode.query.shape[-2], episode.query.shape[-1])
     of_support, of_query = model.read(episode)
     support, query = model.embed(of_support).map(episode.group), model.embed(of_query)
-    unlabelled = model.read_unlabelled(episode) if model.reads_unlabelled else None
-    text = episode.class_text if model.reads_class_text else None
+    unlabelled = model.read_unlabelled(episode) if "unlabelled" in model.reads else None
+    text = episode.class_text if "class_text" in model.reads else None
     more = None if unlabelled is None else model.embed(unlabelled)
     logits = model.match(support, query, class_text=text, unlabelled=more)
-    decoded = model.reconstruct(of_query, size)
-    alignments = model.alignment(query, support, class_text=text)
+    decoded = reconstruct(model, of_query, size)
+    alignments = align(model, query, support, class_text=text)
     return logits[0].tolist(), alignments, None if decoded is None else decoded[0]
 
 

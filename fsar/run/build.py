@@ -55,8 +55,8 @@ def takes_unlabelled(config: RunConfig) -> bool:
 
 def check_unlabelled(config: RunConfig) -> None:
     """Refuse unlabelled videos for a method that does not read them: ConfigError."""
-    if takes_unlabelled(config) and not find_method(config.method).reads_unlabelled:
-        readers = ", ".join(name for name, method in METHODS.items() if method.reads_unlabelled)
+    if takes_unlabelled(config) and "unlabelled" not in find_method(config.method).reads:
+        readers = ", ".join(name for name, method in METHODS.items() if "unlabelled" in method.reads)
         raise ConfigError(
             f"{config.method} reads no unlabelled videos: set unlabelled_per_class and distractor_classes to 0, "
             f"or choose a method that does ({readers})"
@@ -121,7 +121,7 @@ def class_text_of(config: RunConfig) -> ClassText | None:
         if config.options.get("inference", "visual") != "visual":
             raise ConfigError(f'inference = "{config.options["inference"]}" needs texts: give --class-text FILE')
         return None
-    if not find_method(config.method).reads_class_text:
+    if "class_text" not in find_method(config.method).reads:
         raise ConfigError(f"{config.method} reads no texts of classes: leave class_text out")
     return read_class_text(Path(config.class_text))
 

@@ -69,7 +69,7 @@ class CachedEpisodes:
         self.loader, self.views = loader, views
         self._mean, self._std = model.trunk.mean, model.trunk.std
         self._videos = loader.stream.drawn_videos()
-        kinds = ["maps" if model.reads_maps else "pooled", *(["images"] if model.reads_images else [])]
+        kinds = ["maps" if "maps" in model.reads else "pooled", *(["images"] if "images" in model.reads else [])]
         numbers = number_views(self._videos, views)
         facts = view_facts(loader, precision) | {
             "trunk": model_sha256(model.trunk),

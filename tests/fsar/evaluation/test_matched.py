@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from fsar.evaluation import logits as matched
-from fsar.evaluation.logits import EpisodeVideos, Matching, episode_logits, table_pays
+from fsar.evaluation.logits import EpisodeVideos, Matching, by_pairs, episode_logits, table_pays
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
-from fsar.methods.hyrsm import HyRSM
 from fsar.trunks import Features
 from pipelines.episodes.stream import Chosen
 
@@ -31,7 +30,7 @@ every = pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.fixture
 def batching(monkeypatch):
     """Every method matches many episodes at a time, as on a GPU."""
-    monkeypatch.setattr(HyRSM, "batches_on_cpu", True)
+    monkeypatch.setattr(matched, "ALONE_ON_CPU", ())
 
 
 def model_and_embedding(name: str, options: dict) -> tuple[FewShotMethod, Embedding]:
@@ -67,7 +66,7 @@ def one_by_one(
             model.match(
                 pick(episodes.support[n]),
                 pick(episodes.query[n]),
-                class_text=texts[torch.from_numpy(episodes.classes[n])] if model.reads_class_text else None,
+                class_text=texts[torch.from_numpy(episodes.classes[n])] if "class_text" in model.reads else None,
                 unlabelled=pick(episodes.unlabelled[n]) if episodes.unlabelled.size else None,
             )
             for n in range(len(episodes))
@@ -81,10 +80,10 @@ def test_both_ways_give_the_logits_of_one_episode_at_a_time(name, options, shot)
     model, embedding = model_and_embedding(name, options)
     texts, episodes = torch.randn(6, CHANNELS), drawn(7, shot=shot)
     expected = one_by_one(model, embedding, episodes, texts)
-    matching = Matching(model, embedding, texts.__getitem__ if model.reads_class_text else None, "fp32")
+    matching = Matching(model, embedding, texts.__getitem__ if "class_text" in model.reads else None, "fp32")
     batched = torch.cat(list(matching.in_batches(episodes)))
     torch.testing.assert_close(batched, expected, rtol=1e-4, atol=1e-4)
-    if model.by_pairs(shot):
+    if by_pairs(model, shot):
         looked_up = torch.cat(list(matching.from_table(episodes)))
         torch.testing.assert_close(looked_up, expected, rtol=1e-4, atol=1e-4)
 
@@ -94,7 +93,7 @@ def test_what_is_said_to_need_pairs_alone_needs_them_alone(name, options):
     """A logit changes with no other class, and is the mean over the class's videos."""
     model, embedding = model_and_embedding(name, options)
     own, others = drawn(1, shot=2), torch.randn(6, CHANNELS)
-    if not model.by_pairs(2):
+    if not by_pairs(model, 2):
         return
     logits = one_by_one(model, embedding, own, others)
     single = [one_by_one(model, embedding, EpisodeVideos(*part), others) for part in _shots(own)]

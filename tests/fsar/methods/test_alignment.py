@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fsar.matching import Alignment, matched, otam, path_weights
+from fsar.matching import Alignment, matched, otam, path_weights, token_cosine
 from fsar.methods import METHODS, Embedding, create_method
+from fsar.methods.otam import OTAM
+from fsar.report.alignment import align, reconstruct
 from fsar.trunks import Features
 
 DISTANCE = torch.tensor([[0.1, 0.9, 0.8], [0.7, 0.2, 0.9], [0.6, 0.3, 0.5]])  # query frames down, support across
@@ -64,7 +66,7 @@ def test_hausdorff_logits_are_sums_over_the_pairs(shot: int) -> None:
         model = create_method(name, trunk=None, channels=16, frames=4, num_classes=3).eval()
         with torch.no_grad():
             query, support = embedded(model, shot=shot)
-            logits, found = model.match(support, query), model.alignment(query, support)
+            logits, found = model.match(support, query), align(model, query, support)
         costs = {
             name: ((each.of_query + each.of_support) * (1 - each.similarity)).sum(dim=(-2, -1))
             for name, each in found.items()
@@ -80,7 +82,7 @@ def test_every_method_says_what_it_aligns() -> None:
         model = create_method(name, trunk=None, channels=16, frames=4).eval()
         with torch.no_grad():
             query, support = embedded(model, shot=2)
-            kinds[name] = model.alignment(query, support)
+            kinds[name] = align(model, query, support)
         for each in kinds[name].values():
             assert each.total.shape == each.similarity.shape[:2]
     assert {name: list(each) for name, each in kinds.items()} == {
@@ -96,8 +98,22 @@ def test_every_method_says_what_it_aligns() -> None:
 def test_the_decoder_is_looked_at_where_it_is_trained() -> None:
     features = random_features(2, seed=3)
     model = create_method("molo", trunk=None, channels=16, frames=4)
-    assert model.reconstruct(features, (32, 32)).shape == (2, 3, 3, 32, 32)
-    assert (
-        create_method("molo", trunk=None, channels=16, frames=4, recons_weight=0).reconstruct(features, (8, 8)) is None
-    )
-    assert create_method("otam", trunk=None, channels=16, frames=4).reconstruct(features, (8, 8)) is None
+    assert reconstruct(model, features, (32, 32)).shape == (2, 3, 3, 32, 32)
+    untrained = create_method("molo", trunk=None, channels=16, frames=4, recons_weight=0)
+    assert reconstruct(untrained, features, (8, 8)) is None
+    assert reconstruct(create_method("otam", trunk=None, channels=16, frames=4), features, (8, 8)) is None
+
+
+def test_a_method_of_ones_own_says_what_it_aligns() -> None:
+    class Own(OTAM):
+        """One of its own, and one that inherits."""
+
+    class Inherits(Own):
+        """Nothing of its own."""
+
+    @align.register(Own)
+    def _(_model: Own, query: Embedding, support: Embedding, **_: torch.Tensor | None) -> dict[str, Alignment]:
+        return {"own": matched(1 - token_cosine(query.tokens, support.tokens.flatten(0, 1)))}
+
+    for kind in (Own, Inherits):
+        assert list(align(kind(trunk=None, channels=16, frames=4), *embedded(kind(trunk=None, channels=16)))) == ["own"]

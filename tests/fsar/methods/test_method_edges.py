@@ -125,7 +125,7 @@ def test_support_and_query_of_unequal_length(name, options):
 
 def embed(model, name, *shape, frames) -> Embedding:
     values = videos(name, *shape, frames=frames).flatten(0, len(shape) - 1)
-    return model.embed(model._given(values)).map(lambda x: x.unflatten(0, shape))
+    return model.embed(model._stored(values)).map(lambda x: x.unflatten(0, shape))
 
 
 @every

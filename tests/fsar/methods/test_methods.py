@@ -294,8 +294,8 @@ class Reader(FewShotMethod):
 
 @pytest.mark.parametrize(("texts", "unlabelled"), [(True, True), (True, False), (False, True), (False, False)])
 def test_a_method_of_ones_own_gets_what_it_says_it_reads(monkeypatch, texts, unlabelled):
-    monkeypatch.setattr(Reader, "reads_class_text", texts)
-    monkeypatch.setattr(Reader, "reads_unlabelled", unlabelled)
+    reads = {"class_text": texts, "unlabelled": unlabelled}
+    monkeypatch.setattr(Reader, "reads", {name for name, read in reads.items() if read})
     model = Reader("tiny", channels=None, frames=4).eval()
     episode = make_episode(class_text=torch.randn(3, 5), unlabelled=torch.randn(2, 4, 3, 32, 32))
     model(episode)

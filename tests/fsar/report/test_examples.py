@@ -56,7 +56,7 @@ def scores(model: FewShotMethod, loader: EpisodeLoader, *, shuffled: bool) -> to
     model.eval()
     if loader.draws_each_time:
         return torch.stack([model(episode).logits for episode in loader.episodes(0, 6)])
-    rows = EpisodeVideos.of([loader.stream.choose(n) for n in range(6)], unlabelled=model.reads_unlabelled)
+    rows = EpisodeVideos.of([loader.stream.choose(n) for n in range(6)], unlabelled="unlabelled" in model.reads)
     videos = rows.videos()
     embedding = embed_rows(loader, model, videos, shuffled=shuffled)
     return torch.cat(list(episode_logits(model, embedding, places_in_embedding(loader, rows, videos))))

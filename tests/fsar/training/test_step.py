@@ -81,7 +81,7 @@ def test_matching_losses_and_gradients_are_float32_in_bfloat16(name):
         embedding = model.eval().embed(model.trunk(episode.query))
         support = embedding.map(lambda x: x[:3, None].float())
         query = embedding.map(lambda x: x.float())
-        reads = {"class_text": torch.zeros(3, model.channels)} if model.reads_class_text else {}
+        reads = {"class_text": torch.zeros(3, model.channels)} if "class_text" in model.reads else {}
         logits = model.match(support, query, **reads)
     assert {output.logits.dtype, logits.dtype, *(term.dtype for term in output.losses.values())} == {torch.float32}
     step = TrainingStep(make_model(name), precision="bf16")
