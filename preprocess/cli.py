@@ -70,7 +70,7 @@ _common = _add([
     click.option("--codec", type=click.Choice(list(CODECS)), default=Settings.codec, show_default=True,
                  help="Of the frames; raw: ten times the bytes and nothing to decode, for sets that fit memory."),
     click.option("--motion", default=",".join(Settings.motion), show_default=True,
-                 help="Stored motion, comma-separated; none for frames alone. diff, flow: between neighbouring "
+                 help="Stored motion, comma-separated; none for frames only. diff, flow: between neighbouring "
                       "frames; flow8g2, ...: flow from every 2nd frame to the 8th after it, with motion scores "
                       "(MSCL)."),
     click.option("--flow-estimator", metavar="MODULE:FUNCTION",
@@ -81,7 +81,7 @@ _common = _add([
                  help="Processes."),
     click.option("--executor", type=click.Choice(list(EXECUTORS)), default=Settings.executor, show_default=True,
                  help="Who makes shards: --workers processes of this machine, or every CPU of a Ray cluster."),
-    click.option("--part", metavar="I/N", help="Make part I of N alone, one job of an array; then --join."),
+    click.option("--part", metavar="I/N", help="Make only part I of N, one job of an array; then --join."),
     click.option("--join", is_flag=True, help="Make one shard set of the parts, when all are there."),
     click.option("--rows-per-shard", type=click.IntRange(0), default=Settings.rows_per_shard, show_default=True,
                  help="Videos of a shard, which one process makes; 0: as an old set has it, in a new one 64, or "
@@ -213,7 +213,7 @@ def ssv2(
 @_lists
 @_common
 def epic(videos: Path, splits: Path | None, *, links: bool, **options: Any) -> None:  # noqa: ANN401
-    """EPIC-Kitchens: <recording>_<n>.MP4, those that the lists of --splits name; 256x320 unless --size is given."""
+    """EPIC-Kitchens: <recording>_<n>.MP4 that --splits lists; 256x320 unless --size is given."""
     if options["size"] is None and options["profile"] == "square256":
         options["size"] = EPIC_SIZE
     _run(epic_catalogue(videos, splits=splits, links=links), **options)
@@ -225,7 +225,7 @@ def epic(videos: Path, splits: Path | None, *, links: bool, **options: Any) -> N
 @click.option("--per-class", type=click.IntRange(1), default=24, show_default=True, help="Videos a class.")
 @_common
 def synthetic(videos: Path | None, seed: int, per_class: int, **options: Any) -> None:  # noqa: ANN401
-    """Generated videos in which only motion tells the class; written as .mp4 files first, then decoded."""
+    """Generated videos in which only motion tells the class; written as .mp4, then decoded."""
     videos = videos or options["out"] / "videos"
     options["size"] = options["size"] or SYNTHETIC_SIZE
     written, repeat = per_class, 1
@@ -252,7 +252,7 @@ def _one_part_at_a_time(videos: Path) -> Iterator[None]:
 
 
 def _synthetic_catalogue(videos: Path, repeat: int) -> Catalogue:
-    """Return the catalogue of the written videos, each `repeat` times, with the splits of their kinds."""
+    """Return the catalogue of the written videos, each `repeat` times, with their splits."""
     catalogue = folder_catalogue(videos, name="synthetic")
     splits = {name: Split(classes) for name, classes in synthetic_videos.splits().items()}
     dataset = Dataset("synthetic", catalogue.dataset.classes, splits)
@@ -260,7 +260,7 @@ def _synthetic_catalogue(videos: Path, repeat: int) -> Catalogue:
 
 
 def _take_classes(options: dict[str, Any]) -> dict[str, list[str]]:
-    """Take the class lists out of the options; return class names by split, of the lists that there are."""
+    """Take the class lists out of the options; return class names by split."""
     lists = {split: options.pop(f"{split}_classes") for split in NAMES}
     return {split: read_class_list(text) for split, text in lists.items() if text}
 
@@ -312,7 +312,7 @@ def _part(text: str | None, *, join: bool, retry_failed: bool) -> Part | None:
     if text and join:
         raise ConfigError("--part makes a part and --join joins all of them: give one of the two")
     if join and retry_failed:
-        raise ConfigError("--join makes nothing: give --retry-failed with --part, to each part, then --join alone")
+        raise ConfigError("--join makes nothing: give --retry-failed with --part, to each part, then --join by itself")
     return Part.parse(text) if text else None
 
 

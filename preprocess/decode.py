@@ -1,6 +1,7 @@
 """Decode one video file into YUV planes, by one ffmpeg process that opens nothing else.
 
-What the container says of its own completeness is read too: a file cut short is found where decoders stay silent.
+Why one process a video: a video that makes the decoder crash, hang or fill memory takes only its
+own decoder with it. A start costs some 60 ms, which `workers.job` hides.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
 import cv2
 import ffmpeg
@@ -25,98 +26,61 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocess.containers import missing_bytes
 from shards_spec import FsarError
 from shards_spec.schema import Reason, printable
 
-UNKNOWN_RIFF_SIZES = {0, 0xFFFFFFFF}  # written by encoders that could not seek back
-
-
-def missing_bytes(path: Path) -> int:
-    """Bytes that the container declares beyond the end of the file; 0 where it is whole or does not say.
-
-    AVI declares the size of its RIFF chunks, MP4 and MOV that of their boxes. Matroska, MPEG-TS and
-    others declare nothing that can be relied on: for them only the decoder's own errors count.
-    """
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-            end = _end_of_riff(file, total)
-        elif head[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"}:
-            end = _end_of_boxes(file, total)
-        else:
-            end = total
-    return max(0, end - total)
-
-
-def _end_of_riff(file: BinaryIO, total: int) -> int:
-    """Where the last RIFF chunk (AVI, then AVIX for files over 1 GB) should end."""
-    position: int = 0
-    while position + 8 <= total:
-        file.seek(position)
-        name, size = file.read(4), int.from_bytes(file.read(4), "little")
-        if name != b"RIFF" or size in UNKNOWN_RIFF_SIZES:
-            break
-        position += 8 + size + size % 2
-        if position - size % 2 > total:
-            return position - size % 2
-    return min(position, total)
-
-
-def _end_of_boxes(file: BinaryIO, total: int) -> int:
-    """Where the last box of the top level should end."""
-    position = 0
-    while position + 8 <= total:
-        file.seek(position)
-        head = file.read(8)
-        size = int.from_bytes(head[:4], "big")
-        if not head[4:].isalnum():  # no box: something that was appended
-            return total
-        if size == 1:  # a 64-bit size follows
-            large = file.read(8)
-            size = int.from_bytes(large, "big") if len(large) == 8 else total
-        if size < 8:  # 0: to the end of the file
-            return total
-        position += size
-    return position
-
-
-# Containers only: playlists and concat scripts, which open other files, are refused whatever their name.
+# Playlists and concat scripts open other files: they are refused, whatever their name.
 CONTAINERS = "mov,avi,matroska,webm,mpegts,mpeg,asf,flv"
 MOST_FRAMES = 99_999  # five digits number a frame
-USUAL_FRAMES = 30_000  # 17 minutes at 30 frames a second; at 256x256, with motion, 1 GB until the video is done
+# 17 minutes at 30 frames a second. At 256x256, with motion, they take 1 GB until the video is done.
+USUAL_FRAMES = 30_000
 USUAL_PIXELS = 1 << 26  # 8192x8192: 100 MB a frame, of which a decoder holds up to 17
-MOST_ALLOCATED = 1 << 30  # bytes that the decoder may ask for at once, whatever a container announces
+MOST_ALLOCATED = 1 << 30  # bytes that the decoder may ask for at once: headers announce any size
 MOST_LOG = 1 << 22  # bytes that are read of what the decoder says
 MOST_SIDE = 16_384  # a JPEG's side has 16 bits, and a flow picture is two fields high
 MIN_FRAMES = 2
-SOURCE_SIZE = re.compile(  # not the tag "0x0002", nor a title that looks alike
+SOURCE_SIZE = re.compile(  # it skips codec tags such as "0x0002", and titles that look alike
     r"^\[info\] +Stream #0:\d+[^ ]*: Video: .*?\b([1-9]\d{0,4})x([1-9]\d{0,4})\b", re.MULTILINE
 )
 
 FRAME_MARK = b"FRAME\n"  # of YUV4MPEG2, before each picture
-PIPE_BYTES = 1 << 20  # ten frames of 256x256 wait there, where Linux gives not even one of its own accord
+# Ten frames of 256x256 fit into the pipe: the next decoder works while this video is encoded. Linux
+# gives a pipe 64 kB unless asked, which is less than one frame.
+PIPE_BYTES = 1 << 20
 
 ERROR_LINE = re.compile(r"(?:\[[^\]]*\] )*\[(?:error|fatal)\] ?(.*)")
 
-TOO_MANY_PIXELS = re.compile(r"Picture size \d+x\d+ exceeds specified max pixel count (\d+)")  # edges added to the size
+# ffmpeg's message counts the edges that it adds, so its size is not ours to quote.
+TOO_MANY_PIXELS = re.compile(r"Picture size \d+x\d+ exceeds specified max pixel count (\d+)")
 
 
 class VideoError(Exception):
-    """A video that cannot be stored: `reason` from the closed list, `detail` without paths, times or controls."""
+    """A video that cannot be stored.
+
+    Attributes:
+        reason: One of the closed list `REASONS`.
+        detail: Text without paths, times or control characters: the same on every machine.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        detail = printable(detail)  # ffmpeg repeats what the file says of itself, and readers refuse controls
+        detail = printable(detail)  # ffmpeg quotes the file, and readers refuse control characters
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
 
 class DecoderKilledError(FsarError):
-    """Somebody killed the decoder: it says nothing about the video."""
+    """The decoder was killed from outside, which says nothing about the video."""
 
 
 class Planes(NamedTuple):
-    """One frame, full-range BT.601 YUV 4:2:0 as in JFIF: [h, w], [ceil(h/2), ceil(w/2)] twice, uint8."""
+    """One frame as full-range BT.601 YUV 4:2:0, as in JFIF, uint8.
+
+    Attributes:
+        y: Luma [h, w].
+        u: Blue difference [ceil(h / 2), ceil(w / 2)].
+        v: Red difference of the same shape.
+    """
 
     y: NDArray[np.uint8]
     u: NDArray[np.uint8]
@@ -125,14 +89,23 @@ class Planes(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Size of the stored frames: all squashed to `height` x `width`, or the short side scaled to `short`."""
+    """Size of the stored frames, in pixels.
+
+    Attributes:
+        height: Frames are squashed to `height` x `width`; 0 if `short` is set.
+        width: As `height`.
+        short: The short side is scaled to it and the aspect kept; 0 if it is not set.
+    """
 
     height: int = 0
     width: int = 0
     short: int = 0
 
     def scale(self) -> tuple[str, str]:
-        """Width and height for ffmpeg's scale filter; -2 keeps the aspect and rounds to even."""
+        """Return width and height for ffmpeg's scale filter.
+
+        -2 keeps the aspect and rounds to an even number: chroma is stored at half the size.
+        """
         if self.short:
             return f"if(gt(iw,ih),-2,{self.short})", f"if(gt(iw,ih),{self.short},-2)"
         return str(self.width), str(self.height)
@@ -143,10 +116,10 @@ class Geometry:
 
 @cache
 def ffmpeg_program() -> str:
-    """Path of the ffmpeg to use: the system's, or the one that the imageio-ffmpeg wheel carries.
+    """Return the path of the ffmpeg to use: the system's, or that of the wheel imageio-ffmpeg.
 
     Raises:
-        FsarError: there is none.
+        FsarError: there is no ffmpeg.
     """
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
@@ -156,20 +129,31 @@ def ffmpeg_program() -> str:
 
 @cache
 def ffmpeg_version() -> str:
-    """Version of the decoder, a part of every plan."""
+    """Return the version of the decoder, a part of every plan."""
     first = subprocess.run([ffmpeg_program(), "-version"], capture_output=True, text=True, check=True).stdout
     return "ffmpeg " + first.split()[2]
 
 
 def command(path: Path, geometry: Geometry, *, max_pixels: int = USUAL_PIXELS) -> list[str]:
-    """The ffmpeg call that decodes `path` to YUV4MPEG2 on standard output, bit-exact on every CPU."""
+    """Return the ffmpeg call that decodes `path` to YUV4MPEG2 on standard output.
+
+    Its frames are the same bytes on every CPU, see `_command`.
+    """
     return [f"file:{path}" if argument == "PATH" else argument for argument in _command(geometry, max_pixels)]
 
 
 @cache
 def _command(geometry: Geometry, max_pixels: int) -> tuple[str, ...]:
+    """Return the ffmpeg call with the word PATH in place of a file.
+
+    ffmpeg has faster code for each kind of CPU, which rounds otherwise. `bitexact` (decoder and
+    scaler), `idct=simple` and `accurate_rnd` choose code that is the same everywhere. One thread
+    each, as the workers share the CPUs. Frames cross the pipe as YUV 4:2:0, half the bytes of RGB
+    and what JPEG stores: no colour conversion on the way. `passthrough` neither repeats nor drops
+    frames to fit a rate.
+    """
     source = ffmpeg.input(
-        "PATH",  # put in above: ffmpeg-python takes no name that is not UTF-8
+        "PATH",  # `command` replaces it: ffmpeg-python takes only names in UTF-8
         protocol_whitelist="file",
         format_whitelist=CONTAINERS,
         threads=1,
@@ -193,9 +177,10 @@ def _command(geometry: Geometry, max_pixels: int) -> tuple[str, ...]:
 
 
 class VideoReader:
-    """Iterates the `Planes` of a video; a context manager that leaves no process behind.
+    """An iterator over the `Planes` of a video; a context manager that leaves no process behind.
 
-    Decoding begins at once and rests when the pipe is full; the time limit runs from the first frame asked for.
+    Decoding begins at once and rests when the pipe is full. The time limit runs from the first
+    frame that is asked for.
 
     Attributes:
         fps: Nominal frames a second.
@@ -220,19 +205,22 @@ class VideoReader:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            process_group=0,  # Ctrl-C is for us: a decoder that it ends would look like a damaged video
+            # Ctrl-C is for us: a decoder that it ended would look like a damaged video.
+            process_group=0,
         )
         assert self._process.stdout is not None
-        with suppress(OSError):  # a user's pipes may hold only so much in all
+        with suppress(OSError):  # Linux limits the bytes of all pipes of a user
             fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._watch = threading.Timer(time_limit, self._stop_late)
         self.fps, self.size, self.source_size = 0.0, (0, 0), (0, 0)
 
     def __iter__(self) -> Iterator[Planes]:
-        """Frames in order.
+        """Yield the frames in order.
 
         Raises:
-            VideoError: the video is not whole, not sound or too large; frames before the fault were delivered.
+            VideoError: the video is not whole, damaged or too large. Frames before the fault were
+                yielded by then, so that a caller stores nothing before the end.
+            DecoderKilledError: the decoder was killed from outside.
         """
         assert self._process.stdout is not None
         self._watch.start()
@@ -265,13 +253,18 @@ class VideoReader:
             yield Planes(flat[:luma].reshape(height, width), u.reshape(half), v.reshape(half))
 
     def _check_end(self, count: int) -> None:
-        """Decide, after the last frame, whether the video was whole."""
+        """Check after the last frame that the video was whole.
+
+        Raises:
+            VideoError: it was not.
+            DecoderKilledError: the decoder was killed, which says nothing about the video.
+        """
         code = self._process.wait()
         self._log.seek(0)
         log = self._log.read(MOST_LOG).decode("utf-8", "replace")
         if self._late:
             raise VideoError("timeout", "the decoder did not end within the time limit")
-        if -code in {signal.SIGKILL, signal.SIGTERM}:  # it says nothing about the video
+        if -code in {signal.SIGKILL, signal.SIGTERM}:
             raise DecoderKilledError("the decoder was killed (out of memory?); type the same command again")
         errors = [match[1] for line in log.splitlines() if (match := ERROR_LINE.match(line))]
         if large := next(filter(None, map(TOO_MANY_PIXELS.match, errors)), None):
@@ -300,7 +293,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """End the decoder, whether it was read to its end or not."""
+        """End the decoder, also one that was not read to its end."""
         self._watch.cancel()
         if self._process.poll() is None:
             self._process.kill()
@@ -311,7 +304,7 @@ class VideoReader:
 
 
 def _why_nothing(log: str) -> VideoError:
-    """The reason why a decoder delivered no picture at all."""
+    """Return the reason why a decoder delivered no picture at all."""
     if "matches no streams" in log:
         return VideoError("no-video-stream", "sound without pictures")
     if "Stream #0:" not in log:
@@ -320,6 +313,11 @@ def _why_nothing(log: str) -> VideoError:
 
 
 def _check_file(path: Path) -> None:
+    """Check that a path is a regular file with content, before ffmpeg opens it.
+
+    Raises:
+        VideoError: it is not.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -334,7 +332,11 @@ def _check_file(path: Path) -> None:
 
 
 def to_rgb(planes: Planes) -> NDArray[np.uint8]:
-    """[h, w, 3] of full-range BT.601 planes; chroma is scaled up as libjpeg does (3/4 the nearer, 1/4 the farther)."""
+    """Convert full-range BT.601 planes to RGB [h, w, 3].
+
+    Chroma is scaled up as libjpeg does ("fancy upsampling"): 3/4 of the nearer value and 1/4 of the
+    farther one. So raw frames have the colours of decoded JPEGs.
+    """
     height, width = planes.y.shape
     chroma = [
         cv2.resize(plane, (2 * plane.shape[1], 2 * plane.shape[0]), interpolation=cv2.INTER_LINEAR_EXACT)
@@ -346,7 +348,7 @@ def to_rgb(planes: Planes) -> NDArray[np.uint8]:
 
 
 def shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
-    """Scale an image down by area averaging until its short side is `short_side`; smaller ones stay."""
+    """Scale a picture [h, w] down by area averaging to a short side; smaller pictures stay."""
     height, width = image.shape
     factor = short_side / min(height, width)
     if factor >= 1:

@@ -17,7 +17,7 @@ LEAST_ROWS, MOST_ROWS, SHARDS = 8, 64, 32  # of `usual_rows`
 
 @dataclass(frozen=True)
 class Settings:
-    """How videos are stored and how the work is done.
+    """The way in which videos are stored and the work is done.
 
     No byte depends on the number of workers, the executor or the limits.
 

@@ -60,7 +60,11 @@ class SetState:
         The list of failures is written first: a shard counts as whole only if it holds all of its
         videos but the failed ones. So after a crash between any two of these steps, the next run
         makes the shard again. A tar loses its old summary before it is replaced, so that no
-        summary ever describes another tar; each tar is synced and then renamed (see `publish`).
+        summary ever describes another tar.
+
+        `publish` syncs a file and then renames it. A rename is all or nothing, so a crash leaves
+        the old file or the new one. Without the sync before it, a power cut could leave the new
+        name with no bytes behind it.
         """
         before = self.failures
         self.failures = {row: f for row, f in before.items() if row not in done.rows}

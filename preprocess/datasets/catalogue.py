@@ -72,7 +72,7 @@ class Catalogue:
     expected: Expected = field(default_factory=Expected)
 
     def sha256(self, rows: int) -> str:
-        """Hash names, labels and groups of the first `rows` videos; files and their place do not count."""
+        """Hash names, labels and groups of the first `rows` videos, not their files."""
         digest = hashlib.sha256()
         for video in self.videos[:rows]:
             digest.update(json_line([video.name, video.label, video.group]) + b"\n")
@@ -142,7 +142,10 @@ def walk(folder: Path, *, links: bool = False) -> Iterator[Path]:
 
 
 def _refuse_outside(place: str, real: str, root: str) -> None:
-    """Refuse a path outside of the folder: a link in a foreign archive could name any file of this machine."""
+    """Refuse a path outside of the folder.
+
+    A link in a foreign archive could name any file of this machine.
+    """
     if real != root and not real.startswith(root.rstrip("/") + "/"):
         raise CatalogueError(
             f"{place} is a link that leads out of the folder of videos; replace it by what it names, or take what "
@@ -168,8 +171,8 @@ def arrange(videos: Iterable[Video], folder: Path) -> list[Video]:
     """Sort videos by label and name, and refuse videos that cannot be told apart.
 
     Raises:
-        CatalogueError: no video at all, two of one class whose names differ only in folder or
-            extension, or a name that no list can hold.
+        CatalogueError: there is no video, or a name that no list can hold; or the names of two
+            videos of one class differ only in folder or extension.
     """
     ordered = sorted(videos, key=lambda video: (video.label, video.name))
     if not ordered:

@@ -1,4 +1,4 @@
-"""Report how much of a data set was found, by class and split, and refuse one that lacks too much."""
+"""Report how much of a data set was found, by class and split; refuse one that lacks too much."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def share(catalogue: Catalogue) -> float:
 
 
 def report(catalogue: Catalogue, threshold: float = MIN_COVERAGE) -> Iterator[str]:
-    """Yield lines of text: the number of videos of each class and split, and the expected number."""
+    """Yield lines of text: the number of videos of each class and split, found and expected."""
     dataset, found = catalogue.dataset, found_by_class(catalogue)
     present = len({video.label for video in catalogue.videos})
     yield f"{dataset.name}: {len(catalogue.videos):,} videos in {present} of {len(dataset.classes)} classes"
@@ -110,7 +110,7 @@ def _found(split: Split, counts: Counter[str]) -> int:
 
 
 def _class_table(catalogue: Catalogue, found: Counter[str], threshold: float) -> Iterator[str]:
-    """Yield a line a class; in a long table only for classes that lack videos, and one for the rest."""
+    """Yield a line a class; in a long table a class that lacks nothing has no line of its own."""
     classes, expected = catalogue.dataset.classes, catalogue.expected.classes
     low = [name for name in classes if name in expected and found[name] < threshold * expected[name]]
     known = [name for name in classes if name in expected or found[name]]
@@ -151,7 +151,7 @@ def _percent(found: int, expected: int) -> str:
 
 
 def _lowest(catalogue: Catalogue) -> str:
-    """Say which classes of the splits have no video, else which have the smallest share or number."""
+    """Name the classes of the splits without a video, else those with the smallest share."""
     found, expected = found_by_class(catalogue), catalogue.expected.classes
     empty = empty_classes(catalogue)
     if empty:

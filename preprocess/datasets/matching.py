@@ -25,7 +25,7 @@ from shards_spec.splits.matching import StemIndex
 from shards_spec.splits.shipped import Entry, class_key, read_lists, shipped
 
 Lists = Mapping[str, Sequence[Entry]]
-ListClass = tuple[str, str | int | None]  # split, and the class as the list writes it: text or number
+ListClass = tuple[str, str | int | None]  # split, and the class as its list writes it
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def catalogue_of_lists(
         CatalogueError: no listed video is there, or one is there twice.
         ShardError: two splits share a class or a video.
     """
-    # From here on the lists name the classes themselves, and are matched as all others.
+    # From here on the lists name the classes themselves, as other lists do.
     named = {
         split: [Entry(entry.path, class_of(split, entry), None) for entry in entries]
         for split, entries in lists.items()
@@ -146,11 +146,11 @@ def match_lists(
             found[n] = video = finder.shortened(entry, taken)
             taken |= {video.name} if video else set()
     labels = _labels_by_list_class(lines, found)
-    matches: list[Line] = []
+    settled: list[Line] = []
     for (split, entry), video in zip(lines, found, strict=True):
         label = video.label if video else finder.label(entry) or labels.get(list_class(split, entry))
-        matches.append(Line(split, entry, label, video))
-    return _settle(matches)
+        settled.append(Line(split, entry, label, video))
+    return _settle(settled)
 
 
 def list_class(split: str, entry: Entry) -> ListClass:
@@ -187,7 +187,7 @@ def _labels_by_list_class(lines: list[tuple[str, Entry]], found: list[Video | No
 
 
 def _settle(lines: Sequence[Line]) -> tuple[dict[str, Split], Expected]:
-    """Return the splits that matched lines describe, and the videos and classes that they name.
+    """Return the splits that lines and their videos describe, and what they expect of the data set.
 
     Raises:
         CatalogueError: no line found a video.

@@ -1,4 +1,4 @@
-"""The catalogue `ssv2`: `<id>.webm` of Something-Something V2, those that a few-shot split lists."""
+"""The catalogue `ssv2`: `<id>.webm` of Something-Something V2, as few-shot splits list them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from shards_spec.files import read_json
 from shards_spec.splits.shipped import read_lists
 
 SMALL = 100  # videos a class in every split of SSv2-small; SSv2-full has 17 to 3,170
-AGREE = 0.9  # share of a listed class's videos that must have one template: else the labels are of other videos
+# Share of a listed class's videos that must have one template: else the labels are of other videos.
+AGREE = 0.9
 LABEL_FILES = (
     ("something-something-v2-train.json", "train.json"),
     ("something-something-v2-validation.json", "validation.json"),

@@ -4,7 +4,7 @@ A class is a path and nothing else: appearance is drawn in `synthetic`, which do
 Positions are relative to an anchor that is random in every video. Many classes visit the same
 poses in another order. So neither one frame nor the set of a clip's frames tells the class.
 
-A path is a function of `progress` [T], how much of it is done in each frame, from 0 to 1.
+A path is a function of `progress` [T]: the part of it that is done in each frame, 0 to 1.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Decoded frames -> the members of each series."""
+"""Encode decoded frames as the members of each series."""

@@ -1,8 +1,10 @@
-"""How much the motion of a video changes from field to field: the scores that motion differential sampling reads.
+"""Score how much the motion of a video changes from field to field, for MSCL's sampling of clips.
 
-Source: Ni et al., "Motion Sensitive Contrastive Learning for Self-supervised Video Representation", ECCV 2022
-(arXiv 2208.06105), and its code (megvii-research/MSCL, `tools/ssl/generate_mcl_samples.py`).  The fields must be
-those of the estimator, before they are stored: scores of rounded fields differ.
+Source: Ni et al., "Motion Sensitive Contrastive Learning for Self-supervised Video
+Representation", ECCV 2022 (arXiv 2208.06105).
+
+Code: megvii-research/MSCL, `tools/ssl/generate_mcl_samples.py`. The fields must be those of the
+estimator, before they are stored: scores of rounded fields differ.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ _SMALL = 1e-5  # the reference's, added to the largest radius
 
 
 def frame_scores(fields: Iterable[Floats], *, weighting: Weighting = "rgb_map", attention: Attention = "max") -> Floats:
-    """Scores [N] of the N fields [h, w, 2] of a video, which are looked at one after the other.
+    """Score the N fields [h, w, 2] of a video; return [N] float32.
 
-    "rgb_map": mean over pixels of the distance between the colour-coded field and the next one, both weighted by
-    `attention`; the last field's is 0.  "motion_map" and "attention_map": mean of that map of each field alone
-    (`attention` "none" does not go with the latter).
+    Args:
+        fields: The fields in order; one is held at a time.
+        weighting: "rgb_map": mean over pixels of the distance between the colour-coded field and
+            the next one, both weighted by `attention`; 0 for the last field. "motion_map" and
+            "attention_map": mean of that map of the field.
+        attention: Divisor of the attention map: its maximum or its sum. "none": colours are not
+            weighted; it does not go with "attention_map".
 
     Raises:
         ConfigError: an option is not known, or a field is smaller than the window.
@@ -52,7 +58,7 @@ def frame_scores(fields: Iterable[Floats], *, weighting: Weighting = "rgb_map", 
 
 
 class ChangeScores:
-    """Scores of fields that come one after the other: how far each is from the next one, 0 for the last."""
+    """Scores of fields that come one after the other: change to the next one, 0 for the last."""
 
     def __init__(self, *, attention: Attention = "max") -> None:
         self._attention: Attention = attention
@@ -71,20 +77,19 @@ class ChangeScores:
         self._before = colours
 
     def values(self) -> list[float]:
-        """One score a field, when all are added."""
+        """Return one score a field, when all are added."""
         return [] if self._before is None else [*self._scores, 0.0]
 
 
 def change(before: Floats, after: Floats) -> float:
-    """Mean over pixels of the Euclidean distance between two maps [h, w, 3]: the score of the first one's field."""
-    red, green, blue = np.moveaxis(
-        np.square(before - after), -1, 0
-    )  # a sum along the last axis takes five times as long
+    """Return the mean over pixels of the Euclidean distance between two maps [h, w, 3]."""
+    # Adding three planes [h, w] takes a fifth of the time of a sum along the last, short axis.
+    red, green, blue = np.moveaxis(np.square(before - after), -1, 0)
     return float(np.sqrt(red + green + blue).mean())
 
 
 def weighted_colours(field: Floats, *, attention: Attention = "max") -> Floats:
-    """[h, w, 2] -> [h, w, 3]: the field's colour code, 0 to 255, times its attention map ("none": as it is)."""
+    """Return a field's colour code, 0 to 255, times its attention map: [h, w, 2] -> [h, w, 3]."""
     colours = colour_code(unit_field(field)).astype(np.float32)
     if attention == "none":
         return colours
@@ -92,7 +97,10 @@ def weighted_colours(field: Floats, *, attention: Attention = "max") -> Floats:
 
 
 def motion_boundaries(field: Floats) -> Floats:
-    """[h, w, 2] -> [h, w]: length of the spatial gradient of both components (3 x 3 Sobel, weights not divided)."""
+    """Return the length of the spatial gradient of both components: [h, w, 2] -> [h, w].
+
+    The gradient is that of the 3 x 3 Sobel filter, whose weights are not divided.
+    """
     gradients = [
         cv2.Sobel(field[..., part], cv2.CV_32F, dx, 1 - dx, ksize=3, borderType=cv2.BORDER_REFLECT)
         for part in (0, 1)
@@ -103,9 +111,10 @@ def motion_boundaries(field: Floats) -> Floats:
 
 
 def attention_map(boundaries: Floats, *, scale: Literal["max", "sum"]) -> Floats:
-    """[h, w] -> [h, w]: means of whole windows, resized bilinearly to the field, divided by their maximum or sum.
+    """Average over whole windows, resize to [h, w], divide by the maximum or sum: [h, w] -> [h, w].
 
-    Departure from the reference, which divides by zero there: without any boundary the map is 0 everywhere.
+    Departure from the reference: without any boundary the map is 0 everywhere, where the reference
+    divides by zero.
 
     Raises:
         ConfigError: the field is smaller than one window.
@@ -119,7 +128,9 @@ def attention_map(boundaries: Floats, *, scale: Literal["max", "sum"]) -> Floats
         )
     whole = boundaries[: rows * WINDOW, : columns * WINDOW].reshape(rows, WINDOW, columns, WINDOW)
     windows = whole.transpose(1, 3, 0, 2).reshape(-1, rows, columns)
-    # pixel after pixel, as the reference adds them: differences of weighted maps show the rounding
+    # Pixels of a window come first, [WINDOW^2, rows, columns]: NumPy then adds one pixel after the
+    # other in float32, as the reference does. Along the last axis it adds in pairs and rounds
+    # otherwise, and differences of weighted maps show that.
     means = windows.sum(axis=0, dtype=np.float32) / np.float32(len(windows))
     resized: Floats = cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
     total = resized.max() if scale == "max" else resized.sum()
@@ -127,20 +138,21 @@ def attention_map(boundaries: Floats, *, scale: Literal["max", "sum"]) -> Floats
 
 
 def unit_field(field: Floats) -> Floats:
-    """[h, w, 2] divided by its largest radius, so that no vector is longer than 1."""
+    """Divide a field [h, w, 2] by its largest radius, so that no vector is longer than 1."""
     radius = np.sqrt(np.square(field[..., 0]) + np.square(field[..., 1]))  # [h, w]
     return field / np.float32(radius.max() + _SMALL)
 
 
 def colour_code(field: Floats) -> NDArray[np.uint8]:
-    """[..., 2] -> [..., 3]: direction as a hue of the colour wheel, radius as its strength; no motion is white.
+    """Code direction as a hue of the colour wheel and radius as its strength: [..., 2] -> [..., 3].
 
-    Vectors longer than 1 are darkened.
+    No motion is white. Vectors longer than 1 are darkened.
     """
     wheel = colour_wheel() / np.float32(255)  # [55, 3]
     u, v = field[..., 0], field[..., 1]
     radius = np.sqrt(np.square(u) + np.square(v))[..., None]
-    angle = np.arctan2(-v, -u, dtype=np.float64).astype(np.float32)  # NumPy's in float32 differs between CPUs
+    # In float64: NumPy's arctan2 in float32 differs between CPUs.
+    angle = np.arctan2(-v, -u, dtype=np.float64).astype(np.float32)
     place = (angle / np.float32(np.pi) + 1) / 2 * (len(wheel) - 1)
     low = np.floor(place).astype(np.int64)
     share = (place - low)[..., None].astype(np.float32)

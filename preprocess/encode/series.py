@@ -1,4 +1,4 @@
-"""Frames -> the members of each series: frames (JPEG or raw), frame differences, optical flow."""
+"""Encode frames as the members of each series: frames (JPEG or raw), differences, optical flow."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from preprocess.encode.motion_scores import SCORE_VARIANT, WINDOW, ChangeScores
 from shards_spec.errors import ConfigError
 from shards_spec.schema import MOTION, flow_pairs, motion_series, picture_name
 
-QUALITY = 90
-FLOW_CODES = 127
-FRAMES_BEHIND = 16
+QUALITY = 90  # of all JPEGs
+FLOW_CODES = 127  # steps from no motion to the largest component of a field, in each direction
+FRAMES_BEHIND = 16  # that an encoder in another thread may hold
 
 
 def series_plans(
     geometry: Geometry, motion: Iterable[str], *, codec: str = "jpeg", estimators: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Settings and tool versions of each series: all that decides its bytes.
+    """Return settings and tool versions of each series: all that decides its bytes.
 
     Args:
         geometry: Size of the frames.
         motion: Names as in the command's --motion.
-        codec: That of the frames.
+        codec: Codec of the frames.
         estimators: Series of flow -> name of its estimator, where it is not DIS.
     """
     source = {"geometry": str(geometry), "decoder": ffmpeg_version()}
@@ -53,10 +53,10 @@ def _motion_plan(series: str, estimator: str) -> dict[str, Any]:
 
 
 def steady() -> None:
-    """Make OpenCV's results depend on no machine; call it in every thread that encodes.
+    """Make OpenCV's results the same on every machine; call it in every thread that encodes.
 
-    DIS cuts a picture into as many stripes as there are threads, and Intel's library, which each thread switches off
-    for itself, chooses its code by the CPU.
+    DIS cuts a picture into as many stripes as OpenCV has threads, and its result depends on them.
+    Intel's library IPP chooses its code by the CPU; each thread must switch it off for itself.
     """
     cv2.setNumThreads(1)
     cv2.ipp.setUseIPP(False)
@@ -69,14 +69,19 @@ class Encoder(Protocol):
         """Take the next frame."""
 
     def members(self) -> dict[str, bytes]:
-        """Extension -> content, one a stored field."""
+        """Return the content of each stored picture by its extension."""
 
     def info(self) -> dict[str, Any]:
-        """What the sample's JSON says of this series."""
+        """Return what the sample's JSON says of this series."""
 
 
 def create_encoder(series: str, *, codec: str = "jpeg", estimator: str = DIS) -> Encoder:
-    """The encoder of a series, for one video; `codec` is that of the frames, `estimator` that of the flow.
+    """Create the encoder of a series, for one video.
+
+    Args:
+        series: Its name, such as "rgb", "diff1" or "flow1".
+        codec: Codec of frames.
+        estimator: Estimator of flow.
 
     Raises:
         ConfigError: there is no such estimator.
@@ -90,12 +95,15 @@ def create_encoder(series: str, *, codec: str = "jpeg", estimator: str = DIS) ->
 
 
 def member(number: int) -> str:
-    """Extension of the JPEG whose first frame is source frame `number`."""
+    """Return the extension of the JPEG whose first frame is source frame `number`."""
     return picture_name(number, "jpeg")
 
 
 class Alongside:
-    """An encoder at work in another thread, a few frames behind: its pictures are those that it would make alone."""
+    """An encoder at work in another thread, a few frames behind; its pictures are the same.
+
+    The pool must have one thread, so that frames stay in order.
+    """
 
     def __init__(self, encoder: Encoder, pool: Executor) -> None:
         self._encoder, self._pool = encoder, pool
@@ -108,12 +116,12 @@ class Alongside:
         self._pending.append(self._pool.submit(self._encoder.add, frame))
 
     def members(self) -> dict[str, bytes]:
-        """Those of the encoder, when all frames are done."""
+        """Return the encoder's members, when all frames are done."""
         self._wait()
         return self._encoder.members()
 
     def info(self) -> dict[str, Any]:
-        """That of the encoder, when all frames are done."""
+        """Return the encoder's description, when all frames are done."""
         self._wait()
         return self._encoder.info()
 
@@ -123,7 +131,10 @@ class Alongside:
 
 
 class FrameEncoder:
-    """Baseline JPEG of each frame, straight from its planes: no colour conversion, no loss but JPEG's."""
+    """An encoder of frames as baseline JPEG, straight from their YUV planes.
+
+    There is no colour conversion, and no loss but that of JPEG.
+    """
 
     def __init__(self) -> None:
         self._members: dict[str, bytes] = {}
@@ -135,16 +146,16 @@ class FrameEncoder:
         self._members[member(len(self._members))] = encode_planes(frame)
 
     def members(self) -> dict[str, bytes]:
-        """One member a frame."""
+        """Return one member a frame."""
         return self._members
 
     def info(self) -> dict[str, Any]:
-        """Stored size and which source frames are kept."""
+        """Return the stored size and the source frames that are kept."""
         return {"size": list(self._size), "kept": list(range(len(self._members)))}
 
 
 class RawEncoder:
-    """The RGB bytes of each frame: ten times a JPEG's, and nothing to decode."""
+    """An encoder of frames as RGB bytes: ten times as many as a JPEG has, and nothing to decode."""
 
     def __init__(self) -> None:
         self._members: dict[str, bytes] = {}
@@ -156,20 +167,20 @@ class RawEncoder:
         self._members[picture_name(len(self._members), "raw")] = to_rgb(frame).tobytes()
 
     def members(self) -> dict[str, bytes]:
-        """One member a frame."""
+        """Return one member a frame."""
         return self._members
 
     def info(self) -> dict[str, Any]:
-        """Stored size, which source frames are kept, and that they are raw."""
+        """Return the stored size, the source frames that are kept, and that they are raw."""
         return {"size": list(self._size), "kept": list(range(len(self._members))), "codec": "raw"}
 
 
 class DifferenceEncoder:
-    """Difference of each frame and the next, halved and centred on 128, as a JPEG of its own.
+    """An encoder of the difference of each frame and the next, halved and centred on 128, as JPEG.
 
-    The planes are subtracted in YUV. The conversion to RGB is linear, so that the decoded RGB is
-    128 + (next - this) / 2 in each channel; the root mean square error on real clips is 2.2 grey levels
-    (of a range of -255 to 255), of which the halving's rounding alone makes up to 0.7.
+    The planes are subtracted in YUV. The conversion to RGB is linear, so the decoded RGB is
+    128 + (next - this) / 2 in each channel. The root mean square error on real clips is 2.2 grey
+    levels, in a range of -255 to 255; the rounding of the halves makes up to 0.7 of it.
     """
 
     def __init__(self) -> None:
@@ -187,25 +198,27 @@ class DifferenceEncoder:
         self._before = frame
 
     def members(self) -> dict[str, bytes]:
-        """One member a pair of frames."""
+        """Return one member a pair of frames."""
         return self._members
 
     def info(self) -> dict[str, Any]:
-        """Stored size and mean absolute difference of the luma, in grey levels."""
+        """Return the stored size and the mean absolute difference of the luma, in grey levels."""
         size = [] if self._before is None else list(self._before.y.shape)
         return {"size": size, "magnitude": self._magnitude}
 
 
 class FlowEncoder:
-    """Optical flow from frame i to i + D, i = 0, G, 2G, ...: each a grey JPEG, u above v, 128 + 127 * value / scale.
+    """An encoder of optical flow from frame i to i + D, for i = 0, G, 2G, ...
 
-    `scale` is the largest component of the field in pixels of the stored field; the root mean square
-    error of JPEG and rounding on real clips is 0.4 % of it, 0.013 pixels between neighbouring frames.
+    Each field is a grey JPEG [2h, w], u above v, of the values 128 + 127 * value / scale. `scale`
+    is the largest component of the field, in pixels of the stored field. The root mean square error
+    of JPEG and rounding on real clips is 0.4 % of it: 0.013 pixels between neighbouring frames.
     """
 
     def __init__(self, displacement: int, grid: int, *, estimator: FlowEstimator, scored: bool) -> None:
         self._displacement, self._grid, self._estimator = displacement, grid, estimator
-        self._started: dict[int, NDArray[np.uint8]] = {}  # first frame -> its picture, until its pair is complete
+        # First frame of a pair -> its picture, until the pair is complete.
+        self._started: dict[int, NDArray[np.uint8]] = {}
         self._count = 0
         self._size = (0, 0)
         self._members: dict[str, bytes] = {}
@@ -246,27 +259,30 @@ class FlowEncoder:
             self._scores.add(field)
 
     def members(self) -> dict[str, bytes]:
-        """One member a pair of frames."""
+        """Return one member a pair of frames."""
         return self._members
 
     def info(self) -> dict[str, Any]:
-        """Size of the stored picture; per field pixels at code 127, mean length in pixels and, if asked for, score."""
+        """Return the stored size, and each field's scale, mean length and, if asked for, score.
+
+        The scale is the pixels that code 127 stands for; lengths are in pixels.
+        """
         height, width = self._size
         info: dict[str, Any] = {"size": [2 * height, width], "scale": self._scale, "magnitude": self._magnitude}
         if self._scores:
             scores = [round(score, 4) for score in self._scores.values()]
-            info["motion_score"] = scores or [None] * len(self._scale)  # fields too small for scores
+            info["motion_score"] = scores or [None] * len(self._scale)  # None: fields are too small
         return info
 
 
 def encode_planes(planes: Planes) -> bytes:
-    """Baseline JPEG (JFIF) of full-range YUV planes."""
+    """Encode full-range YUV planes as baseline JPEG (JFIF)."""
     encoded: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=QUALITY, fastdct=False)
     return encoded
 
 
 def encode_grey(image: NDArray[np.uint8]) -> bytes:
-    """Baseline grey JPEG of [h, w]."""
+    """Encode a picture [h, w] as baseline grey JPEG."""
     encoded: bytes = simplejpeg.encode_jpeg(
         image[..., None], quality=QUALITY, colorspace="GRAY", colorsubsampling="Gray", fastdct=False
     )
@@ -274,13 +290,14 @@ def encode_grey(image: NDArray[np.uint8]) -> bytes:
 
 
 def difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """128 + (after - before) / 2, rounded half to even: -255 and 255 become 0 and 255."""
+    """Return 128 + (after - before) / 2, rounded half to even: -255 and 255 become 0 and 255."""
     result: NDArray[np.uint8] = cv2.addWeighted(after, 0.5, before, -0.5, 128).astype(np.uint8, copy=False)
     return result
 
 
 def mean_length(stacked: NDArray[np.float32]) -> float:
-    """Mean length of the vectors of a flow field [2h, w], u above v."""
+    """Return the mean length of the vectors of a flow field [2h, w], u above v."""
+    # In place: a field of float64 is large, and there is one a frame.
     squares = np.square(stacked, dtype=np.float64)
     u, v = np.split(squares, 2)
     u += v
@@ -288,7 +305,8 @@ def mean_length(stacked: NDArray[np.float32]) -> float:
 
 
 def quantise(field: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
-    """A flow field as bytes, and the pixels that code 127 stands for (0 for a field without motion)."""
+    """Return a flow field as bytes, and the pixels that code 127 stands for; 0 without motion."""
+    # The scale is rounded first: the JSON holds four digits, and readers multiply by those.
     scale = round(float(max(field.max(), -field.min())), 4)
     if scale == 0:
         return np.full(field.shape, 128, np.uint8), 0.0

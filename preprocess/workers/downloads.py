@@ -18,8 +18,8 @@ from shards_spec.remote.store import Remote, RemotePath
 class Downloads:
     """Files of videos by row; videos at URLs are copied to a temporary folder. A context manager.
 
-    At most three copies are on the disk at once: of the video that is decoded, of the one whose
-    decoder was started, and of the one after it, which is still copied.
+    At most three copies are on the disk at once. One video is decoded, the decoder of the next one
+    was started, and the one after it is still copied.
     """
 
     def __init__(self, paths: Mapping[int, Path]) -> None:

@@ -68,7 +68,7 @@ def start_server() -> None:
 
 
 def check_environment() -> FsarError | None:
-    """Return an error where this worker's fork server was started by someone else, without `STEADY`."""
+    """Return an error where another library started the fork server first, without `STEADY`."""
     if any(os.environ.get(name) != value for name, value in STEADY.items()):
         return FsarError(f"a fork server ran before fsar set {', '.join(STEADY)}; use a fresh process")
     return None

@@ -117,8 +117,8 @@ def run_job(job: Job, report: Callable[[int], None]) -> ShardDone:
 def _readers(job: Job) -> Generator[tuple[int, VideoReader | VideoError]]:
     """Yield the rows of a job, each with its reader or with the reason why it has none.
 
-    The decoder of the next video starts before a reader is handed over. It decodes while this
-    video is encoded, as far as its pipe holds frames, and the start of its process costs no time.
+    The decoder of the next video starts before a reader is handed over. So the start of its
+    process costs no time, and it decodes ahead as far as its pipe holds frames.
     """
     rows = iter(job.videos)
     with Downloads({row: video.path for row, video in job.videos.items() if row not in job.fatal}) as files:

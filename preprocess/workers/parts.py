@@ -1,4 +1,4 @@
-"""Divide a run into parts for array jobs: part I of N makes every N-th shard; --join ends the run."""
+"""Divide a run into parts for array jobs: part I of N makes every N-th shard, --join ends it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Part:
             raise ConfigError(f"{out} is being made in {others.pop()} parts, not in {self.count}: keep to their number")
 
     def sweep(self, out: Path) -> None:
-        """Remove what an interrupted run of this part left unfinished; other parts may be at work."""
+        """Remove what an interrupted run of this part left unfinished, and nothing of others."""
         with disk_errors(out):
             for path in out.glob(f"*{TEMPORARY}"):
                 match = NUMBERED.match(path.name) if OURS.fullmatch(path.name) else None
@@ -93,8 +93,8 @@ def begun(out: Path) -> list[Part]:
 def holding(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, on a network file system too.
 
-    The file stays afterwards. If it were removed, a process that waits for it would hold a file
-    without a name, and a third process could hold a new one at the same time.
+    The file stays afterwards. If it were removed, a process that waited for it would hold a file
+    without a name. A third process could then hold a new file of that name at the same time.
 
     Raises:
         FsarError: another process holds it (unless we wait), or the file system has no locks.

@@ -25,7 +25,8 @@ from shards_spec.remote.store import RemotePath
 from shards_spec.tar import unfinished
 
 GRACE = 60.0  # seconds that a worker may be silent beyond twice the time limit of a video
-COPYING = 3600.0  # seconds more where a video is copied from a URL first: a slow line is no dead worker
+# Seconds more where a video is copied from a URL first: a slow line is no dead worker.
+COPYING = 3600.0
 EXIT_SECONDS = 5.0  # in which a process that was told to end does
 MOST_IN_A_ROW = 3  # videos left out without one stored between them: then it is not the videos
 

@@ -21,5 +21,5 @@ class StemIndex:
             self._positions[stem].append((label, position))
 
     def find(self, stem: str, label: str | None) -> list[int]:
-        """Return the positions of a stem's videos, in order; those of one class if `label` names it."""
+        """Return the positions of a stem's videos, in order; of one class if `label` names it."""
         return [position for own, position in self._positions.get(stem, ()) if label in {None, own}]

@@ -1,4 +1,4 @@
-"""Every kind of bad input: one sentence, one reason, no traceback, and nothing but the file itself is opened."""
+"""Bad input of every kind gives one sentence and one reason, and no other file is opened."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ffmpeg(*args: object) -> None:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole videos of 10 frames, one a container."""
+    """Whole videos of 10 frames, one in each container."""
     folder = tmp_path_factory.mktemp("good")
     write_video(folder / "v.avi", FRAMES)
     for name in ("v.mkv", "v.ts"):
@@ -41,7 +41,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(path: Path, time_limit: float = 60) -> tuple[int, tuple[int, int]]:
-    """Number of frames and source size, or VideoError."""
+    """Return the number of frames and the source size."""
     with VideoReader(path, Geometry(64, 64), time_limit=time_limit) as reader:
         return sum(1 for _ in reader), reader.source_size
 
@@ -170,7 +170,7 @@ def test_names(good: Path, tmp_path: Path) -> None:
 
 
 def refusal(*args: object) -> str:
-    """The sentence with which the command refuses, in this process."""
+    """Return the sentence with which the command refuses, run in this process."""
     with pytest.raises(FsarError) as refused:
         CliRunner().invoke(cli, [str(arg) for arg in args], catch_exceptions=False)
     return str(refused.value)

@@ -1,4 +1,4 @@
-"""Workers that are killed, crash or hang: the shard is tried again, the video that did it is named, the run goes on."""
+"""Workers that are killed, crash or hang: the shard is retried, the video named, the run whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shards_spec import FsarError, ShardError, ShardSet
 from shards_spec.schema import Failure
 from shards_spec.verify import verify
 
-# What befalls the process that computes the flow of a white video.
+# Faults of the process that computes the flow of a white video.
 ESTIMATORS = """
 import ctypes, os, pathlib, signal, time
 import numpy as np
@@ -64,7 +64,7 @@ def fall(frame, how):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five videos in two shards, of which the second is white, and longer than its decoder's pipe."""
+    """Five videos in two shards; the second video is white, and longer than its decoder's pipe."""
     folder = tmp_path_factory.mktemp("videos")
     for n in (0, 2, 3, 4):
         write_video(folder / "a" / f"{n}.mp4", moving_frames(n, 8, size=(48, 64)))
@@ -74,7 +74,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def estimators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of their module."""
+    """The name of a module with the flow estimators of ESTIMATORS."""
     name = f"estimators_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(ESTIMATORS)
     monkeypatch.syspath_prepend(tmp_path)
@@ -139,7 +139,7 @@ def test_retries_name_the_video_at_which_two_workers_died() -> None:
 
 
 def workers() -> list[int]:
-    """Processes that our fork server started."""
+    """Return the processes that our fork server started."""
     found = []
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -151,7 +151,7 @@ def workers() -> list[int]:
 
 
 def with_a_worker_killed(videos: Path, out: Path, after: float) -> int:
-    """Run while another thread kills one worker after some seconds; how many it killed."""
+    """Run while another thread kills one worker after some seconds; return how many it killed."""
     killed: list[int] = []
 
     def kill() -> None:
@@ -172,7 +172,7 @@ def with_a_worker_killed(videos: Path, out: Path, after: float) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
-    """Digests of a run that nothing befell, and its seconds."""
+    """Digests of a run without faults, and its seconds."""
     out = tmp_path_factory.mktemp("undisturbed")
     make(videos, out / "warm", motion=("diff", "flow"))
     began = time.monotonic()
@@ -193,7 +193,7 @@ def kill_workers(videos: Path, tmp_path: Path, undisturbed: tuple[dict[str, str]
 
 
 def kill_runs(videos: Path, tmp_path: Path, undisturbed: tuple[dict[str, str], float], *, kills: int) -> int:
-    """Kill whole runs at random moments, five times on one folder; returns how many folders came out the same."""
+    """Kill runs at random moments, five times on each folder; return how many came out whole."""
     expected, seconds = undisturbed
     draw, out, folders = random.Random(8), tmp_path / "set", 0
     for done in range(1, kills + 1):
@@ -214,16 +214,18 @@ def kill_run(videos: Path, out: Path, after: float) -> None:
     """Run in a process that is killed after some seconds, unless it is done by then."""
 
     def work() -> None:
-        forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # our parent's serves us
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, max(after, 1e-3))  # ends it as SIGKILL would: nobody handles it
+        # The fork server of our parent serves us.
+        forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # no handler: it ends us as SIGKILL would
+        signal.setitimer(signal.ITIMER_REAL, max(after, 1e-3))
         try:
             make(videos, out, motion=("diff", "flow"))
         except FsarError as error:
             os._exit(NO_SERVER if fork_server.NO_SERVER in str(error) else 1)
 
     code = NO_SERVER
-    while code == NO_SERVER:  # Python's fork server dies with a client that is killed while it asks for a process
+    # Python's fork server dies with a client that is killed while it asks for a process.
+    while code == NO_SERVER:
         fork_server.start_server()
         code = in_child(work)
     assert code in {0, -signal.SIGALRM}
@@ -262,7 +264,7 @@ def test_500_killed_runs_change_no_byte(
 
 
 def job_memory(videos: Path, out: Path, shards: int) -> Iterator[float]:
-    """MB after each shard of 50 videos, all made in one process."""
+    """Yield the MB in use after each shard of 50 videos, all made in one process."""
     one = next(video for video in folder_catalogue(videos).videos if "0.mp4" in video.name)
     for number in range(shards):
         rows = range(50 * number, 50 * number + 50)

@@ -1,4 +1,4 @@
-"""Each call that writes shards or an index fails once: nothing is half there, and the same bytes come after."""
+"""Each call that writes shards or an index fails once: files are whole, and the bytes the same."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CATALOGUE = Catalogue(
 )  # the last of them is damaged
 
 
-class MadeUp:
-    """A video that needs no decoder."""
+class MadeUpVideo:
+    """A made-up video, read without a decoder."""
 
     fps, source_size, damaged = 12.0, (32, 32), True
 
@@ -59,9 +59,9 @@ class MadeUp:
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No decoder and no workers, so that every call of a run is ours."""
+    """Run without decoders and workers, so that every call of a run is made in this process."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the injector knows what it would keep
-    monkeypatch.setattr(job, "VideoReader", MadeUp)
+    monkeypatch.setattr(job, "VideoReader", MadeUpVideo)
     monkeypatch.setattr(stage, "run_jobs", lambda jobs, **_: (job.run_job(each, lambda _: None) for each in jobs))
 
 
@@ -72,11 +72,11 @@ def make(out: Path, **options: object) -> None:
 @contextmanager
 def repaired() -> Generator[None]:
     """The damaged video is whole now."""
-    MadeUp.damaged = False
+    MadeUpVideo.damaged = False
     try:
         yield
     finally:
-        MadeUp.damaged = True
+        MadeUpVideo.damaged = True
 
 
 def retry(out: Path) -> None:
@@ -89,7 +89,7 @@ def reindex(out: Path) -> None:
 
 
 class Scenario:
-    """What is done to a shard set, from what, and how it must end, whatever befell it."""
+    """A change of a shard set, the set before it, and its content after it, faults or not."""
 
     def __init__(self, do: Callable[[Path], None], before: Path | None, scratch: Path) -> None:
         self.do, self.before = do, before
@@ -107,7 +107,7 @@ class Scenario:
             shutil.copytree(self.before, out)
 
     def befall(self, out: Path, at: int, fault: str) -> None:
-        """Do it with a fault, look at what is left, do it again."""
+        """Make the change with a fault, check what is left, make the change again."""
         self.start(out)
         injector = Injector(out, at=at, fault=fault)
         if fault in DEATHS:
@@ -124,14 +124,14 @@ class Scenario:
             self.do(out)
 
     def check_whole(self, out: Path) -> None:
-        """All that has a final name is what it is in a whole set; with an index it is a set that `verify` passes."""
+        """Check that files with final names are those of a whole set; an indexed set verifies."""
         found = digests(out) if out.exists() else {}
         for name, value in found.items():
             if "-" in name and "/" not in name and not name.endswith(".tmp"):
                 assert (name, value) in self.whole, name
         for tar in out.glob("*.tar"):
             described = tar.with_suffix(".json")
-            if described.exists():  # of this tar, not of the one before
+            if described.exists():  # it must describe this tar, not the one before
                 assert json.loads(described.read_bytes())["sha256"] == found[tar.name]
         for path in out.glob("*.json"):
             json.loads(path.read_bytes())
@@ -144,10 +144,10 @@ class Scenario:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole set, of which one video failed."""
+    """A whole set in which one video failed."""
     out = tmp_path_factory.mktemp("fresh") / "set"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "VideoReader", MadeUp)
+        patch.setattr(job, "VideoReader", MadeUpVideo)
         patch.setattr(stage, "run_jobs", lambda jobs, **_: (job.run_job(each, lambda _: None) for each in jobs))
         make(out)
     return out
@@ -158,16 +158,19 @@ FAULTS = ERRORS + DEATHS
 
 
 def some_of(calls: int, number: int, *, salt: str) -> list[int]:
-    """Call numbers: one at random in each of `number` stretches of equal length."""
+    """Return numbers of calls: one at random in each of `number` stretches of equal length."""
     draw = random.Random(f"{calls} {salt}")
     return [draw.randrange(n * calls // number, (n + 1) * calls // number) for n in range(number)]
 
 
 def every_case(scenario: Scenario, *, inside: int) -> list[tuple[int, str]]:
-    """Every call with every fault; of those inside of the unfinished index one in `inside`, with one fault each."""
+    """Return every call with every fault.
+
+    Of the calls inside of the unfinished index, take one in `inside`, with one fault.
+    """
     cases, calls = [], 0
     for at, path in enumerate(scenario.paths):
-        if "index.zarr.tmp" in path or "/" not in path:  # without a folder: a removal inside of a folder
+        if "index.zarr.tmp" in path or "/" not in path:  # no "/": a removal inside of a folder
             calls += 1
             cases += [(at, FAULTS[calls // inside % len(FAULTS)])] if calls % inside == 0 else []
         else:

@@ -1,4 +1,4 @@
-"""Catalogues of the field's data sets: every layout is read, and what is missing is said before anything is decoded."""
+"""Catalogues of the field's data sets: every layout is read, and gaps are told before decoding."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def split_videos(catalogue: Catalogue) -> dict[str, tuple[str, ...] | None]:
 
 
 def test_ucf101(tmp_path: Path) -> None:
-    """Any depth; the class is that of the name, in one spelling; hidden files are passed over."""
+    """Any depth; the class is that of the name, in one spelling; hidden files are left out."""
     clips = [
         "a/Archery/v_Archery_g01_c01.avi",
         "v_HandStandPushups_g12_c03.mkv",
@@ -88,7 +88,7 @@ IDS = [f"a-b_{n:07d}" for n in range(6)]
 
 @pytest.fixture
 def kinetics(tmp_path: Path) -> Path:
-    """A class whose folder has blanks in one part and underscores in the other, one of brackets, one of no few-shot."""
+    """A class with blanks and with underscores, one with brackets, one that is not few-shot."""
     return touch(
         tmp_path / "kinetics",
         [
@@ -115,7 +115,7 @@ def test_kinetics_classes(kinetics: Path) -> None:
 
 
 def test_kinetics_lists(kinetics: Path, tmp_path: Path) -> None:
-    """A bare id finds the timed file and the reverse; an exact name goes first, and no file serves two lines."""
+    """A bare id finds a timed file and the reverse; exact names go first, and files serve once."""
     lists = {
         "train": [f"air drumming/{IDS[0]}", f"air drumming/{IDS[1]}_000001_000011"],
         "test": [f"hurling (sport)/{IDS[2]}", f"hurling (sport)/{IDS[2]}_000003_000013", f"hurling (sport)/{IDS[4]}"],
@@ -128,7 +128,7 @@ def test_kinetics_lists(kinetics: Path, tmp_path: Path) -> None:
         "test": [f"test0//val_256/hurling_(sport)/{IDS[2]}_000030_000040.mp4", f"test1//val_256/busking/{IDS[5]}.mp4"],
     }
     catalogue = kinetics_catalogue(kinetics, splits=write_lists(tmp_path / "molo", lists))
-    assert len(catalogue.videos) == 2  # the listed ones alone
+    assert len(catalogue.videos) == 2  # only the listed ones
     assert catalogue.dataset.splits["test"].classes == ("busking", "hurling_(sport)")
     assert catalogue.dataset.coverage == {"train": (1, 1), "test": (1, 2)}
     timed = [f"train0//train_256/air_drumming/{IDS[0]}_000500_000510.mp4"]  # another part of the same video

@@ -1,4 +1,4 @@
-"""What is stored, decoded again: frames, differences and flow, within the documented errors."""
+"""Stored frames, differences and flow, decoded again, are within the documented errors."""
 
 from __future__ import annotations
 
@@ -107,15 +107,15 @@ def test_lengths_are_numpys_own() -> None:
 
 
 def test_alongside_changes_nothing() -> None:
-    alone = create_encoder("flow1")
+    plain = create_encoder("flow1")
     many = [planes(frame) for frame in FRAMES * FRAMES_BEHIND]
     with ThreadPoolExecutor(1) as pool:
         alongside = Alongside(create_encoder("flow1"), pool)
         for frame in many:
-            alone.add(frame)
+            plain.add(frame)
             alongside.add(frame)
-        assert alongside.members() == alone.members()
-        assert alongside.info() == alone.info()
+        assert alongside.members() == plain.members()
+        assert alongside.info() == plain.info()
 
 
 def test_alongside_raises_what_its_encoder_raises() -> None:

@@ -48,7 +48,7 @@ def broken(before, after):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four videos of 16, 13, 7 and 3 frames that turn round half-way, and one that is none."""
+    """Four videos of 16, 13, 7 and 3 frames that turn round half-way, and a file without video."""
     folder = tmp_path_factory.mktemp("turning")
     for n, count in enumerate((16, 13, 7, 3)):
         there = moving_frames(n, count - count // 2, size=(48, 64), step=3)

@@ -38,7 +38,7 @@ def test_colour_code_is_that_of_the_reference():
 def test_only_changes_of_direction_count_not_speed():
     """Each field is scaled by its own maximum, so motion that only grows faster has no score."""
     field = motion_fields()[0]
-    assert frame_scores([field, 2 * field, 7 * field]).max() < 0.1  # grey levels: rounding down alone
+    assert frame_scores([field, 2 * field, 7 * field]).max() < 0.1  # grey levels, by rounding
     assert frame_scores([field, -field])[0] > 10
     np.testing.assert_allclose(unit_field(3 * field), unit_field(field), atol=1e-5)
 

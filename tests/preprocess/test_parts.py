@@ -1,4 +1,4 @@
-"""Parts of an array job make the same bytes as one run, and the join says what is missing."""
+"""Parts of an array job make the same bytes as one run, and --join names what is missing."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def test_parts_write_synthetic_videos_one_after_the_other(tmp_path: Path, monkey
     def write(videos: Path, **_: object) -> None:
         with pytest.raises(FsarError, match="is being made by another process"), holding(videos / "synthetic.tmp"):
             pass
-        raise FsarError("seen")
+        raise FsarError("the lock is held")
 
     monkeypatch.setattr("preprocess.datasets.synthetic.write_videos", write)
     done = CliRunner().invoke(cli, ["synthetic", "--out", str(tmp_path / "out"), "--part", "1/2"])
-    assert str(done.exception) == "seen"
+    assert str(done.exception) == "the lock is held"
 
 
 def test_a_part_that_is_being_made_is_not_joined(catalogue: Catalogue, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The stage videos -> shards: the same bytes whatever happens on the way, or one sentence that says why not."""
+"""The stage videos -> shards: the same bytes whatever happens, or one sentence with the reason."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ CRASH = 9
 
 
 def run_until(step: int, videos: Path, out: Path, **options: object) -> int:
-    """Run in a child process that dies, as by kill -9, at its `step`-th call that makes something durable."""
+    """Run in a child process that kills itself at its `step`-th call that makes a file durable."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -105,7 +105,8 @@ def run_until(step: int, videos: Path, out: Path, **options: object) -> int:
 
             return die_or_do
 
-        forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # our parent's serves us
+        # The fork server of our parent serves us.
+        forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
         os.fsync, os.replace = counted(os.fsync), counted(os.replace)
         run(videos, out, **options)
     finally:
@@ -128,7 +129,7 @@ def test_killed_at_any_step_it_goes_on(videos: Path, tmp_path: Path, expected: d
 
 
 def test_a_file_that_goes_while_it_is_swept_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The orphan of a killed run removes its own file at that moment."""
+    """A worker that outlives a killed run removes its own file at that moment."""
     (tmp_path / "rgb-000000.tar.7.tmp").touch()
     is_dir = Path.is_dir
 
@@ -283,11 +284,11 @@ def test_decoders_end_with_a_job_that_fails(videos: Path, tmp_path: Path, monkey
 
 
 def test_every_thread_of_a_job_is_steady(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: set[tuple[bool, bool]] = set()
+    settings: set[tuple[bool, bool]] = set()  # (in the main thread, IPP in use)
 
     class Watched(encode.FlowEncoder):
         def add(self, frame: Planes) -> None:
-            seen.add((threading.current_thread() is threading.main_thread(), cv2.ipp.useIPP()))
+            settings.add((threading.current_thread() is threading.main_thread(), cv2.ipp.useIPP()))
             super().add(frame)
 
     monkeypatch.setattr(encode, "FlowEncoder", Watched)
@@ -297,7 +298,7 @@ def test_every_thread_of_a_job_is_steady(videos: Path, tmp_path: Path, monkeypat
     )
     job.run_job(work, lambda _: None)
     cv2.setNumThreads(threads)
-    assert seen == {(False, False)}
+    assert settings == {(False, False)}
 
 
 def stop() -> None:
@@ -386,14 +387,15 @@ def test_each_write_may_fail(
 def test_ctrl_c_is_one_sentence(videos: Path, tmp_path: Path, expected: dict[str, str]) -> None:
     out = tmp_path / "set"
     call = [sys.executable, "-m", "preprocess.cli", *map(str, cli_options(videos, out))]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs hand on to ignore it
+    # Background jobs of a shell ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         call, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     signal.signal(signal.SIGINT, before)
     while not list(out.glob("*-000000.tar.*")):  # the first shard: most of the work lies ahead
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to us, our workers and the fork server alike
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers and the fork server too
     error = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert "interrupted; type the same command again to go on" in error

@@ -1,4 +1,4 @@
-"""Shards on a Ray cluster of two nodes, of which one is killed in the middle: the bytes are those of one machine."""
+"""Shards of a Ray cluster have the bytes of one machine, also when one of two nodes is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits: published lists matched with the videos that are there, and classes chosen by name."""
+"""Published lists find the videos that are there, and classes are chosen by name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_lists(folder: Path, form: str, extra: str = "") -> Path:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_lines_find_their_videos_by_stem(tmp_path: Path, form: str) -> None:
-    """Whatever a form says of classes: names, other texts, or numbers alone."""
+    """Lists may give classes as names, as other texts, or as numbers only."""
     lists = read_lists(write_lists(tmp_path, form, "Archery/v_Archery_g99_c01\n" if form == "list03" else ""))
     splits, expected = match_lists(lists, VIDEOS, CLASSES)
     for name, videos in SPLIT.items():

@@ -1,4 +1,4 @@
-"""The generated data set: same seed, same videos; motion alone tells the class."""
+"""The generated data set: same seed, same videos; only motion tells the class."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_reversed_pairs_are_the_same_path_backwards(name, reverse):
 
 
 def test_circles_differ_in_nothing_but_order():
-    """A bag of frames cannot tell them apart: all go once around the anchor at the same distance."""
+    """A bag of frames cannot tell them apart: all go once round the anchor at the same distance."""
     for name in (name for name, motion in CLASSES.items() if motion.kind == "circle"):
         places = pose(name)[:-1, :2]  # the last is the first again
         assert places.mean(axis=0) == pytest.approx([0, 0], abs=1e-9)
@@ -65,7 +65,7 @@ def test_circles_differ_in_nothing_but_order():
 
 
 def test_appearance_does_not_depend_on_the_class():
-    """Colours, background and its drift: class means differ no more than chance lets means of 12 videos differ."""
+    """Class means of colours, background and drift differ as means of 12 videos do by chance."""
     rows = []
     for name in CLASSES:
         videos = [render_video(name, number, seed=0)[::6] for number in range(12)]
