@@ -1,4 +1,4 @@
-"""What a shard is: the format (`SPEC.md`), its writer, index, random-access reader and verification."""
+"""Write, read and verify shard sets; SPEC.md describes the format byte by byte."""
 
 from shards_spec.errors import FsarError, ShardError
 from shards_spec.reader import ShardSet

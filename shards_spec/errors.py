@@ -1,4 +1,7 @@
-"""Errors that the user can act on: one sentence each that says what is wrong, where, and what to do."""
+"""Errors that the user can act on.
+
+Each is one sentence: the fault, its place, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class FsarError(Exception):
 
 
 class ShardError(FsarError):
-    """A shard set that is missing, unfinished, damaged or not what was asked for."""
+    """A shard set that is missing, unfinished, damaged or another than was asked for."""
 
 
 class RemoteError(FsarError):

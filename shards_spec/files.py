@@ -1,6 +1,6 @@
 """Write files that are either whole or absent: temporary name, fsync, rename, fsync of the folder.
 
-Locks, JSON and URLs are here too: all that every room needs of files.
+Locks, JSON and the form of URLs are here too.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def only_writer(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def lock(handle: int, *, shared: bool = False, wait: bool = False) -> None:
-    """Lock an open file or folder until its handle is closed; a killed process leaves no lock behind.
+    """Lock an open file or folder until its handle is closed.
+
+    The lock of a killed process is gone with it.
 
     Args:
         handle: The open file or folder.
@@ -172,7 +174,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def json_bytes(value: Any) -> bytes:  # noqa: ANN401 -- JSON is what it is
-    """Return a value as JSON text with sorted keys and one final newline: equal values are equal bytes."""
+    """Return a value as JSON text; sorted keys make equal values equal bytes."""
     return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
 

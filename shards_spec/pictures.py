@@ -1,6 +1,7 @@
 """Decode what the members of a series show: pictures, and motion in the colours of a wheel.
 
-The wheel: Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011 (the Middlebury code).
+The wheel: Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011
+(the Middlebury code).
 """
 
 from __future__ import annotations
@@ -15,26 +16,39 @@ from numpy.typing import NDArray
 from shards_spec.errors import ShardError
 
 MOST_PIXELS = 1 << 26  # of a stored picture: 16384x4096
-FLOW_ZERO, FLOW_CODES = 128, 127  # the code of no motion, and how far from it a component of `scale` pixels is
-# Place on the wheel of 55 hues, and its colour: to the right red, downwards yellow, to the left cyan, upwards violet.
+FLOW_ZERO, FLOW_CODES = 128, 127  # code of no motion, and its distance to the code of `scale` pixels
+# Corners of the wheel of 55 hues, and their colours.
+# Red points to the right, yellow down, cyan to the left, violet up.
 HUES = (0, 15, 21, 25, 36, 49, 55)
 COLOURS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0))
 
 
 def segment_centres(total: int, segments: int) -> NDArray[np.int64]:
-    """Positions of the centres of `segments` equal parts of 0..total-1; every position where there are no more."""
+    """Return the centres of `segments` equal parts of 0..total-1.
+
+    Where `total` is smaller, every position is a centre.
+    """
     segments = min(total, segments)
     return (2 * np.arange(segments) + 1) * total // (2 * segments)
 
 
 def series_kind(series: str) -> tuple[str, int]:
-    """`diff`, `flow` or `frames`, and the displacement in source frames (0 for frames)."""
+    """Return `diff`, `flow` or `frames`, and the displacement in source frames (0 for frames)."""
     match = re.match(r"(diff|flow)(\d+)", series)
     return (match[1], int(match[2])) if match else ("frames", 0)
 
 
 def decode_picture(data: bytes, series: str, row: int, *, raw: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """[h, w, 3] of a stored picture; of a flow field [2h, w]. `raw`: height and width of one that is no JPEG.
+    """Decode a stored picture.
+
+    Args:
+        data: The member of the shard.
+        series: Name of its series.
+        row: Its catalogue row, for messages.
+        raw: Height and width of a picture that is no JPEG.
+
+    Returns:
+        [h, w, 3] RGB, or [2h, w] of a flow field: u above v.
 
     Raises:
         ShardError: it is damaged.
@@ -59,7 +73,16 @@ def decode_picture(data: bytes, series: str, row: int, *, raw: tuple[int, int] |
 
 
 def flow_field(picture: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> NDArray[np.float64]:
-    """[h, w, 2] flow in pixels of the stored frame, whose [height, width] is `size`."""
+    """Return the flow that a decoded picture stands for.
+
+    Args:
+        picture: [2h, w] codes, u above v.
+        scale: Pixels of the field that `FLOW_CODES` stands for.
+        size: [height, width] of the stored frame.
+
+    Returns:
+        [h, w, 2] pixels of the stored frame.
+    """
     codes = np.stack(np.split(picture.astype(np.float64), 2), axis=-1)  # [h, w, 2], u above v
     height, width = codes.shape[:2]
     field: NDArray[np.float64] = (codes - FLOW_ZERO) * (scale / FLOW_CODES) * (size[1] / width, size[0] / height)
@@ -67,7 +90,10 @@ def flow_field(picture: NDArray[np.uint8], scale: float, size: tuple[int, int]) 
 
 
 def colour_wheel() -> NDArray[np.uint8]:
-    """[55, 3] RGB: from each corner to the next one channel rises or falls in equal steps, the steps rounded down."""
+    """Return [55, 3] RGB of the wheel.
+
+    From each corner to the next one channel rises or falls in equal steps, each rounded down.
+    """
     corners = zip(pairwise(HUES), pairwise(np.array(COLOURS)), strict=True)
     parts = [
         colour + np.sign(following - colour) * (255 * np.arange(end - place) // (end - place))[:, None]

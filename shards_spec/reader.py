@@ -56,8 +56,8 @@ class ShardSet:
         """Open a shard set and check the shards of the named series.
 
         Args:
-            path: A folder, or a URL; `RemoteShards` also says through which cache a URL is read.
-            series: Names of the series to check now; others are checked when they are first asked for.
+            path: A folder or a URL; `RemoteShards` names the cache of a URL too.
+            series: Names of the series to check now; others are checked on first use.
             check: Compare the CRC-32 of every picture that is read.
 
         Raises:
@@ -105,10 +105,10 @@ class ShardSet:
         return self.series("rgb").sha256
 
     def series(self, name: str) -> Series:
-        """Return one modality; check its shards when it is first asked for.
+        """Return one modality; check its shards on first use.
 
         Raises:
-            ShardError: it was not made (the message names the option that makes it), or a shard is damaged.
+            ShardError: it was not made, or a shard is damaged.
         """
         if name not in self._series:
             if name not in self.series_names:

@@ -1,4 +1,4 @@
-"""Define a shard set by its names and numbers: keys, sizes inside a tar, series, and the small JSON files.
+"""Define the names, keys, sizes and small JSON files of a shard set.
 
 `SPEC.md` is the authority.  `index/layout.py` defines the columns of the index.
 """
@@ -47,7 +47,7 @@ _GRID = re.compile(r"flow([1-9]\d{0,2})g([1-9]\d{0,2})")
 # Halves of characters (surrogates) have no encoding, but U+DC80 to U+DCFF stand for bytes that are
 # no UTF-8 (Python's `surrogateescape`), so names may hold those.
 UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udc7f\\udd00-\\udfff]")
-CLIMBS = re.compile(r"/|(?:.*/)?\.\.(?:/|$)", re.DOTALL)  # matched from the start
+CLIMBS = re.compile(r"/|(?:.*/)?\.\.(?:/|$)", re.DOTALL)  # for `match`: from the start
 
 
 def text_fault(text: str) -> str | None:
@@ -115,7 +115,7 @@ def picture_name(number: int, codec: str) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """The classes of a split and, where a published split lists videos, the names of its videos."""
+    """The classes of a split, and the names of its videos where a published split lists them."""
 
     classes: tuple[str, ...]
     videos: tuple[str, ...] | None = None
@@ -135,7 +135,8 @@ class Dataset:
         name: Name in results.
         classes: Sorted class names, including classes without videos.
         splits: Splits by name.
-        coverage: Split -> (videos in the catalogue, videos in the published split).  Empty where not known.
+        coverage: Split -> (videos in the catalogue, videos in the published split).
+            Empty where not known.
     """
 
     name: str
@@ -309,7 +310,7 @@ class Failure:
 
     @staticmethod
     def load_all(path: Path) -> dict[int, Failure]:
-        """Read the failures, by catalogue row; without a file there are none.
+        """Read the failures, by catalogue row; return {} where the file is missing.
 
         Raises:
             ShardError: a line has another form than ours.
@@ -340,9 +341,9 @@ class Failure:
 
 
 def flow_pairs(series: str) -> tuple[int, int] | None:
-    """Return displacement D and grid G of `flow1` or `flowDgG`, in source frames; None for other names.
+    """Return displacement D and grid G of `flow1` or `flowDgG`, in source frames.
 
-    The fields of the series go from frame i to frame i + D, for i = 0, G, 2G, ...
+    Its fields go from frame i to frame i + D, for i = 0, G, 2G, ...  None for other names.
     """
     match = _GRID.fullmatch(series)
     if match:
@@ -351,7 +352,7 @@ def flow_pairs(series: str) -> tuple[int, int] | None:
 
 
 def motion_series(names: Iterable[str]) -> list[str]:
-    """Return the series, sorted, that the names in --motion stand for; full names stand for themselves."""
+    """Return the series, sorted, for names in --motion; full names stand for themselves."""
     return sorted({MOTION.get(name, name) for name in names})
 
 

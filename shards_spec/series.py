@@ -102,10 +102,10 @@ class Series:
         return self._of_members("scale", row)
 
     def scores(self, row: int) -> NDArray[np.float32]:
-        """Return [n] motion-differential scores of the fields of a video; NaN where a field is too small.
+        """Return [n] motion-differential scores of a video; NaN where a field is too small.
 
         Raises:
-            ShardError: this series has no scores; the message names the command that makes one with scores.
+            ShardError: this series has no scores.
         """
         if "motion_score" not in self.columns:
             raise ShardError(
@@ -122,7 +122,7 @@ class Series:
         """Read the encoded pictures of a video at `positions` of `kept(row)`; safe in threads.
 
         Raises:
-            ShardError: no such member, the shard ends before it, or (with `check`) its bytes were changed.
+            ShardError: no such member, a shard that was cut, or (with `check`) changed bytes.
         """
         first, last = int(self._first[row]), int(self._first[row + 1])
         sizes = self._size[first:last].astype(np.int64)
@@ -141,15 +141,17 @@ class Series:
         return payloads
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """Return the frames of a video of a raw series where they lie in the shard file; nothing is copied.
+        """Return the frames of a video of a raw series where they lie in the shard file.
 
-        The file is mapped into memory, so the disk reads only the pages that are used.  Safe in threads.
+        The file is mapped into memory: nothing is copied, and only pages that are used are read.
+        Safe in threads.
 
         Returns:
             [n, h, w, 3] uint8, read-only.
 
         Raises:
-            ShardError: the series is not raw, its frames are not of the size that the index has, or the shard was cut.
+            ShardError: the series is not raw, its frames differ in size from the index, or the
+                shard was cut.
         """
         mapped, views = self._map(row)
         if mapped.size() != len(mapped):  # to read beyond the end of the file would kill the process (SIGBUS)
@@ -192,7 +194,7 @@ class Series:
         fits = self._begin(row) + (last - first) * stride <= len(mapped)
         if self.codec != "raw" or not fits or (self._size[first:last] != size).any():
             raise ShardError(f"{self._folder}: the {self.name} members of video {row} are no raw {height}x{width}")
-        # Raw frames of a video are equally long, so they lie at equal distances, each behind its header.
+        # Raw frames of a video are equally long: they lie at equal distances, headers between.
         shape, strides = (last - first, height, width, 3), (stride, width * 3, 3, 1)
         return np.ndarray(shape, np.uint8, mapped, start, strides)  # keeps the map alive
 
@@ -210,7 +212,10 @@ class Series:
         return found
 
     def _begin(self, row: int) -> int:
-        """Return where a video begins in the file that `_open` returns: its shard, or a file of its own."""
+        """Return where a video begins in the file that `_open` returns.
+
+        That file is its shard; of a set at a URL, a file of this video only.
+        """
         return int(self._offset[row]) if self._videos is None else 0
 
     def _open(self, row: int) -> BinaryIO:

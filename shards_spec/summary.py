@@ -61,7 +61,7 @@ class Sample:
         return str(self.info.get("codec", "jpeg"))
 
     def check(self) -> None:
-        """Raise ValueError or TypeError where its lists differ in length or its JSON is not as in SPEC.md."""
+        """Raise ValueError or TypeError where lists differ in length or the JSON is not ours."""
         row_of_key(f"c{self.row:08d}")
         if not len(self.sizes) == len(self.crc32) == len(self.frames) + len(TAIL):
             raise ValueError(f"sample {self.row} has lists of different lengths")
@@ -144,7 +144,7 @@ def _sample(row: int, members: list[Member], infos: dict[int, dict[str, Any]], p
 
 
 def _check_pictures(sample: Sample, pictures: Iterable[Member], path: Path) -> None:
-    """Refuse pictures that differ from what the JSON of their sample says: readers decode them by it."""
+    """Refuse pictures that differ from the JSON of their sample: readers decode them by it."""
     if sample.codec not in CODECS:
         raise ShardError(f'{path}: the sample of row {sample.row} has pictures of an unknown codec "{sample.codec}"')
     size = 3 * math.prod(sample.info["size"]) if sample.codec == "raw" else None
@@ -174,7 +174,7 @@ def from_tar(tar: Path) -> Summary:
 
 
 def dali_index(samples: Iterable[Sample]) -> bytes:
-    """Return the `.idx` of DALI's `readers.webdataset` (form of `wds2idx` v1.2): one line a sample."""
+    """Return the `.idx` of DALI's `readers.webdataset`, one line a sample (`wds2idx` v1.2)."""
     lines = []
     for sample in samples:
         key = f"c{sample.row:08d}"
@@ -227,7 +227,7 @@ def check_as_described(tar: Path) -> None:
 
 
 def load_or_make(tar: Path) -> Summary:
-    """Return the summary of a whole tar; make it again where it is missing or describes another tar.
+    """Return the summary of a whole tar; make it again where it is missing or of another tar.
 
     Raises:
         ShardError: the tar is damaged.
@@ -243,7 +243,7 @@ def load_or_make(tar: Path) -> Summary:
 
 
 def _check_info(info: Any, frames: Sequence[int]) -> None:  # noqa: ANN401 -- whatever the JSON holds
-    """Raise ValueError where the JSON of a sample with the pictures `frames` is not as in SPEC.md."""
+    """Raise ValueError where the JSON of a sample is not as in SPEC.md; `frames`: its pictures."""
     if not isinstance(info, dict) or not info.keys() >= REQUIRED:
         raise ValueError(f"it is no object with {', '.join(sorted(REQUIRED))}")
     _check_info_names(info)

@@ -1,4 +1,4 @@
-"""Do what every command does alike: errors as one sentence with exit code 2, Ctrl-C as 130, the option --shards."""
+"""Do alike in all commands: errors as one sentence, exit codes, paths, the option --shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shards_spec.remote.cache import parse_bytes
 from shards_spec.remote.shards import CACHE_DIR, CACHE_SIZE, RemoteShards
 from shards_spec.remote.store import RemotePath, place_of
 
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey those in a name
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them in a name
 BAD_INPUT, WITH_FAILURES, INTERRUPTED = 2, 3, 130
 
 
@@ -33,7 +33,7 @@ class SuggestingGroup(click.Group):
         """Find the command that the first argument names.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such command.
         """
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise ConfigError(f'{ctx.info_name} has no "{args[0]}"; {suggest(args[0], self.commands)}')
@@ -46,7 +46,13 @@ def run_command(
     again: str = "type the same command again to go on",
     within: AbstractContextManager[None] | None = None,
 ) -> NoReturn:
-    """Run a click command, `within` what surrounds it, and leave the process with the documented exit code."""
+    """Run a click command and leave the process with the documented exit code.
+
+    Args:
+        command: The command.
+        again: Advice after Ctrl-C.
+        within: A context that surrounds the command.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be of no encoding at all
@@ -96,7 +102,7 @@ class LocalFolder(click.ParamType[Path, object]):
 
 
 def shards_option(help_text: str = "Folder of the shards.", *, required: bool = True) -> Callable[..., Any]:
-    """A decorator that adds --shards, --cache-dir and --cache-size; the command gets `folder`."""
+    """Return a decorator that adds --shards and its cache; the command gets `folder`."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""The command `fsar-shards peek`: look at what preprocessing made of some videos."""
+"""Define the command `fsar-shards peek`: show what preprocessing made of some videos."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ def peek(
     series: str | None,
     seed: int,
 ) -> None:
-    """Draw a contact sheet: frames, frame differences and optical flow of some videos, as one picture or page.
+    """Draw a contact sheet of some videos: frames, frame differences and optical flow.
 
-    Differences are grey where nothing changes. The hue of flow is its direction (the wheel is on the sheet), white
-    is no motion, and the full colour stands for the speed that 99 % of the row keep to, but for 1 pixel at least;
-    beside each row stands that speed and the largest, in pixels of the stored frame.
+    Differences are grey where nothing changes. The hue of flow is its direction (the wheel is on
+    the sheet), and white is no motion. The full colour stands for the speed that 99 % of the row
+    keep to, at least for 1 pixel. Each row names that speed and the largest, in pixels of the
+    stored frame.
     """
     from shards_spec.peek.html import write_html  # noqa: PLC0415 -- Jinja
     from shards_spec.peek.peek import choose_rows, choose_series, contact_page, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow

@@ -1,4 +1,4 @@
-"""The command `fsar-shards`: look at a shard set, check it, make its index again."""
+"""Define the command `fsar-shards`: show a shard set, check it, make its index again."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def verify(folder: Path) -> None:
 @cli.command()
 @FOLDER
 def reindex(folder: Path) -> None:
-    """Make the index, the .idx and the .json files again, from the tars alone (dataset.json names the splits)."""
+    """Make the index, .idx and .json files again from the tars (dataset.json names the splits)."""
     if not folder.is_dir():
         raise ShardError(f"{folder} is no folder")
     tars = [shard_path(folder, name, number) for name, numbers in list_shards(folder).items() for number in numbers]
@@ -88,7 +88,7 @@ def reindex(folder: Path) -> None:
         for tar in tars:
             check_as_described(tar)
         sweep(folder)
-        for tar in tars:  # one after the other takes the place of the one before: the set stays whole
+        for tar in tars:  # each file is replaced in one step: the set stays whole
             write_sidecars(tar, from_tar(tar))
         build_index(folder)
     with ShardSet.open(folder) as shards:

@@ -1,4 +1,4 @@
-"""The commands `fsar-shards splits`: what ships and is recognised, what a split holds, whether two splits leak."""
+"""Define the commands `fsar-shards splits`: list known splits, show one, check two for leakage."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def list_known(*, as_json: bool) -> None:
 def show(source: str, *, as_json: bool) -> None:
     """Print what a split holds, its hashes, and the published list that it fits.
 
-    X is a folder of lists, the name of a class list that ships, or a shard set. A published list is recognised by
-    the facts in brackets, not by its videos one by one. Hashes do not depend on the form or order of a list.
+    X is a folder of lists, the name of a class list that ships, or a shard set. A published list is
+    recognised by the facts in brackets, not by its videos one by one. Hashes do not depend on the
+    form or order of a list.
     """
     listed = load_split_set(source)
     fits = recognise(listed)
@@ -77,8 +78,9 @@ def show(source: str, *, as_json: bool) -> None:
 def check(first: str, second: str, *, as_json: bool) -> None:
     """Count what A trains or selects on and B tests, and the other way round.
 
-    A and B are folders of lists, names of class lists that ship, or shard sets. Videos are told by their stem,
-    those of Kinetics by their YouTube id. Exit code 0: nothing is shared; 3: something is; 2: bad input.
+    A and B are folders of lists, names of class lists that ship, or shard sets. Videos are compared
+    by their stem, those of Kinetics by their YouTube id. Exit code 0: nothing is shared; 3:
+    something is; 2: bad input.
     """
     a, b = load_split_set(first), load_split_set(second)
     overlaps = leakage(a, b)
@@ -87,7 +89,7 @@ def check(first: str, second: str, *, as_json: bool) -> None:
         _print_json({"clean": not shared, "overlaps": [_overlap_json(overlap) for overlap in overlaps]})
     else:
         for overlap in overlaps:
-            if overlap.names or overlap.seen[0] != overlap.tested[0]:
+            if overlap.names or overlap.fitted[0] != overlap.tested[0]:
                 click.echo(_sentence(overlap))
         click.echo(_verdict(overlaps, shared))
     if shared:
@@ -95,7 +97,7 @@ def check(first: str, second: str, *, as_json: bool) -> None:
 
 
 def _sentence(overlap: Overlap) -> str:
-    sides = f"{' '.join(overlap.seen)} -> {' '.join(overlap.tested)}: {overlap.what}"
+    sides = f"{' '.join(overlap.fitted)} -> {' '.join(overlap.tested)}: {overlap.what}"
     if overlap.names is None:
         return f"{sides} not compared: one side does not tell them"
     first = ", ".join(overlap.names[:FIRST_NAMES]) + (", ..." if len(overlap.names) > FIRST_NAMES else "")
@@ -161,10 +163,10 @@ def _shipped_json(name: str) -> dict[str, Any]:
 
 
 def _overlap_json(overlap: Overlap) -> dict[str, Any]:
-    seen, tested = (dict(zip(("source", "split"), side, strict=True)) for side in (overlap.seen, overlap.tested))
+    fitted, tested = (dict(zip(("source", "split"), side, strict=True)) for side in (overlap.fitted, overlap.tested))
     count = None if overlap.names is None else len(overlap.names)
     known = {"what": overlap.what, "shared": count, "of": overlap.total, "share": overlap.share, "names": overlap.names}
-    return {"seen": seen, "tested": tested} | known
+    return {"seen": fitted, "tested": tested} | known
 
 
 def _print_json(content: dict[str, Any]) -> None:

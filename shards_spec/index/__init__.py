@@ -1,1 +1,1 @@
-"""The index of a shard set: built, checked, read."""
+"""Build, check and read the index of a shard set; `layout` defines its columns."""

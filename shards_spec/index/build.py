@@ -1,7 +1,7 @@
 """Build `index.zarr`: the columns by which any frame of any video is read.
 
-Columns are filled shard by shard, in arrays of four to eight bytes a value: Python's own numbers would
-take ten times as much.  Their names, types and shapes are those of `layout`.
+Columns are filled shard by shard, in arrays of four to eight bytes a value: as Python's own numbers
+millions of pictures would fill the memory.  `layout` has their names, types and shapes.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class VideoColumns:
         names = sorted(self._group_number.keys() - {""})
         arrays = self._arrays | _texts("group_name", names)
         columns = {name: _view(arrays[name], column) for name, column in VIDEOS.items()}
-        # From the order of their first videos, in which groups were counted, to sorted order; -1 stays -1.
+        # Groups were counted in the order of their first videos: number them in sorted order.
         number = np.empty(len(self._group_number), np.int32)
         number[[self._group_number[name] for name in ("", *names)]] = np.arange(-1, len(names))
         return columns | {"group": number[columns["group"]]}
@@ -152,7 +152,7 @@ class SeriesColumns:
         """Add the next shard.
 
         Raises:
-            ShardError: it holds a video that belongs before those of the shards added already, or another codec.
+            ShardError: it holds another codec, or a video that belongs into an earlier shard.
         """
         self._arrays["shard_number"].append(number)
         self._arrays["shard_bytes"].append(summary.size)
@@ -222,7 +222,7 @@ def build_index(folder: Path) -> None:
 
 
 def _column_groups(folder: Path, shards: Mapping[str, list[int]]) -> Iterator[tuple[str, Columns]]:
-    """Yield the groups of the index, one after the other, so that memory holds one series at a time."""
+    """Yield the groups of the index one by one: memory holds one series at a time."""
     videos = VideoColumns(Dataset.load(folder / "dataset.json"), Failure.load_all(folder / "failures.jsonl"))
     rgb = _read_series(folder, "rgb", shards["rgb"], videos)
     columns = videos.columns()
@@ -238,7 +238,7 @@ def _column_groups(folder: Path, shards: Mapping[str, list[int]]) -> Iterator[tu
 
 
 def _read_series(folder: Path, name: str, numbers: list[int], videos: VideoColumns | None = None) -> SeriesColumns:
-    """Read the summaries of the shards of a series; add their videos to `videos`, where that is not None."""
+    """Read the summaries of the shards of a series; add their videos to `videos` too."""
     series = SeriesColumns()
     for number in numbers:
         path = shard_path(folder, name, number)
@@ -252,7 +252,7 @@ def _read_series(folder: Path, name: str, numbers: list[int], videos: VideoColum
 def _check_rows(
     folder: Path, name: str, series: SeriesColumns, *, rows: NDArray[np.int64], frames: NDArray[np.int64]
 ) -> None:
-    """Refuse a series that was not made from the same videos as rgb, which has rows [n] and frames [n]."""
+    """Refuse a series of other videos than rgb, which has rows [n] and frames [n]."""
     if not np.array_equal(series.rows, rows):
         raise ShardError(
             f"{folder}: {name} and rgb do not hold the same videos; preprocessing is unfinished: "
@@ -285,7 +285,7 @@ def _write(folder: Path, groups: Iterable[tuple[str, Columns]]) -> None:
     final = folder / INDEX
     building = temporary(final)
     hashes: dict[str, str] = {}
-    # zarr writes to memory, a column at a time, and we write that to disk: the threads of its own store for
+    # zarr writes a column to memory, and `_move` to the disk: the threads of zarr's own store for
     # disks go on writing after one of them has failed.
     files: dict[str, Buffer] = {}
     root = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)

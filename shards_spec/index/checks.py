@@ -1,9 +1,13 @@
 """Check that a shard set is whole and that its index is consistent with itself and with its shards.
 
-The order matters: an index may come from others, so nothing is read before what announces it is checked.
-First the folder and the attributes (`check_folder`, `read_attributes`), then the metadata of all columns
-(`check_layout`), then the values of each column as it is loaded (`check_values`, `check_texts`), then
-columns against each other (`check_videos`, `check_series`), at last the shards (`check_shards`).
+An index may come from others, and a few bytes of it can announce any amount of memory.  So nothing
+is read before its announcement is checked, in this order:
+
+1. folder and attributes: `check_folder`, `read_attributes`;
+2. metadata of all columns: `check_layout`;
+3. values of each column, when it is loaded: `check_values`, `check_texts`;
+4. columns against each other: `check_videos`, `check_series`;
+5. the shards: `check_shards`.
 """
 
 from __future__ import annotations
@@ -70,14 +74,14 @@ def check_folder(path: Path) -> None:
 
 
 def read_attributes(files: Path, path: Path) -> dict[str, Any]:
-    """Read the attributes of the index in `files`: format, hashes of its columns and of the small files.
+    """Read the attributes of an index: format, hashes of columns and of the small files.
 
     Args:
         files: Folder of the small files.
         path: Names the set in messages.
 
     Raises:
-        ShardError: the index is damaged or of another format, or the small files changed since it was made.
+        ShardError: the index is damaged or of another format, or the small files changed.
     """
     where = path / INDEX
     raw = read_json(files / INDEX / "zarr.json")
@@ -100,10 +104,10 @@ def check_layout(
     Args:
         index: The folder `index.zarr`.
         columns: Path in the index -> hash, as its attributes have them.
-        bytes_of: Return the bytes that a column takes where the index is stored, from its folder and layout.
+        bytes_of: Return the stored bytes of a column, from its folder and layout.
 
     Raises:
-        ShardError: a column is missing, of another type or shape, or announces more content than is on disk.
+        ShardError: a column is missing, of another type or shape, or too large for its bytes.
     """
     groups: dict[str, dict[str, Layout]] = {"videos": {}, "series/rgb": {}}
     stored = 0
@@ -114,7 +118,8 @@ def check_layout(
         layout = Layout.load(index / path)
         groups.setdefault(match["group"], {})[match["name"]] = layout
         stored += bytes_of(index / path, layout)
-    # All columns together: frame numbers that begin anew with each video shrink thousandfold, CRC-32 do not.
+    # Compare all columns together: frame numbers, which begin anew with each video, shrink
+    # thousandfold, but CRC-32 do not shrink.
     check_announced(sum(each.nbytes for held in groups.values() for each in held.values()), stored, index)
     rows: dict[str, int] = {}
     for group, held in groups.items():
@@ -181,7 +186,8 @@ def _outside(values: NDArray[Any], low: float, high: float, *, nan: bool = False
         return False
     if nan:
         return bool((values < low).any() or (values > high).any())  # NaN is neither
-    # Without a temporary array: there may be 32 million values.  NaN is the least of its column, and compares false.
+    # No temporary array: there may be 32 million values.  NaN is the least of its column, and
+    # compares false.
     return not bool(low <= values.min() and values.max() <= high)
 
 
@@ -199,8 +205,8 @@ def check_texts(path: str, data: NDArray[np.uint8], ends: NDArray[np.int64], *, 
     """
     bounds = np.concatenate([[0], ends])
     _require(bool((np.diff(bounds) >= 0).all()) and bounds[-1] == len(data), path, "has strings that overlap")
-    # All bytes at once, without a Python string for each name.  Honest columns pass here.  One that does not
-    # may still be honest (`a/..x.avi`), so each of its strings is checked by itself.
+    # Check all bytes at once, without a Python string for each name.  Honest columns pass here.
+    # A column that does not may still be honest (`a/..x.avi`): then check each of its strings.
     raw = data.tobytes()
     suspect = bool(((data < 32) | (data == 127)).any()) or CONTROL.search(raw) is not None
     if paths and not suspect:
@@ -252,8 +258,9 @@ def check_series(where: str, columns: Table, frames: NDArray[np.int32]) -> None:
     held = shard[rows]  # [n] shard of each stored video
     starts = np.flatnonzero(np.diff(held, prepend=-1))  # [S] first stored video of each shard
     _require(np.array_equal(held[starts], numbers), where, "has videos in shards that it does not list")
-    # A video begins where the one before it ends, or at byte 0 of its shard.  Each end follows from the sizes
-    # of the members, so that an offset cannot lie without its sizes, nor they without the size of the shard.
+    # A video begins where the one before it ends, or at byte 0 of its shard.  Each end follows
+    # from the sizes of the members: an offset cannot lie unless its sizes do, and they cannot
+    # unless the size of the shard does, which `check_shards` compares with the file.
     ends = offset[rows] + _extents(columns["size"], first, columns["tail"])[rows]
     begins = np.concatenate([[0], ends[:-1]])[: len(rows)]
     begins[starts] = 0
@@ -286,9 +293,9 @@ def _extents(sizes: NDArray[np.uint32], first: NDArray[np.int64], tail: NDArray[
         [V] bytes.
     """
     blocks: NDArray[np.int64] = _blocks(tail).sum(axis=1, dtype=np.int64)  # [V]
-    # `reduceat` sums the pictures of a video, but would give an empty range the value at its start: videos
-    # without pictures are left out.  The ranges of the others lie end to end, so starts suffice.  A million
-    # videos have 32 million pictures: some rows at a time keep the temporary arrays small and in the cache.
+    # `reduceat` adds up the pictures of each video.  It would give an empty range the value at its
+    # start, so videos without pictures are left out; the ranges of the others lie end to end.
+    # A million videos have 32 million pictures: blocks of rows keep temporary arrays in the cache.
     filled = np.flatnonzero(first[1:] > first[:-1])
     for rows in np.array_split(filled, len(filled) // ROWS_AT_ONCE + 1):
         if len(rows):
@@ -339,7 +346,7 @@ def check_shards(
 def _read_beginnings(paths: list[str]) -> Iterator[tuple[int, bytes, int]]:
     """Yield size, first header and the sum of its bytes for each file.
 
-    Several files are read at once: each read waits for a disk or a network where the file is not in memory.
+    Several files are read at once, as each read may wait for a disk or a network.
     """
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -350,7 +357,7 @@ def _read_beginnings(paths: list[str]) -> Iterator[tuple[int, bytes, int]]:
 def _read_some(paths: list[str]) -> list[tuple[int, bytes, int]]:
     """Return size (-1: missing), first header and the sum of its bytes for some files."""
     sizes, blocks = zip(*(_read_beginning(path) for path in paths), strict=True)
-    whole = b"".join(block.ljust(BLOCK, b"\0") for block in blocks)  # one call sums all headers
+    whole = b"".join(block.ljust(BLOCK, b"\0") for block in blocks)  # one call adds up all headers
     sums = np.frombuffer(whole, np.uint8).reshape(-1, BLOCK).sum(axis=1)
     return list(zip(sizes, blocks, sums.tolist(), strict=True))
 
@@ -368,7 +375,13 @@ def _read_beginning(path: str) -> tuple[int, bytes]:
 
 
 def _begins(block: bytes, row: int, total: int) -> bool:
-    """Tell whether a header is of the video `row`, and whole by its checksum; `total` is the sum of its bytes."""
+    """Tell whether a header is of the video `row` and agrees with its checksum.
+
+    Args:
+        block: The header.
+        row: Catalogue row of the video; -1 where no video begins the shard.
+        total: Sum of the bytes of the header.
+    """
     if row < 0 or not block.startswith(f"{sample_key(row)}.".encode()):
         return False
     field = block[_CHECKSUM]

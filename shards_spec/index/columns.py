@@ -23,12 +23,12 @@ _TEXTS = 1 << 16  # strings at once whose places are held as Python numbers
 
 
 def read_column(path: Path, *, check_size: bool = True) -> tuple[NDArray[Any], Mapping[str, Any]]:
-    """Read the array in a folder, and its attributes; check what it announces before it takes memory.
+    """Read the array in a folder, and its attributes; check its metadata first.
 
     Args:
         path: The folder.
-        check_size: Compare the bytes that it announces with those on disk.  Off for a column of an index:
-            some shrink thousandfold, and `checks.check_layout` compares all of them together.
+        check_size: Compare the bytes that it announces with those on disk.  For columns of an
+            index this is off: `checks.check_layout` compares all of them together.
 
     Raises:
         ShardError: it is damaged, of another form, or announces far more than it holds.
@@ -59,7 +59,10 @@ def _read_chunk(column: NDArray[Any], layout: Layout, item: tuple[int, Path]) ->
 
 
 def _fill(rows: NDArray[Any], data: bytes, layout: Layout) -> None:
-    """Decode a chunk into its rows; the last chunk is longer than they are, and is decoded to a buffer first."""
+    """Decode a chunk into its rows.
+
+    The last chunk is longer than its rows, and goes through a buffer.
+    """
     size = layout.chunk * layout.row_bytes
     place = rows.reshape(-1).view(np.uint8)
     whole = place if len(place) == size else np.zeros(size, np.uint8)
@@ -74,7 +77,7 @@ def _fill(rows: NDArray[Any], data: bytes, layout: Layout) -> None:
 
 
 class Columns:
-    """The columns of one group of `index.zarr`, each loaded whole and checked against its hash on first use.
+    """The columns of one group of `index.zarr`; each is loaded whole and checked on first use.
 
     Args:
         index: The folder `index.zarr`, as messages name it.
@@ -158,8 +161,8 @@ class Columns:
 def crc_starts(columns: Columns) -> NDArray[np.int64]:
     """Return [V] where the CRC-32 of each video begin in the column `crc32`.
 
-    That column has those of `cls` and `json` behind those of the pictures, so each stored video before
-    shifts the place by two.
+    `crc32` has a number for each member, `first` counts pictures.  So each stored video before
+    shifts the place by two, for its `cls` and `json`.
 
     Raises:
         ShardError: the column has not one number for each member.

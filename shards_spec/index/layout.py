@@ -1,7 +1,7 @@
 """Define the index of a shard set: its columns, their form on disk, and the hashes that prove them.
 
-The writer (`build`), the checks (`checks`) and the reader (`columns`) follow the tables `VIDEOS` and
-`SERIES`.  SPEC.md, section 5, describes the same columns for people.
+The writer (`build`), the checks (`checks`) and the reader (`columns`) follow the tables `VIDEOS`
+and `SERIES`.  SPEC.md, section 5, describes the same columns for people.
 
 zarr writes the index, but does not read it.  A set may come from others and be made to harm:
 
@@ -9,8 +9,8 @@ zarr writes the index, but does not read it.  A set may come from others and be 
 * it looks codecs up among all installed packages, by the name in the file;
 * its zstd takes as much memory as a chunk unpacks to, and 32 KB can become 1 GB.
 
-So `Layout.load` accepts the one form that we write, and `columns.read_column` decodes each chunk into
-memory of the announced size.
+So `Layout.load` accepts the one form that we write, and `columns.read_column` decodes each chunk
+into memory of the announced size.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Column:
 
 
 def _text(name: str, count: str | int, total: str, *, optional: bool = False) -> dict[str, Column]:
-    """Define the two columns of `count` strings: their UTF-8 bytes end to end, and where each ends."""
+    """Define the two columns of `count` strings: UTF-8 bytes end to end, and where each ends."""
     return {
         f"{name}_bytes": Column("uint8", (total,), optional=optional),
         f"{name}_ends": Column("int64", (count,), optional=optional),
@@ -106,7 +106,7 @@ def columns_of(group: str) -> dict[str, Column]:
     return VIDEOS if group == "videos" else SERIES
 
 
-# --- files of a shard set ---------------------------------------------------------------------------
+# --- files of a shard set -------------------------------------------------------------------------
 
 
 def shard_path(folder: Path, series: str, number: int) -> Path:
@@ -124,7 +124,7 @@ def list_shards(folder: Path) -> dict[str, list[int]]:
     return {series: sorted(found[series]) for series in sorted(found, key=lambda s: (s != "rgb", s))}
 
 
-# --- hashes -----------------------------------------------------------------------------------------
+# --- hashes ---------------------------------------------------------------------------------------
 
 
 def column_sha256(column: NDArray[Any]) -> str:
@@ -143,12 +143,12 @@ def pinned_hashes(folder: Path) -> dict[str, str]:
 def attributes_sha256(attributes: Mapping[str, Any]) -> str:
     """Return the hash of the attributes of an index.
 
-    It covers the hashes of all columns and small files, so no bit of the index can change unnoticed.
+    It covers the hashes of all columns and small files: no bit of the index changes unnoticed.
     """
     return hashlib.sha256(json_line({key: attributes[key] for key in ("format", "columns", "files")})).hexdigest()
 
 
-# --- arrays on disk ---------------------------------------------------------------------------------
+# --- arrays on disk -------------------------------------------------------------------------------
 
 TYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())  # noqa: SIM905
 FORM: dict[str, Any] = {  # of every array that we write
@@ -160,8 +160,8 @@ PLAIN = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "byt
 # A chunk's file, in the folder of its array: chunks lie along the first axis only
 CHUNK_FILE = re.compile(r"c/(?P<number>0|[1-9][0-9]{0,9})(/0)*")
 MOST_CHUNK = 1 << 28  # bytes of one decoded chunk
-# Bytes that an index may announce.  Columns of one repeated value take next to nothing on disk, so the
-# first are free.  The columns of a large index hold offsets, sizes and CRC-32, which do not shrink so far.
+# Bytes that an index may announce.  Columns of one repeated value take next to nothing on disk, so
+# the first bytes are free.  A large index holds sizes and CRC-32, which do not shrink so far.
 FREE_BYTES, MOST_RATIO = 64 << 20, 16
 
 

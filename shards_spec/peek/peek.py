@@ -1,4 +1,4 @@
-"""A contact sheet of a shard set: which videos and frames it shows, and how motion becomes colour."""
+"""Make a contact sheet of a shard set: choose videos and frames, turn motion into colour."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MANY_SIZES = 4  # more stored sizes than that are not listed
 def choose_rows(
     shards: ShardSet, count: int, *, seed: int = 0, classes: Sequence[str] = (), split: str | None = None
 ) -> list[int]:
-    """At most `count` stored videos, ascending: one of each class before a second of any.
+    """Choose at most `count` stored videos: one of each class before a second of any.
 
     Args:
         shards: The shard set.
-        count: How many.
-        seed: Another seed gives other videos.
+        count: Most videos.
+        seed: Another seed chooses other videos.
         classes: Only videos of these classes; of all when empty.
         split: Only videos of this split.
 
@@ -56,7 +56,7 @@ def choose_rows(
 
 
 def find_rows(shards: ShardSet, names: Sequence[str]) -> list[int]:
-    """Rows of the videos of these names, in the order given.
+    """Return the rows of the videos of these names, in the same order.
 
     Raises:
         ConfigError: no such video, or one that failed in preprocessing.
@@ -71,7 +71,7 @@ def find_rows(shards: ShardSet, names: Sequence[str]) -> list[int]:
 
 
 def choose_series(shards: ShardSet, text: str | None) -> list[str]:
-    """Names of the series to show, from a comma-separated list; None: all.
+    """Return the names of the series to show, from a comma-separated list; None: all.
 
     Raises:
         ConfigError: the list is empty.
@@ -88,7 +88,7 @@ def choose_series(shards: ShardSet, text: str | None) -> list[str]:
 
 
 def contact_sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> Image.Image:
-    """The sheet as a picture: a block a video, in it a row of `frames` thumbnails a series.
+    """Draw the sheet as a picture: a block a video, with a row of `frames` thumbnails a series.
 
     Raises:
         ShardError: a picture cannot be read.
@@ -98,7 +98,7 @@ def contact_sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series:
 
 
 def contact_page(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> str:
-    """The same as a page of HTML, which refers to nothing outside itself.
+    """Write the same as a page of HTML that refers to nothing outside itself.
 
     Raises:
         ShardError: a picture cannot be read.
@@ -108,7 +108,7 @@ def contact_page(shards: ShardSet, rows: Sequence[int], *, frames: int, series: 
 
 
 def _sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequence[str]) -> Sheet:
-    """What stands on it."""
+    """Collect the content of the sheet."""
     return Sheet(
         title=_title(shards, len(rows)),
         subtitles=(_sizes(shards), ", ".join(series)),
@@ -118,11 +118,11 @@ def _sheet(shards: ShardSet, rows: Sequence[int], *, frames: int, series: Sequen
 
 
 def flow_colours(flow: NDArray[np.floating], limit: float) -> NDArray[np.uint8]:
-    """Optical flow in the colours of Baker et al. (2011): hue is direction, white is no motion.
+    """Show flow in the colours of Baker et al. (2011): hue is direction, white is no motion.
 
     Args:
         flow: [h, w, 2] u to the right and v downwards, in any unit.
-        limit: Length, in that unit, that has the full colour; longer vectors are shown as of this length.
+        limit: Length of the full colour, in that unit; longer vectors get the same colour.
 
     Returns:
         [h, w, 3] RGB.
@@ -136,14 +136,14 @@ def flow_colours(flow: NDArray[np.floating], limit: float) -> NDArray[np.uint8]:
 
 
 def amplify_difference(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A stored difference [h, w, 3] as 128 + `GAIN` * (next - this), clipped."""
+    """Show a stored difference [h, w, 3] as 128 + `GAIN` * (next - this), clipped."""
     stronger = 128 + 2 * GAIN * (picture.astype(np.int32) - 128)  # the code is 128 + half the difference
     result: NDArray[np.uint8] = stronger.clip(0, 255).astype(np.uint8)
     return result
 
 
 def flow_legend() -> Legend:
-    """The colour wheel: each place shows the colour of motion towards it from the centre."""
+    """Draw the colour wheel: each place has the colour of motion from the centre towards it."""
     axis = (np.arange(WHEEL_SIZE) + 0.5) * 2 / WHEEL_SIZE - 1
     flow = np.stack(np.meshgrid(axis, axis), axis=-1)  # [h, w, 2]
     wheel = flow_colours(flow, 1.0)
@@ -188,7 +188,7 @@ def _block(shards: ShardSet, row: int, place: int, *, frames: int, series: Seque
 
 
 def _row(series: Series, row: int, shown: list[int], *, size: tuple[int, int]) -> Row:
-    """The members of the frames `shown`, in colour; None where there is no such member."""
+    """Make a row of the members of the frames `shown`; None where a member is missing."""
     kind, step = series_kind(series.name)
     places = {number: place for place, number in enumerate(series.kept(row).tolist())}
     grid = (flow_pairs(series.name) or (0, 1))[1]
@@ -230,12 +230,12 @@ def _class_number(shards: ShardSet, name: str) -> int:
 
 
 def _shuffled(seed: int, what: str) -> bytes:
-    """A sort key that puts things in an order of chance, the same one on every machine."""
+    """Return a sort key for an order of chance that is the same on every machine."""
     return hashlib.sha256(f"{seed} {what}".encode()).digest()
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """The name most like `name`; of hundreds of thousands no list would help."""
+    """Offer the name most like `name`; a list of hundreds of thousands would not help."""
     parts = [other for other in known if name and name in other] or difflib.get_close_matches(name, known, n=1)
     return f'did you mean "{min(parts, key=len)}"?' if parts else "a name is CLASS/FILE as in the videos folder"
 

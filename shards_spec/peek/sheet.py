@@ -1,4 +1,4 @@
-"""Drawing of a contact sheet: pictures and captions -> one large picture; it knows nothing of shards."""
+"""Draw a contact sheet, from pictures and captions; it knows nothing of shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ INK, GREY, LINE, PAPER = (25, 25, 25), (105, 105, 105), (205, 205, 205), (255, 2
 
 @dataclass(frozen=True)
 class Row:
-    """A row of thumbnails: `pictures` [h, w, 3] uint8, None where there is none; `numbers` stand under them."""
+    """A row of thumbnails.
+
+    Attributes:
+        label: Lines at its left.
+        pictures: [h, w, 3] uint8 each; None for an empty place.
+        numbers: Captions under them.
+    """
 
     label: tuple[str, ...]
     pictures: Sequence[NDArray[np.uint8] | None]
@@ -33,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """A video: its heading, a line of facts, the [height, width] that gives its aspect, and its rows."""
+    """A video: its heading, a line of facts, [height, width] for its aspect, and its rows."""
 
     heading: str
     facts: str
@@ -43,14 +49,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Legend:
-    """A picture [h, w, 3] at the top right, and the lines beside it."""
+    """A picture [h, w, 3] at the top right, and the lines at its left."""
 
     lines: tuple[str, ...]
     picture: NDArray[np.uint8]
 
 
 class Sheet(NamedTuple):
-    """What stands on a sheet, whether it is drawn or written as a page."""
+    """The content of a sheet, to be drawn or written as a page."""
 
     title: str
     subtitles: Sequence[str]
@@ -61,7 +67,10 @@ class Sheet(NamedTuple):
 def draw_sheet(
     title: str, subtitles: Sequence[str], blocks: Sequence[Block], *, legend: Legend | None = None
 ) -> Image.Image:
-    """All blocks below one another on white; above them title and subtitles (two at most), beside these the legend."""
+    """Draw all blocks below one another on white.
+
+    Title and subtitles (two at most) stand above them, the legend at the top right.
+    """
     columns = max((_thumbnail_width(block) + GAP) * _count(block) for block in blocks)
     width = max(LEAST_WIDTH, 2 * MARGIN + LABELS + columns - GAP)
     head = 64 if legend is None else max(64, legend.picture.shape[0])
@@ -80,22 +89,23 @@ def draw_sheet(
 
 
 def png_bytes(sheet: Image.Image) -> bytes:
-    """The sheet as PNG; the same sheet gives the same bytes."""
+    """Encode the sheet as PNG; the same sheet gives the same bytes."""
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def printable(text: str) -> str:
-    r"""`text` in the letters that the built-in font has (ASCII).
+    r"""Write a text in the letters of the built-in font (ASCII).
 
-    Accents are dropped, other characters become `\u6f22`, control characters `\n` and undecodable bytes `\xe9`.
+    Accents are dropped.  Other characters become `\u6f22`, control characters `\n`, bytes that are
+    no UTF-8 `\xe9`.
     """
     return "".join(map(_plain, unicodedata.normalize("NFC", text)))
 
 
 def shorten(text: str, width: float, font: Font) -> str:
-    """`text` with its middle replaced by dots where it is wider than `width` pixels; both ends stay."""
+    """Replace the middle of a text by dots where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     low, high = 0, len(text) - 1  # of the characters that stay
@@ -106,7 +116,10 @@ def shorten(text: str, width: float, font: Font) -> str:
 
 
 def thumbnail(picture: NDArray[np.uint8], width: int) -> Image.Image:
-    """[h, w, 3] scaled to `HEIGHT` x `width`; small pictures by nearest neighbour, so that their pixels show."""
+    """Scale a picture [h, w, 3] to `HEIGHT` x `width`.
+
+    Small pictures are scaled by nearest neighbour, so that their pixels show.
+    """
     way = Image.Resampling.NEAREST if 2 * picture.shape[0] <= HEIGHT else Image.Resampling.LANCZOS
     return Image.fromarray(picture).resize((width, HEIGHT), way)
 
@@ -134,7 +147,7 @@ def _write(
     colour: tuple[int, int, int] = INK,
     centred: bool = False,
 ) -> None:
-    """One line of text inside `width` pixels from its top left `corner`."""
+    """Write one line of text, at most `width` pixels wide, from its top left `corner`."""
     font = ImageFont.load_default(size)
     line = shorten(printable(text), width, font)
     x = corner[0] + max(0, (width - font.getlength(line)) / 2) if centred else corner[0]
@@ -155,7 +168,7 @@ def _block_height(block: Block) -> int:
 
 
 def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, legend: Legend) -> int:
-    """Draw the legend at the top right; returns its width."""
+    """Draw the legend at the top right; return its width."""
     height, width = legend.picture.shape[:2]
     texts = max(ImageFont.load_default(SMALL).getlength(line) for line in legend.lines)
     sheet.paste(Image.fromarray(legend.picture), (sheet.width - MARGIN - width, MARGIN))

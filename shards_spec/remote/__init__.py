@@ -1,1 +1,1 @@
-"""Shard sets and files at URLs."""
+"""Read shard sets and files at URLs."""

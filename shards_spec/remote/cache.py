@@ -39,7 +39,7 @@ def parse_bytes(text: str) -> int:
 class Cache:
     """A folder of at most `limit` bytes; every process that uses it must have the same limit.
 
-    A file has its name only when it is whole.  It may have been damaged since: whoever opens a file checks it.
+    A file has its name only when it is whole.  It may be damaged later, so its reader checks it.
     A file that is removed stays readable for those who opened it before.
     """
 
@@ -91,7 +91,10 @@ class Cache:
         (self.folder / name).unlink(missing_ok=True)
 
     def _reserve(self, file: BinaryIO, size: int) -> None:
-        """Count the bytes of a file before it is written, and give it its size, so that others count it too."""
+        """Count the bytes of a file before it is written.
+
+        The file gets its size at once, so that other processes count it too.
+        """
         with self._count() as count:
             if count.value < 0 or count.value + size > self.limit:
                 count.value = self._make_room(size)
@@ -122,7 +125,7 @@ class Cache:
             ) from error
 
     def _make_room(self, size: int) -> int:
-        """Remove files until `size` bytes and a tenth of the cache are free; return the bytes then in use."""
+        """Free `size` bytes and a tenth of the cache; return the bytes then in use."""
         files = sorted(self._files(), key=lambda item: item[0])
         used = sum(size for _, size, _ in files)
         if used + size <= self.limit:
@@ -139,7 +142,7 @@ class Cache:
         return used
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
-        """Yield time of last use, bytes and path of every file; skip files that vanish meanwhile."""
+        """Yield time of last use, bytes and path of every file that is still there."""
         for place, _, names in os.walk(self.folder):
             for name in names:
                 path = f"{place}/{name}"

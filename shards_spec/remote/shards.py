@@ -1,4 +1,4 @@
-"""Read a shard set at a URL: its index, and its videos one by one, through a checked cache on the disk."""
+"""Read a shard set at a URL, video by video, through a checked cache on the disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = (f"{INDEX}/zarr.json", *PINNED)
 
 @dataclass(frozen=True)
 class RemoteShards:
-    """The URL of a shard set, and the folder and size in bytes of the cache through which it is read."""
+    """The URL of a shard set, and folder and size in bytes of its cache."""
 
     url: str
     cache: Path = CACHE_DIR
@@ -78,10 +78,10 @@ class RemoteSet:
                 pass
 
     def check_layout(self, columns: Mapping[str, str]) -> None:
-        """Fetch the metadata of all columns of the index, and check it; `columns` has their hashes by path.
+        """Fetch and check the metadata of all columns of the index.
 
         Raises:
-            ShardError: a column that is missing, of another type or shape, or announces more than is stored.
+            ShardError: a column is missing, of another type or shape, or too large for its bytes.
             RemoteError: the store refuses us or does not answer.
         """
         names = [f"{INDEX}/{path}/zarr.json" for path in columns if COLUMN_PATH.fullmatch(path)]
@@ -95,12 +95,15 @@ class RemoteSet:
         return sum(self._sizes[name] for name in self._chunks(str(column.relative_to(self.files))))
 
     def _chunks(self, folder: str) -> list[str]:
-        """Return the names of the chunks of a column; other names in a store could lead anywhere on our disk."""
+        """Return the names of the chunks of a column.
+
+        Other names in a store could lead anywhere on our disk.
+        """
         start = f"{folder}/"
         return [name for name in self._sizes if name.startswith(start) and CHUNK_FILE.fullmatch(name[len(start) :])]
 
     def column(self, path: str, sha256: str) -> NDArray[Any]:
-        """Return a column of the index, from the cache or copied there; the caller checks its hash."""
+        """Return a column of the index through the cache; the caller checks its hash."""
         name, layout = f"columns/{sha256}", Layout.load(self.files / INDEX / path)
         file = self._cache.open(name)
         if file is not None:
@@ -150,8 +153,8 @@ class RemoteSet:
 class RemoteVideos:
     """The pictures of single videos of a series, as files of a cache; safe in threads.
 
-    The cache holds videos, not shards: an episode reads tens of videos of as many shards.  The CRC-32 of
-    every picture is compared with the index when it arrives, and when this process first opens its file.
+    The cache holds videos, not shards: an episode reads tens of videos of as many shards.
+    Pictures are checked against the index when they arrive, and when this process first opens them.
     """
 
     def __init__(self, path: Path, remote: Remote, cache: Cache, series: str, columns: Columns) -> None:
@@ -165,7 +168,7 @@ class RemoteVideos:
         self._lock = threading.Lock()
 
     def open(self, row: int) -> BinaryIO:
-        """Open the file of the pictures of a video; it equals the bytes of the shard from `offset` on.
+        """Open the file of the pictures of a video: the bytes of its shard from `offset` on.
 
         Raises:
             ShardError: the pictures that arrive are not those of the index.

@@ -1,4 +1,7 @@
-"""Read files at URLs (s3://, gs://, memory://, ...) through fsspec; try again where a connection breaks."""
+"""Read files at URLs (s3://, gs://, memory://, ...) through fsspec.
+
+A read whose connection breaks is tried again.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ TRIES, PAUSE = 3, 0.5  # seconds before the second try, doubled each time; many 
 
 
 class RemotePath(PosixPath):
-    """A file or folder at a URL, with the names and rules of a path; only `Remote` reads its content."""
+    """A file or folder at a URL, with the rules of a path; only `Remote` reads its content."""
 
     def __str__(self) -> str:
         """Return the URL; a relative path as it is."""

@@ -1,1 +1,1 @@
-"""Class splits: lists of the field, those that ship, leaks between them."""
+"""Read and compare class splits: lists of the field, lists that ship, those of a shard set."""

@@ -1,7 +1,7 @@
-"""Which videos of a shard set train and which test where both parts have the same classes.
+"""Divide the videos of a shard set into training and test videos of the same classes.
 
-The splits that a shard set carries are of few-shot learning, with other classes in each.  Probes of pre-trained
-features follow UCF101's and HMDB51's official lists instead, or hold out videos of each class.
+The splits of a shard set are those of few-shot learning, with other classes in each.  Probes of
+pre-trained features follow official lists of UCF101 and HMDB51, or hold out videos of each class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shards_spec.splits.shipped import class_key
 Ints = NDArray[np.int64]
 
 PARTS: tuple[SplitName, SplitName] = ("train", "test")
-HMDB_PARTS = {"1": "train", "2": "test"}  # what HMDB51's lists put behind a name; 0: in neither part
+HMDB_PARTS = {"1": "train", "2": "test"}  # code behind a name in HMDB51's lists; 0: in neither part
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Division:
     """Catalogue rows of training and test videos of the same classes.
 
     Attributes:
-        name: What results call it.
+        name: Name in results.
         train: [n] rows, ascending.
         test: [m] rows, ascending.
         absent: Listed videos that the shards do not hold, by part.
@@ -45,22 +45,23 @@ class Division:
     absent: dict[str, int]
 
     def sha256(self, shards: ShardSet) -> str:
-        """Hash of the names of its videos."""
+        """Return the hash of the names of its videos."""
         return hashlib.sha256(json_line([list(shards.names(self.train)), list(shards.names(self.test))])).hexdigest()
 
 
 def listed_division(shards: ShardSet, lists: Path, *, number: int = 1, needed: Sequence[SplitName] = PARTS) -> Division:
-    """The division that lists describe, found among the stored videos by class and stem.
+    """Read a division from lists, and find its videos among those stored, by class and stem.
 
     Args:
         shards: The shard set.
-        lists: A folder of UCF101's (`trainlist01.txt`, `testlist01.txt`) or HMDB51's (`wave_test_split1.txt`) official
-            lists, or one .json or .csv file with the parts train and test.
-        number: Which of the official lists.
-        needed: Parts of which a video must be stored.
+        lists: A folder of official lists, or one .json or .csv file with the parts train and test.
+            UCF101 calls its lists `trainlist01.txt`, HMDB51 `wave_test_split1.txt`.
+        number: Number of the official lists.
+        needed: Parts that must have a stored video.
 
     Raises:
-        ShardError: no such lists, a line that cannot be read, a video in both parts, or a part that is not stored.
+        ShardError: the lists are missing or unreadable, a video is in both parts, or a part is
+            not stored.
     """
     parts = _read(lists, number)
     stored = _StoredVideos(shards)
@@ -80,13 +81,13 @@ def listed_division(shards: ShardSet, lists: Path, *, number: int = 1, needed: S
 
 
 def held_out_division(shards: ShardSet, *, split: str | None = None, share: float = 0.3, seed: int = 0) -> Division:
-    """Videos held out of each class by chance, where no lists are given; a group is never in both parts.
+    """Hold videos of each class out by chance; a group is never in both parts.
 
     Args:
         shards: The shard set.
-        split: The split whose videos are divided; None: all that are stored.
-        share: How much of each class is held out, as far as its groups allow.
-        seed: Another seed holds out others.
+        split: The split to divide; None: all stored videos.
+        share: Share of each class to hold out, as far as its groups allow.
+        seed: Another seed holds out other videos.
 
     Raises:
         ConfigError: nothing can be held out, since no class has two groups.
@@ -109,7 +110,7 @@ def held_out_division(shards: ShardSet, *, split: str | None = None, share: floa
 
 
 def _hold_out(units: Sequence[Sequence[int]], shards: ShardSet, share: float) -> list[int]:
-    """Rows of units that every class of theirs still lacks for its share, and can spare."""
+    """Choose units in order, while all their classes lack rows for their share and keep one."""
     total = Counter(int(shards.labels[row]) for unit in units for row in unit)
     taken: Counter[int] = Counter()
     held: list[int] = []
@@ -144,7 +145,7 @@ def _read(lists: Path, number: int) -> dict[SplitName, list[Line]]:
 
 
 def _hmdb_lines(path: Path, label: str) -> Iterable[tuple[SplitName, Line]]:
-    """The lines of one class: the name of a file and 1 (train), 2 (test) or 0 (neither)."""
+    """Yield the lines of one class: name of a file, and 1 (train), 2 (test) or 0 (neither)."""
     for n, text in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
         name, _, code = text.strip().rpartition(" ")
         if text.strip() and (not name or code not in {"0", *HMDB_PARTS}):

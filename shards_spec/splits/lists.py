@@ -1,4 +1,4 @@
-"""The split lists of the field, read line by line: whose list it is, which class, which video."""
+"""Read the split lists of the field line by line: split, class, video."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VIDEO_EXTENSIONS = frozenset(
 )
 # `train12//videos/Class/clip.avi`, `test18/195025`: split, class number within it, path
 NUMBERED = re.compile(r"(?P<split>train|val|test)?(?P<number>[0-9]{1,9})?/{1,2}(?P<path>[^/].*)")
-# `Class/clip.avi 17`: the label that UCF101's own lists put behind the file name
+# `Class/clip.avi 17`: UCF101's own lists have a label behind the file name
 LABELLED = re.compile(r"(?P<path>.*\.\w+)\s+[0-9]+")
 COLUMN_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -36,9 +36,9 @@ class Entry:
     """One line of a split list.
 
     Attributes:
-        path: As listed, without the split and class prefix and without the label behind it.
-        label: Class text, where the line or its folder carries one.
-        number: Class number within the split, where the form has it.
+        path: As listed, without a prefix of split and class, and without a label behind it.
+        label: Class text, where the line or its folder has one.
+        number: Class number within the split, where the form has one.
     """
 
     path: str
@@ -47,37 +47,42 @@ class Entry:
 
     @property
     def stem(self) -> str:
-        """Last part of the path without a known video extension; stems hold dots, spaces and brackets."""
+        """Last part of the path without a known video extension.
+
+        Stems hold dots, spaces and brackets, so other endings stay.
+        """
         name = self.path.rpartition("/")[2]
         return name.rpartition(".")[0] if is_video_name(name) else name
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a name ends with a known video extension."""
+    """Tell whether a name ends with a known video extension."""
     stem, dot, ending = name.rpartition(".")
     return bool(stem) and dot + ending.lower() in VIDEO_EXTENSIONS
 
 
 @dataclass(frozen=True)
 class Line:
-    """An entry and where it stands: file and line, for messages."""
+    """An entry and its place: file and line, for messages."""
 
     entry: Entry
     where: str
 
 
 def parse_line(line: str, where: str, split: str) -> Entry:
-    """Read one line of a list of `split`: `train0//videos/Class/x.avi`, `train0/51958`, `Class/x`, `Class/x.avi 1`.
+    """Read one line of a list of `split`.
+
+    Forms: `train0//videos/Class/x.avi`, `train0/51958`, `Class/x`, `Class/x.avi 1`.
 
     Raises:
-        ShardError: it is none of them, or it names another split; `where` tells file and line.
+        ShardError: it has another form or names another split; `where` tells file and line.
     """
     labelled = LABELLED.fullmatch(line)
     if labelled and is_video_name(labelled["path"].rpartition("/")[2]):
         line = labelled["path"]
     prefix = NUMBERED.fullmatch(line)
     if prefix and not prefix["number"] and "/" not in prefix["path"]:
-        prefix = None  # `train/x`: a class of that name, for without it the line would tell no class at all
+        prefix = None  # `train/x`: a class of that name, else the line would tell no class at all
     path = prefix["path"] if prefix else line
     folder, _, name = path.rpartition("/")
     label = folder.rpartition("/")[2] or None
@@ -89,7 +94,7 @@ def parse_line(line: str, where: str, split: str) -> Entry:
 
 
 def _checked(entry: Entry, where: str) -> Entry:
-    """Refuse a name that leads out of the folder of videos or holds controls: nothing there could bear it."""
+    """Refuse a name that leads out of the folder of videos or holds control characters."""
     if fault := path_fault(entry.path) or text_fault(entry.label or ""):
         raise ShardError(f"{where}: the name {quoted(entry.path)} or its class {fault}")
     return entry
@@ -132,7 +137,7 @@ def read_csv(path: Path, split: SplitName | None) -> dict[SplitName, list[Line]]
 
 
 def read_json_lists(path: Path, split: SplitName | None) -> dict[SplitName, list[Line]]:
-    """Read `{split: {class: [names]}}` or `{split: [names]}`, or what stands under one `split`.
+    """Read `{split: {class: [names]}}` or `{split: [names]}`; with `split`, the value of its key.
 
     A name in a list without classes is a line of a text list, or a bare file name.
 
@@ -164,7 +169,10 @@ def _text(path: Path) -> str:
 
 
 def _row_entry(row: dict[str, Any], where: str) -> Entry:
-    """Entry of a row of Kinetics' table: the file is called `id_start_end`, times in seconds with six digits."""
+    """Make the entry of a row of Kinetics' table.
+
+    Its file is called `id_start_end`, with times in seconds of six digits.
+    """
     label, stem = (row[column] or "" for column in ("label", "youtube_id"))
     times = [row.get(column) or "" for column in ("time_start", "time_end")]
     if not label or not stem or "/" in stem or None in row:

@@ -1,4 +1,4 @@
-"""Which published list a split is, told from its facts: sizes, class names, names of its videos."""
+"""Recognise published lists by their facts: sizes, class names, names of videos."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Published:
     Attributes:
         name: Short name.
         dataset: The data set whose videos it lists.
-        published: Where.
+        published: Its publication.
         sizes: Classes and videos of each split.
-        videos_a_class: Least and most videos of a class of each split; empty where they are not known.
+        videos_a_class: Least and most videos of a class of each split; empty where not known.
         labels: Class names of each split; empty where they are not known.
-        stem: What every stem looks like; None where nothing is known of it.
+        stem: Pattern of every stem; None where it is not known.
         untimed: Number of names that are a bare YouTube id; None for other data sets.
-        note: What else one should know.
+        note: A remark for the user.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a split compares with a published list: which facts are equal, and which are not."""
+    """The comparison of a split with a published list: equal facts, and other facts."""
 
     name: str
     equal: tuple[str, ...]
@@ -55,14 +55,14 @@ class Fit:
 
 
 def published_lists() -> list[Published]:
-    """The published lists that can be recognised."""
+    """Return the published lists that can be recognised."""
     return [_published(raw) for raw in known_file("published")["lists"]]
 
 
 def recognise(splits: SplitSet) -> list[Fit]:
-    """The published lists that a split fits; where it fits none, those that it is like.
+    """Return the published lists that a split fits; where it fits no list, those that it is like.
 
-    Two sets of videos may agree in every fact that is compared: a fit is no proof.
+    Two sets of videos may agree in every compared fact: a fit is no proof.
     """
     fits = [_fit(splits, known) for known in published_lists() if _akin(splits, known)]
     exact = [fit for fit in fits if not fit.but]
@@ -84,7 +84,7 @@ def _published(raw: dict[str, Any]) -> Published:
 
 
 def _akin(splits: SplitSet, known: Published) -> bool:
-    """Whether the classes and the form of the names agree, so that the rest is worth comparing."""
+    """Tell whether the classes and the form of the names agree, so that the rest is compared."""
     if not splits.parts.keys() <= known.sizes.keys():
         return False
     return all(_akin_part(part, known, split) for split, part in splits.parts.items())
@@ -131,7 +131,7 @@ def _other_sizes(splits: SplitSet, known: Published) -> Iterator[str]:
 
 
 def _other_marks(splits: SplitSet, known: Published) -> Iterator[str]:
-    """Kinetics: how many names have no times tells the list of one family from that of the other."""
+    """Compare the number of names without times: it tells Kinetics' two families of lists apart."""
     stems = [stem for part in splits.parts.values() for _, stem in part.videos or ()]
     untimed = sum(not TIMED.fullmatch(stem) for stem in stems)
     if known.untimed not in {None, untimed}:

@@ -1,4 +1,4 @@
-"""Read what a split holds, from lists, a class list that ships or a shard set; count what two splits share."""
+"""Read splits from lists, class lists that ship and shard sets; count what two splits share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shards_spec.splits.shipped import class_key, read_lists, shipped, shipped_n
 Kind = Literal["lists", "classes", "shards"]
 # `id_start_end`: Kinetics cuts a clip of ten seconds from the YouTube video `id`
 TIMED = re.compile(r"([A-Za-z0-9_-]{11})_\d{6}_\d{6}")
-SEEN = ("train", "val")  # what training sees, and what chooses its checkpoint
+FITTED = ("train", "val")  # the splits that train a model and choose its checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Part:
     """One split of a set: train, val or test.
 
     Attributes:
-        labels: Class names; None where the list tells numbers alone, or nothing.
-        videos: (class text or None, stem) of each video; None where classes alone are known.
+        labels: Class names; None where the list has numbers only, or no classes.
+        videos: (class text or None, stem) of each video; None where only classes are known.
         counts: Videos of each class, ascending; None where they are not known.
-        num_classes: Number of classes; None where the list tells no classes.
+        num_classes: Number of classes; None where the list has no classes.
         num_videos: Number of videos; None where it is not known.
     """
 
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SplitSet:
-    """The splits of one source; `name` is what the user typed."""
+    """The splits of one source; `name` is as the user typed it."""
 
     name: str
     kind: Kind
@@ -78,16 +78,16 @@ class SplitSet:
 
     @cached_property
     def unique_stems(self) -> bool:
-        """Whether a stem alone tells a video; `001` in every class does not."""
+        """Tell whether every stem is of one video only; `001` in every class is not."""
         stems = [stem for part in self.parts.values() for _, stem in part.videos or ()]
         return len(set(stems)) == len(stems)
 
 
 def load_split_set(name: str) -> SplitSet:
-    """Read what `name` stands for: a class list that ships, a shard set, or a folder (or file) of lists.
+    """Read a class list that ships, a shard set, or a folder (or file) of lists.
 
     Raises:
-        ShardError: it is none of them, or cannot be read.
+        ShardError: `name` is neither, or cannot be read.
     """
     path = Path(name)
     if name in shipped_names():
@@ -103,7 +103,7 @@ def load_split_set(name: str) -> SplitSet:
 
 
 def entries_part(entries: Iterable[Entry]) -> Part:
-    """The split that some entries of a list make."""
+    """Make a split of some entries of a list."""
     entries = tuple(entries)
     classes = Counter(class_key(entry.label) if entry.label else entry.number for entry in entries)
     labels = tuple(sorted({entry.label for entry in entries if entry.label}))
@@ -118,7 +118,10 @@ def entries_part(entries: Iterable[Entry]) -> Part:
 
 
 def video_key(stem: str) -> str:
-    """What tells a video across lists: its stem, and for Kinetics its YouTube id, with times or without."""
+    """Return the key of a video across lists: its stem.
+
+    For Kinetics it is the YouTube id, as some lists have times and some do not.
+    """
     timed = TIMED.fullmatch(stem)
     return timed[1] if timed else stem
 
@@ -155,17 +158,17 @@ def _together(hashes: dict[str, str | None]) -> str | None:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a split of one source shares with a split of the same or of the other.
+    """The names that two splits share, of one source or of two.
 
     Attributes:
-        seen: Source and split that training or selection sees.
-        tested: Source and split that is tested on it.
+        fitted: Source and split that trains or selects a model.
+        tested: Source and split that tests it.
         what: "videos" or "classes".
-        names: What both hold, sorted, spelled as the tested side spells it; None where one side does not tell.
+        names: Shared names, sorted, as the tested side spells them; None where a side has none.
         total: Number on the tested side.
     """
 
-    seen: tuple[str, str]
+    fitted: tuple[str, str]
     tested: tuple[str, str]
     what: str
     names: tuple[str, ...] | None
@@ -178,7 +181,7 @@ class Overlap:
 
 
 def leakage(a: SplitSet, b: SplitSet) -> list[Overlap]:
-    """Overlaps inside `a` and `b`, and of what each trains or selects on with what the other tests.
+    """Compare the splits inside `a` and `b`, and those that fit a model with the test of the other.
 
     Raises:
         ShardError: nothing can be compared between `a` and `b`.
@@ -198,26 +201,28 @@ def _inside(splits: SplitSet) -> Iterator[Overlap]:
 
 
 def _across(a: SplitSet, b: SplitSet) -> Iterator[Overlap]:
-    for split in SEEN:
+    for split in FITTED:
         if split in a.parts and "test" in b.parts:
             yield from _compare(a, split, b, "test")
 
 
 def _compare(a: SplitSet, first: str, b: SplitSet, second: str) -> Iterator[Overlap]:
-    seen, tested = a.parts[first], b.parts[second]
+    fitted, tested = a.parts[first], b.parts[second]
     sides = (a.name, first), (b.name, second)
     within = not (a.unique_stems and b.unique_stems)
-    videos = _shared(_videos(seen, within=within), _videos(tested, within=within))
+    videos = _shared(_videos(fitted, within=within), _videos(tested, within=within))
     yield Overlap(*sides, "videos", videos, tested.num_videos or 0)
-    yield Overlap(*sides, "classes", _shared(seen.class_keys, tested.class_keys), tested.num_classes or 0)
+    yield Overlap(*sides, "classes", _shared(fitted.class_keys, tested.class_keys), tested.num_classes or 0)
 
 
 def _videos(part: Part, *, within: bool) -> dict[str, str] | None:
-    """Stem of each video's key; with its class where stems repeat from class to class."""
+    """Return the stem of each video by its key; `within` adds the class, as stems repeat."""
     if part.videos is None or (within and part.labels is None):
         return None
     return {(f"{class_key(label)}/" if within and label else "") + video_key(stem): stem for label, stem in part.videos}
 
 
-def _shared(seen: dict[str, str] | None, tested: dict[str, str] | None) -> tuple[str, ...] | None:
-    return None if seen is None or tested is None else tuple(sorted(tested[key] for key in seen.keys() & tested.keys()))
+def _shared(fitted: dict[str, str] | None, tested: dict[str, str] | None) -> tuple[str, ...] | None:
+    if fitted is None or tested is None:
+        return None
+    return tuple(sorted(tested[key] for key in fitted.keys() & tested.keys()))

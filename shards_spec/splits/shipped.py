@@ -1,4 +1,4 @@
-"""Splits of the field: the lists that papers publish, and the class lists that ship with the project."""
+"""Read splits: lists that papers publish, and class lists that ship with the project."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def read_lists(folder: Path) -> dict[str, tuple[Entry, ...]]:
     """Read the split lists in a folder, or one `.csv` or `.json` file that holds all splits.
 
     Raises:
-        ShardError: no list, several candidates, an unreadable line, a video listed twice, or splits that share a class
-            or a video: in one sentence with file and line.
+        ShardError: no list or several of one split, an unreadable line, a video listed twice, or
+            a shared class or video.
     """
     try:
         lists = _settle_labels(_read(folder))
@@ -42,7 +42,7 @@ def read_lists(folder: Path) -> dict[str, tuple[Entry, ...]]:
 
 
 def class_key(label: str) -> str:
-    """A class text without case, spaces and underscores, in which lists of the same classes differ."""
+    """Return a class text without case, spaces and underscores, in which lists differ."""
     return "".join(label.replace("_", " ").casefold().split()) or label
 
 
@@ -51,7 +51,7 @@ def _read(folder: Path) -> Lists:
         return _read_file(folder, None)
     if not folder.is_dir():
         raise ShardError(f"{folder} is no folder of split lists and no such file is there")
-    found = {name: _candidates(folder, name) for name in NAMES}
+    found = {name: _files_of(folder, name) for name in NAMES}
     for name, paths in found.items():
         if len(paths) > 1:
             official = f"; {NOT_FEW_SHOT}" if (folder / "classInd.txt").exists() else ": keep one"
@@ -61,7 +61,7 @@ def _read(folder: Path) -> Lists:
     return _read_file(_whole_file(folder), None)
 
 
-def _candidates(folder: Path, name: str) -> list[Path]:
+def _files_of(folder: Path, name: str) -> list[Path]:
     names = [name, "validate", "validation"] if name == "val" else [name]
     exact = [f"{name}_few_shot.txt", *(f"{n}.{ending}" for n in names for ending in ("csv", "json"))]
     paths = [*(folder / file for file in exact), *sorted(folder.glob(f"{name}list*.txt"))]
@@ -98,7 +98,10 @@ def _read_file(path: Path, split: SplitName | None) -> Lists:
 
 
 def _settle_labels(lists: Lists) -> Lists:
-    """Drop the folder as the class where it is none: `train32//clips_256/x.mp4` has one folder for many numbers."""
+    """Drop the folder as the class where it is not one.
+
+    `train32//clips_256/x.mp4` has one folder for many class numbers.
+    """
     pairs = {
         name: {
             (line.entry.number, class_key(line.entry.label or "")) for line in lines if line.entry.number is not None
@@ -119,7 +122,7 @@ def _without_folder(line: Line) -> Line:
 
 
 def _check_classes(lists: Lists, folder: Path) -> None:
-    """Refuse splits that share a class; class numbers restart in each split and say nothing here."""
+    """Refuse splits that share a class; class numbers restart in each split, so names decide."""
     for a, b in combinations(lists, 2):
         ours, theirs = ({class_key(ln.entry.label): ln for ln in lists[n] if ln.entry.label} for n in (a, b))
         for key in sorted(ours.keys() & theirs.keys())[:1]:
@@ -130,18 +133,21 @@ def _check_classes(lists: Lists, folder: Path) -> None:
 
 
 def _check_videos(lists: Lists) -> None:
-    """Refuse a video that is listed twice: a stem within its class, or a stem where a list tells no classes."""
+    """Refuse a video that is listed twice, by its stem within its class.
+
+    Where a list has no classes, a stem may stand there once.
+    """
     named = all(line.entry.label for lines in lists.values() for line in lines)
-    seen: dict[tuple[str, str], str] = {}
+    listed: dict[tuple[str, str], str] = {}
     for name, lines in lists.items():
         for line in lines:
             key = (class_key(line.entry.label or "") if named else "", line.entry.stem)
-            if key in seen:
+            if key in listed:
                 raise ShardError(
-                    f'{line.where}: "{line.entry.stem}" of {name} stands in {seen[key]} already; '
+                    f'{line.where}: "{line.entry.stem}" of {name} stands in {listed[key]} already; '
                     "list a video once, in one split"
                 )
-            seen[key] = line.where
+            listed[key] = line.where
 
 
 @dataclass(frozen=True)
@@ -149,9 +155,9 @@ class Shipped:
     """A class split that ships with the project.
 
     Attributes:
-        name: What one types.
+        name: Its name in options.
         dataset: The data set it splits.
-        source: Where it comes from.
+        source: Its publication.
         splits: Class names of each split.
         videos: Known number of videos of each split.
     """
@@ -169,16 +175,16 @@ class Shipped:
 
 
 def shipped_names() -> list[str]:
-    """Names of the class splits that ship."""
+    """Return the names of the class splits that ship."""
     files = (entry.name for entry in resources.files("shards_spec").joinpath("known_splits").iterdir())
     return sorted(name.removesuffix(".json") for name in files if name.endswith(".json") and name != "published.json")
 
 
 def shipped(name: str) -> Shipped:
-    """The class split of this name.
+    """Return the class split of this name.
 
     Raises:
-        ShardError: none of this name ships.
+        ShardError: no split of this name ships.
     """
     if name not in (known := shipped_names()):
         raise ShardError(f'no split "{name}" ships; {suggest(name, known)}')
@@ -188,7 +194,7 @@ def shipped(name: str) -> Shipped:
 
 
 def known_file(name: str) -> dict[str, Any]:
-    """Content of a JSON file of `known_splits`."""
+    """Read a JSON file of `known_splits`."""
     text = resources.files("shards_spec").joinpath("known_splits", f"{name}.json").read_text(encoding="utf-8")
     content: dict[str, Any] = json.loads(text)
     return content

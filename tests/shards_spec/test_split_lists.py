@@ -293,7 +293,7 @@ def test_leakage_of_one_family_into_another(tmp_path: Path) -> None:
     small: Content = {"train": {"a": ["1", "2"]}, "val": {"b": ["3"]}, "test": {"c": ["4", "5"], "d": ["6", "7"]}}
     full: Content = {"train": {"x": ["4", "6", "9"], "y": ["7"]}, "val": {"z": ["5"]}, "test": {"w": ["8", "1"]}}
     a, b = (load_split_set(str(write(tmp_path / n, "SSv2", c))) for n, c in (("small", small), ("full", full)))
-    found = {(o.seen[1], o.tested[0], o.what): o for o in leakage(b, a) if o.seen[0] != o.tested[0]}
+    found = {(o.fitted[1], o.tested[0], o.what): o for o in leakage(b, a) if o.fitted[0] != o.tested[0]}
     assert found["train", a.name, "videos"].names == ("4", "6", "7")
     assert found["train", a.name, "videos"].share == 3 / 4
     assert found["val", a.name, "videos"].names == ("5",)
@@ -315,7 +315,7 @@ def test_leakage_by_youtube_id_and_by_class(tmp_path: Path) -> None:
 def test_stems_that_repeat_tell_a_video_with_their_class_alone(tmp_path: Path) -> None:
     a = write(tmp_path / "a", "few_shot", {"train": {"a": ["1"], "b": ["1"]}, "test": {"c": ["1"]}})
     b = write(tmp_path / "b", "few_shot", {"train": {"d": ["1"]}, "test": {"B": ["1"], "e": ["1"]}})
-    shared = [(o.what, o.seen[1], o.names) for o in leakage(*(load_split_set(str(p)) for p in (a, b))) if o.names]
+    shared = [(o.what, o.fitted[1], o.names) for o in leakage(*(load_split_set(str(p)) for p in (a, b))) if o.names]
     assert shared == [("videos", "train", ("1",)), ("classes", "train", ("B",))]
     numbers = load_split_set(str(write(tmp_path / "c", "SSv2", {"train": {"x": ["1"]}, "test": {"y": ["2"]}})))
     with pytest.raises(ShardError, match="can be compared"):
