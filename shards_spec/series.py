@@ -162,7 +162,7 @@ class Series:
         return views[row]
 
     def check_pixels(self, row: int, positions: Iterable[int]) -> None:
-        """With `check`, refuse frames of `pixels(row)` whose bytes were changed.
+        """Refuse frames of `pixels(row)` whose bytes were changed, if opened with `check`.
 
         Raises:
             ShardError: naming shard and member.

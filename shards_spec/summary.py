@@ -26,6 +26,7 @@ from shards_spec.schema import (
     picture_name,
     quoted,
     row_of_key,
+    sample_key,
     text_fault,
 )
 from shards_spec.tar import Member, file_sha256, scan
@@ -62,7 +63,7 @@ class Sample:
 
     def check(self) -> None:
         """Raise ValueError or TypeError where lists differ in length or the JSON is not ours."""
-        row_of_key(f"c{self.row:08d}")
+        row_of_key(sample_key(self.row))
         if not len(self.sizes) == len(self.crc32) == len(self.frames) + len(TAIL):
             raise ValueError(f"sample {self.row} has lists of different lengths")
         _check_info(self.info, self.frames)
@@ -177,7 +178,7 @@ def dali_index(samples: Iterable[Sample]) -> bytes:
     """Return the `.idx` of DALI's `readers.webdataset`, one line a sample (`wds2idx` v1.2)."""
     lines = []
     for sample in samples:
-        key = f"c{sample.row:08d}"
+        key = sample_key(sample.row)
         extensions = [picture_name(frame, sample.codec) for frame in sample.frames] + list(TAIL)
         offset, parts = sample.offset, []
         for extension, size in zip(extensions, sample.sizes, strict=True):

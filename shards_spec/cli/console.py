@@ -80,7 +80,7 @@ class Place(click.ParamType[Path, object]):
     name = "path or URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401, ARG002
-        """Of a text, or of what was made of it before."""
+        """Convert a text; leave a path that was converted before."""
         return value if isinstance(value, Path) else place_of(str(value))
 
 
@@ -90,7 +90,7 @@ class LocalFolder(click.ParamType[Path, object]):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
-        """Of a text, or of what was made of it before."""
+        """Convert a text; leave a path that was converted before."""
         place = value if isinstance(value, Path) else place_of(str(value))
         if isinstance(place, RemotePath):
             self.fail(

@@ -96,5 +96,5 @@ def reindex(folder: Path) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run_command(cli)

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line, read_json
-from shards_spec.schema import MOST_FRAMES, MOST_SIDE, SCORES
+from shards_spec.schema import MOST_FRAMES, MOST_SIDE, SCORES, SERIES_NAME
 
 INDEX = "index.zarr"
 SHARD_NAME = re.compile(r"(?P<series>[a-z0-9]+)-(?P<number>\d{6})\.tar")
 PINNED = ("dataset.json", "failures.jsonl", "plan.json")  # files whose hash the index carries
-COLUMN_PATH = re.compile(r"(?P<group>videos|series/[a-z0-9]{1,40})/(?P<name>[a-z0-9_]{1,40})")
+COLUMN_PATH = re.compile(rf"(?P<group>videos|series/{SERIES_NAME.pattern})/(?P<name>[a-z0-9_]{{1,40}})")
 
 # --- columns --------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ FORM: dict[str, Any] = {  # of every array that we write
 }
 PLAIN = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "bytes"})  # one byte has no order
 # A chunk's file, in the folder of its array: chunks lie along the first axis only
-CHUNK_FILE = re.compile(r"c/(?P<number>0|[1-9][0-9]{0,9})(/0)*")
+CHUNK_FILE = re.compile(r"c/(?P<number>0|[1-9][0-9]{0,9})(/0){0,7}")
 MOST_CHUNK = 1 << 28  # bytes of one decoded chunk
 # Bytes that an index may announce.  Columns of one repeated value take next to nothing on disk, so
 # the first bytes are free.  A large index holds sizes and CRC-32, which do not shrink so far.

@@ -1,4 +1,4 @@
-"""What is fuzzed: good files of every kind that is read from others, and how each is read."""
+"""Make the targets of the fuzz: good files of every kind that others make, and readers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from shards_spec.tar import header
 
 @dataclass
 class Target:
-    """Files that are changed one at a time, and what reads them; `share` of the mutations is its own."""
+    """Files to change one at a time, and their reader; `share` is their part of the mutations."""
 
     name: str
     files: list[Path]
@@ -82,14 +82,14 @@ class Target:
 
 
 def file_target(name: str, path: Path, data: bytes, read: Callable[[Path], object], *, share: float = 1.0) -> Target:
-    """A target of one file."""
+    """Make a target of one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return Target(name, [path], lambda: read(path), share)
 
 
 def small_files(top: Path) -> list[Target]:
-    """The JSON files of a shard set and of a run, and texts of one name a line."""
+    """Make targets of the JSON files of a shard set and a run, and of texts of names."""
     splits = {"train": Split(("b",), ("b/1.avi", "b/2.avi")), "test": Split(("a",), ("a/x y.avi",))}
     dataset = Dataset("set", ("a", "b"), splits, {"train": (2, 3)}).to_json()
     plan = Plan("set", 4, 3, "0" * 64, {"rgb": {"geometry": "64x64", "codec": "jpeg"}}).to_json()
@@ -109,7 +109,7 @@ def small_files(top: Path) -> list[Target]:
 
 
 def lists(top: Path) -> list[Target]:
-    """Split lists in each form of the field, and what stands beside them."""
+    """Make targets of split lists in each form of the field, and of the files that go with them."""
     shards = FakeShards()
     text = {f"{s}_few_shot.txt": f"{s}0//clips/{c}/v 1.avi\n{s}0//clips/{c}/v2.avi 7\n" for s, c in SPLITS.items()}
     rows = [f"{c},abcdefghij{n},{n},1{n},{s}" for s, c in SPLITS.items() for n in (0, 1)]
@@ -186,7 +186,7 @@ def recipes(top: Path) -> list[Target]:
 
 
 def tensors(top: Path) -> list[Target]:
-    """Checkpoints, files of weights, texts of classes, stored features."""
+    """Make targets of checkpoints, files of weights, texts of classes, stored features."""
     top.mkdir()
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
@@ -237,7 +237,7 @@ VIDEOS = {0: [b"one" * 300, b""], 1: [b"two"], 3: [b"x" * 512, b"y" * 513, b"z"]
 
 
 def index(top: Path) -> list[Target]:
-    """A shard set whose index is changed: as it lies there, and with hashes that fit, as an attacker would leave it."""
+    """Change the index of a shard set: only files, or hashes too, as an attacker would."""
     folder = write_set(top, VIDEOS, splits={"train": Split(("b",), ("b/0 é.avi", "b/3 é.avi"))}, rows=2)
     columns = sorted(path.parent for path in (folder / INDEX).rglob("c"))
     files = sorted(path for path in (folder / INDEX).rglob("*") if path.is_file())
@@ -285,7 +285,7 @@ def index(top: Path) -> list[Target]:
 
 
 def _change_column(mutate: Mutator, path: Path, hashes: dict[str, Any], name: str) -> None:
-    """Other values, or more of them, in a column whose chunk and hash then fit."""
+    """Write other values, or more of them, to a column; its chunk and hash then fit."""
     values = read_column(path)[0].copy()
     info, draw = np.iinfo(values.dtype) if values.dtype.kind in "iu" else None, mutate.draw
     extremes = [info.min, info.max, 0, 1, info.max // 2] if info else [np.nan, np.inf, -1.0, 3e38]
@@ -300,7 +300,7 @@ def _change_column(mutate: Mutator, path: Path, hashes: dict[str, Any], name: st
 
 
 def tars(top: Path) -> list[Target]:
-    """A shard as it lies there, one whose members were written anew around a changed JSON, and the file beside it."""
+    """Change a shard, its members written anew around a changed JSON, and its summary."""
     folder = write_set(top, VIDEOS, rows=4)
     tar, beside = folder / "rgb-000000.tar", folder / "rgb-000000.json"
 
@@ -344,7 +344,7 @@ def _tar(samples: list[tuple[str, dict[str, bytes]]]) -> bytes:
 
 
 def _columns(folder: Path, summary: Summary, tar: Path) -> None:
-    """What `build_index` makes of a summary before it writes."""
+    """Make the columns of a summary, as `build_index` does before it writes."""
     series, videos = SeriesColumns(), VideoColumns(Dataset.load(folder / "dataset.json"), {})
     series.add(summary, 0, path=tar)
     videos.add(summary)
@@ -352,6 +352,6 @@ def _columns(folder: Path, summary: Summary, tar: Path) -> None:
 
 
 def every_target(top: Path) -> list[Target]:
-    """All of them, in folders of their own."""
+    """Make all targets, in folders of their own."""
     targets = small_files(top / "small") + lists(top / "lists") + recipes(top / "recipes") + tensors(top / "tensors")
     return targets + pictures(top / "pictures") + index(top / "index") + tars(top / "tars")

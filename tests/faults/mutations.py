@@ -39,7 +39,7 @@ class Mutator:
         self.ways = (self.flip, self.insert, self.delete, self.truncate, self.splice, self.number, self.swap)
 
     def __call__(self, data: bytes, others: Sequence[bytes]) -> bytes:
-        """A changed copy of `data`; of `others` parts are taken."""
+        """Return a changed copy of `data`; parts of `others` go into it."""
         for _ in range(self.draw.choice((1, 1, 1, 2, 3))):
             data = self.draw.choice(self.ways)(data, others)
         return data
@@ -77,7 +77,7 @@ class Mutator:
         return data[: match.start()] + self.draw.choice(EXTREMES) + data[match.end() :]
 
     def swap(self, data: bytes, others: Sequence[bytes]) -> bytes:
-        """A value of a JSON text, or of a line `key = value` or `a,b`, replaced by another."""
+        """Replace a value of a JSON text, or of a line `key = value` or `a,b`, by another."""
         try:
             tree = json.loads(data)
         except (ValueError, RecursionError):
@@ -85,7 +85,7 @@ class Mutator:
         return json.dumps(self.swap_value(tree)).encode()
 
     def swap_value(self, tree: Any) -> Any:
-        """JSON with one value replaced, dropped or doubled somewhere below."""
+        """Replace, drop or double one value somewhere in JSON."""
         places = list(_places(tree))
         if not places:
             return self.draw.choice(VALUES)
@@ -113,7 +113,7 @@ class Mutator:
 
 
 def _places(tree: Any):
-    """Every (list or dict, key) below a JSON value."""
+    """Yield every (list or dict, key) below a JSON value."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()

@@ -44,14 +44,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spans(sample: Sample) -> list[tuple[int, int]]:
-    """First and last byte of each member, header and padding included."""
+    """Return first and last byte of each member, header and padding included."""
     sizes = [BLOCK + padded(size) for size in sample.sizes]
     ends = (sample.offset + np.cumsum(sizes)).tolist()
     return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def member_at(samples: list[Sample], byte: int) -> tuple[str, bool]:
-    """Name of the member that a byte of a shard belongs to, and whether it lies in what is read of a picture."""
+    """Return the name of the member at a byte of a shard; tell whether the byte is of a picture."""
     for sample in samples:
         names = [picture_name(frame, sample.codec) for frame in sample.frames] + ["cls", "json"]
         for name, size, (start, stop) in zip(names, sample.sizes, spans(sample), strict=True):
@@ -62,7 +62,7 @@ def member_at(samples: list[Sample], byte: int) -> tuple[str, bool]:
 
 
 def flip_and_verify(folder: Path, case: int) -> None:
-    """Flip one bit in a copy of this process; `verify` names shard and member, and an offset at it or before."""
+    """Flip one bit in a copy; `verify` names shard, member, and an offset at it or before."""
     copy = folder.with_name(f"copy {os.getpid()}")
     if not copy.exists():
         shutil.copytree(folder, copy)
@@ -113,7 +113,7 @@ def test_1000_cut_shards_are_refused(pictures: Path) -> None:
 
 
 def all_reads(rows: range, frames: int, size: tuple[int, int]) -> Reads:
-    """Whole frames of these videos."""
+    """Read whole frames of these videos."""
     count = len(rows) * frames
     return Reads(
         "rgb", np.repeat(rows, frames), np.tile(np.arange(frames), len(rows)), *np.zeros((2, count), np.int64), size
@@ -136,7 +136,7 @@ class Reading:
         return self.executor.decode(all_reads(range(rows[0], rows[-1] + 1), self.frames, self.size)).clone()
 
     def delivers_nothing_wrong(self, shard: int) -> str | None:
-        """The error with which a shard is refused; else its pixels must be right."""
+        """Return the error with which a shard is refused; else check its pixels."""
         try:
             found = self.read(shard)
         except ShardError as error:
@@ -150,7 +150,10 @@ class Reading:
 
 
 def flip_while_read(reading: Reading, draw: random.Random) -> bool:
-    """Flip a bit of a shard that is open; whether it was refused. A flip in a picture must be, and is named."""
+    """Flip a bit of an open shard; tell whether it was refused.
+
+    A flip in a picture must be refused, and the picture named.
+    """
     shard = draw.randrange(len(reading.tars))
     tar, bit = reading.tars[shard], 8 * draw.randrange(reading.tars[shard].stat().st_size) + draw.randrange(8)
     name, in_picture = member_at(from_tar(tar).samples, bit // 8)
@@ -164,7 +167,7 @@ def flip_while_read(reading: Reading, draw: random.Random) -> bool:
 
 
 def cut_while_read(reading: Reading, draw: random.Random) -> bool:
-    """Cut a shard that is open; whether it was refused."""
+    """Cut an open shard; tell whether it was refused."""
     shard = draw.randrange(len(reading.tars))
     tar = reading.tars[shard]
     data = tar.read_bytes()
@@ -177,7 +180,7 @@ def cut_while_read(reading: Reading, draw: random.Random) -> bool:
 
 
 def damage_while_read(folder: Path, executor: str, *, number: int, size: tuple[int, int] = (48, 64)) -> list[int]:
-    """Flips and cuts that were refused, of `number` each; the others lay where nothing is read."""
+    """Count flips and cuts that are refused, of `number` each; others lie where nothing is read."""
     reading, draw = Reading(folder, executor, size=size), random.Random(5)
     try:
         return [sum(damage(reading, draw) for _ in range(number)) for damage in (flip_while_read, cut_while_read)]
@@ -228,7 +231,7 @@ def test_loaders_and_commands_check(pictures: Path, tiny_path: Path, tmp_path: P
 
 @pytest.mark.faults
 def test_checking_costs_little(tmp_path: Path) -> None:
-    """5-way 1-shot episodes with 5 queries of 8 frames, 256x256 at quality 90: seconds of the processor."""
+    """Compare processor seconds of 5-way 1-shot episodes of 8 frames, 256x256 at quality 90."""
     videos = {row: [encode_frame(100 * row + n, 256, 256) for n in range(8)] for row in range(30)}
     folder = write_set(tmp_path / "set", videos, rows=30, size=(256, 256))
     reads = all_reads(range(30), 8, (224, 224))
@@ -249,7 +252,7 @@ def test_checking_costs_little(tmp_path: Path) -> None:
 
 
 def least_seconds(work, rounds: int) -> float:
-    """Of the processor, in the fastest of some rounds."""
+    """Return processor seconds of the fastest of some rounds."""
     found = []
     for _ in range(rounds):
         began = time.process_time()

@@ -1,4 +1,7 @@
-"""Ten thousand changed files of every kind: read, or refused with one sentence; a hundred thousand by `make faults`."""
+"""Read ten thousand changed files of every kind, or refuse them with one sentence.
+
+`make faults` runs a hundred thousand.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def fuzz(folder: Path, count: int, *, seed: int) -> int:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is such a place: a disk would take most of the time."""
+    """Make a folder in memory, where that is possible: a disk would take most of the time."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
         yield Path(folder)

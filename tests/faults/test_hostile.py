@@ -54,18 +54,18 @@ def open_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard set of five rows, one of which failed, in three shards."""
+    """Write a shard set of five rows in three shards; one video failed."""
     videos = {0: [b"one" * 300, b""], 1: [b"two"], 3: [b"x" * 512, b"y" * 513], 4: [b"z"]}
     return write_set(tmp_path_factory.mktemp("honest") / "set", videos, rows=2, splits={"train": Split(("b",))})
 
 
 @pytest.fixture
 def small(honest: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Copy it."""
     return Path(shutil.copytree(honest, tmp_path / "set"))
 
 
-# --- names ---------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "why"), NAMES.items())
@@ -138,7 +138,7 @@ def test_recipes_with_controls() -> None:
     assert "expected a finite number" in refusal(build_config, recipe | {"lr_steps": [0.0, float("nan")]})
 
 
-# --- indices that lie --------------------------------------------------------------------------------
+# --- indices that lie -----------------------------------------------------------------------------
 
 
 LIES = {
@@ -185,7 +185,7 @@ def test_columns_of_other_types_and_lengths(small: Path) -> None:
 
 @pytest.mark.parametrize("rows", [10**8, 10**12, 2**63, 10**400])
 def test_rows_that_are_only_announced(small: Path, rows: int) -> None:
-    """The columns have no chunks, so that zeros would be made up to any number."""
+    """Refuse columns without chunks, which zarr would fill with zeros up to any number."""
     for path in (small / INDEX / "videos").iterdir():
         if path.is_dir() and path.name.split("_")[-1] not in ("bytes", "ends"):
             shape = json.loads((path / "zarr.json").read_bytes())["shape"]
@@ -198,7 +198,7 @@ def test_rows_that_are_only_announced(small: Path, rows: int) -> None:
 
 
 def test_chunks_that_swell(small: Path) -> None:
-    """32 KB of zstd that would become 1 GB."""
+    """Refuse 32 KB of zstd that would become 1 GB."""
     block = ((128 << 10) << 3 | 1 << 1).to_bytes(3, "little") + b"\0"
     bomb = b"\x28\xb5\x2f\xfd\x00\x58" + block * 8000
     (small / INDEX / "videos/name_bytes/c/0").write_bytes(bomb)
@@ -235,7 +235,7 @@ def test_names_of_series_that_climb(small: Path, column: str) -> None:
 
 
 def test_a_row_that_would_fill_the_memory(tmp_path: Path, monkeypatch) -> None:
-    """One video, and nothing known of the 99,999,998 before it."""
+    """Refuse one video where nothing is known of the 99,999,998 before it."""
     folder = write_set(tmp_path / "set", {0: [b"x"]})
     tar = folder / "rgb-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"c00000000", b"c99999998"))
@@ -267,7 +267,7 @@ def test_a_picture_of_four_billion_pixels() -> None:
 
 
 def test_pipes_in_the_place_of_files(small: Path) -> None:
-    """To open one would wait for ever."""
+    """Refuse pipes: to open one would wait for ever."""
     for name in ("dataset.json", "rgb-000000.tar", f"{INDEX}/zarr.json", f"{INDEX}/videos/label/c/0"):
         copy = Path(shutil.copytree(small, small.with_name(name.replace("/", "-"))))
         (copy / name).unlink()
@@ -283,7 +283,7 @@ def test_sentence_and_exit_code(small: Path) -> None:
 
 
 def test_frame_numbers_of_a_large_index_shrink_and_are_read(small: Path) -> None:
-    """Clips of 32 frames: 80 MB that zstd makes 20 KB of; what the whole index takes is compared before."""
+    """Read 80 MB of clips of 32 frames, which zstd makes 20 KB: the whole index is compared."""
     frames = np.tile(np.arange(32, dtype=np.int32), 640_000)
     sha256 = write_column(small / INDEX / "series/rgb/frame", frames)
     columns = Columns(small / INDEX, "series/rgb", {"series/rgb/frame": sha256})

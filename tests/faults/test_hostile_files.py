@@ -1,4 +1,4 @@
-"""Files that mean harm: pickles that run, weights that swell, absurd videos, and what the fuzz has found."""
+"""Refuse files that mean harm: pickles, swelling weights, absurd videos, finds of the fuzz."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from preprocess.stage import Settings, preprocess
 from shards_spec import Dataset, ShardSet
 from shards_spec.summary import from_tar
 
-# --- weights ------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's, about a protocol of pickle
@@ -94,7 +94,7 @@ def test_archives_of_modules_that_swell(tmp_path: Path, data: bytes, sentence: s
     assert sentence in refusal(read_tensors, tmp_path / "m.pt")
 
 
-# --- videos ------------------------------------------------------------------------------------------
+# --- videos ---------------------------------------------------------------------------------------
 
 
 def test_absurd_videos_are_reported_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_limits_decide_no_byte(tmp_path: Path) -> None:
     assert one == two
 
 
-# --- what the fuzz has found, one of each kind -----------------------------------------------------------
+# --- what the fuzz has found, one of each kind ----------------------------------------------------
 
 
 def test_logs_checkpoints_and_features_that_are_broken(tmp_path: Path) -> None:

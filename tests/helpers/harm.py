@@ -1,4 +1,4 @@
-"""What tests of input that means harm share."""
+"""Share what tests of harmful input use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Indices that lie: columns and attributes changed, and every hash made to fit, as an attacker would leave them."""
+"""Make indices that lie: columns and attributes changed, every hash made to fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shards_spec.index.layout import INDEX, attributes_sha256, column_sha256
 
 
 def write_column(path: Path, values: np.ndarray) -> str:
-    """Replace the array in a folder, in one chunk; returns its hash."""
+    """Replace the array in a folder, in one chunk; return its hash."""
     metadata = json.loads((path / "zarr.json").read_bytes())
     metadata |= {"shape": list(values.shape), "data_type": values.dtype.name}
     metadata["chunk_grid"]["configuration"]["chunk_shape"] = [max(len(values), 1), *values.shape[1:]]
@@ -34,7 +34,7 @@ def change_metadata(path: Path, **changes: Any) -> None:
 
 
 def seal(folder: Path, **columns: str) -> None:
-    """Make the attributes of the index of a shard set fit, with new hashes of some columns (`__` stands for `/`)."""
+    """Make the attributes of an index fit new hashes of some columns (`__` stands for `/`)."""
     root = folder / INDEX / "zarr.json"
     metadata = json.loads(root.read_bytes())
     attributes = metadata["attributes"]

@@ -16,7 +16,7 @@ from shards_spec.index.layout import SERIES, VIDEOS, Column
 
 
 def described() -> Iterator[tuple[str, str, str]]:
-    """Group, name and `DTYPE [SHAPE]` of each column in the table of section 5."""
+    """Yield group, name and `DTYPE [SHAPE]` of each column in the table of section 5."""
     text = (Path(shards_spec.__file__).parent / "SPEC.md").read_text(encoding="utf-8")
     for names, kinds in re.findall(r"^\| (`(?:videos|series/S)/[^|]*) \| ([^|]*) \|", text, re.MULTILINE):
         found = re.findall(r"`(?:(videos|series/S)/)?([a-z0-9_*]+)`", names)
@@ -26,7 +26,7 @@ def described() -> Iterator[tuple[str, str, str]]:
 
 
 def written(column: Column) -> str:
-    """A column as SPEC.md writes it."""
+    """Write a column as SPEC.md does."""
     sides = ", ".join(str(side) for side in column.shape)
     return f"{column.dtype} [{sides.replace('V + 1', 'V+1').replace('2 stored', '2·stored')}]"
 

@@ -30,7 +30,7 @@ STEP = 4  # pixels a frame, of 96
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Aspect kept: a texture that slides to the left, one that stands, a portrait of two frames, a broken file."""
+    """Make shards with the aspect kept: a moving texture, a still one, a portrait, a broken file."""
     folder = tmp_path_factory.mktemp("mixed")
     frames = moving_frames(3, 12, size=(72, 96), step=STEP)
     write_video(folder / "in" / "a" / "left.mp4", frames)
@@ -43,7 +43,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sheet_of(*args: object) -> np.ndarray:
-    """[h, w, 3] that the command draws."""
+    """Run the command; return its picture [h, w, 3]."""
     out = next(Path(str(value)) for option, value in pairwise(args) if option == "--out")
     CliRunner().invoke(peek, [str(arg) for arg in args], catch_exceptions=False)
     return np.asarray(Image.open(io.BytesIO(out.read_bytes()))).astype(int)

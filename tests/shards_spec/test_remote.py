@@ -49,7 +49,7 @@ REFUSED = re.compile(r"^error: .*\n$")  # one sentence
 
 @pytest.fixture(scope="module")
 def s3(tiny_videos: Path, tiny_path: Path) -> Iterator[str]:
-    """Address of an S3 server with the tiny videos of two classes and the tiny shard set in a bucket."""
+    """Start an S3 server with the tiny shards and videos of two classes; yield its address."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -99,7 +99,7 @@ def test_a_video_that_is_gone_is_a_failure_and_a_place_that_refuses_stops_the_ru
     (failure,) = run_job(job, frames.append).failures
     assert (failure.row, failure.reason, failure.detail) == (1, "unreadable", "it was listed and is gone")
     assert [count > 0 for count in frames] == [True, False, True]
-    requests.post(f"{s3}/moto-api/reset-auth", data="0", timeout=5)  # from now on keys are looked at
+    requests.post(f"{s3}/moto-api/reset-auth", data="0", timeout=5)  # from now on keys are checked
     try:
         with pytest.raises(RemoteError, match=r"access refused .* check the credentials"):
             run_job(job, frames.append)
@@ -275,7 +275,7 @@ def test_a_url_is_a_path_with_a_name_of_its_own() -> None:
 
 @pytest.fixture
 def odd(tiny_path: Path, tmp_path: Path) -> RemoteShards:
-    """A copy of the tiny shard set in memory, to be spoilt."""
+    """Copy the tiny shard set to memory, to be spoilt."""
     store = fsspec.filesystem("memory")
     if store.exists("/spoilt"):
         store.rm("/spoilt", recursive=True)

@@ -1,4 +1,4 @@
-"""What keeps a million videos cheap changes nothing: the same episodes, the same index, the same refusals."""
+"""Keep a million videos cheap without a change: same episodes, same index, same refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shards_spec.schema import Dataset, Failure
 from shards_spec.summary import Sample, Summary
 
 TRAIN = dataclasses.replace(PLAIN, small_classes="drop")
-# Hashes of episodes as they were drawn when every pool was made at the start: they are drawn so for ever
+# Hashes of episodes as they were drawn when every pool was made at the start: they stay so for ever
 PINNED = {
     "train": ({}, "18ca3e44a506e805"),
     "any": ({"groups": "any", "query_jitter": False}, "59db57ca153187a9"),

@@ -28,12 +28,12 @@ from shards_spec.verify import verify
 
 @pytest.fixture
 def copy(tiny_path: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny shard set that a test may damage."""
+    """Copy the tiny shard set, so that a test may damage it."""
     return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
 
 
 def refusal(path: Path) -> str:
-    """The sentence with which a set is refused."""
+    """Return the sentence with which a set is refused."""
     with pytest.raises(ShardError) as refused, ShardSet.open(path, series=("rgb", "flow1")):
         pass
     message = str(refused.value)
@@ -191,13 +191,13 @@ def test_verify_finds_every_flipped_bit(tmp_path: Path) -> None:
         assert str(tar) in faults[0]
         inside = [name for name, start, stop in members[tar] if start <= bit // 8 < stop]
         named = inside[0] if inside else "end of the archive"
-        first_header = bit // 8 < 512  # `open` looks at it, and says the offset alone
+        first_header = bit // 8 < 512  # `open` checks it, and says the offset only
         assert named in faults[0] or first_header, (faults, bit // 8)
     assert verify(copy) == []
 
 
 def spans(sample) -> list[tuple[str, int, int]]:
-    """Name, first and last byte (header and padding included) of each member of a sample."""
+    """Return name, first and last byte (header and padding included) of each member of a sample."""
     names = [f"{frame:05d}.jpg" for frame in sample.frames] + ["cls", "json"]
     position, result = sample.offset, []
     for name, size in zip(names, sample.sizes, strict=True):

@@ -1,4 +1,4 @@
-"""A second reader, from SPEC.md alone and the standard library alone; and the readers of other tools."""
+"""Read shards by SPEC.md and the standard library only, and by the readers of other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Split lists: every form of the field, their hashes, the published lists, leakage, the commands."""
+"""Test split lists: every form of the field, hashes, published lists, leakage, commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONTENT: Content = {
 
 
 def text(line: Callable[[str, int, str, str], str], pattern: str) -> Callable[[Path, Content], None]:
-    """A writer of text lists; `line` gets split, class number, class, stem."""
+    """Return a writer of text lists; `line` gets split, class number, class, stem."""
 
     def write(folder: Path, content: Content) -> None:
         for split, classes in content.items():
@@ -88,7 +88,7 @@ def as_content(lists: dict[str, tuple[Entry, ...]]) -> dict[str, dict[str | int 
     return found
 
 
-# what a file name may hold; a stem that ends like a video, or in the blanks that lists are stripped of, is no stem
+# Words of file names.  A stem has no video extension and no blanks at its ends: lists are stripped.
 words = st.text(st.characters(codec="utf-8", exclude_characters="/", exclude_categories=["C", "Z"]), min_size=1)
 stems = st.builds(" ".join, st.lists(words, min_size=1, max_size=2)).map(lambda s: f"{s}_")
 labels = st.builds(" ".join, st.lists(words.filter(lambda w: not w.isdigit()), min_size=1, max_size=2)).map(
@@ -239,7 +239,7 @@ def test_shipped() -> None:
 
 
 def published_copy(name: str, stem: Callable[[int], str]) -> Content:
-    """A list with the facts of a published one: its classes, and its number of videos spread within its bounds."""
+    """Make a list with the facts of a published one: its classes, its numbers of videos."""
     known = next(one for one in published_lists() if one.name == name)
     content: Content = {}
     count = 0
