@@ -1,4 +1,4 @@
-"""Pre-training without labels: methods from views of videos to a loss, by name."""
+"""The registry of pre-training methods, which learn from views of videos without labels."""
 
 from __future__ import annotations
 
@@ -15,20 +15,28 @@ PRETRAINING: dict[str, type[PretrainingMethod]] = {"fima": FIMA, "moco": MoCo, "
 
 
 def find_pretraining(name: str) -> type[PretrainingMethod]:
-    """Class of a pre-training method; ConfigError with the nearest name when there is none."""
+    """Return the class of a pre-training method.
+
+    Raises:
+        ConfigError: there is no such method; it names the nearest.
+    """
     if name not in PRETRAINING:
         raise ConfigError(f'there is no pre-training method "{name}"; {suggest(name, PRETRAINING)}')
     return PRETRAINING[name]
 
 
 def pretraining_options(name: str) -> dict[str, object]:
-    """Options of a pre-training method and their defaults."""
+    """Return the options of a pre-training method and their defaults."""
     parameters = inspect.signature(find_pretraining(name)).parameters
     return {key: parameter.default for key, parameter in parameters.items()}
 
 
 def create_pretraining(name: str, **options: object) -> PretrainingMethod:
-    """A method with random weights; ConfigError with the nearest name for an unknown method or option."""
+    """Make a method with random weights.
+
+    Raises:
+        ConfigError: the method or an option is unknown; it names the nearest.
+    """
     known = pretraining_options(name)
     for option in options:
         if option not in known:

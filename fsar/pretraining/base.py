@@ -12,18 +12,19 @@ from fsar.trunks import Trunk
 
 @dataclass
 class Output:
-    """What a pre-training method says about a batch."""
+    """Losses and accuracies of a pre-training method on a batch."""
 
-    loss: Tensor  # the weighted sum, a scalar
-    losses: dict[str, Tensor]  # every term by its name, unweighted scalars
-    accuracy: dict[str, Tensor] = field(default_factory=dict)  # share in [0, 1] of right answers, by the term's name
+    loss: Tensor  # [], the weighted sum
+    losses: dict[str, Tensor]  # [] each: every term by its name, unweighted
+    accuracy: dict[str, Tensor] = field(default_factory=dict)  # [] each: share of right answers, by the term's name
 
 
 class PretrainingMethod(nn.Module):
-    """A trunk, what it learns from, and all that the learning needs; a method defines `forward` and `encoder`.
+    """The contract of a pre-training method, which defines `forward` and `encoder`.
 
-    In training mode a call moves the momentum encoder, the queues and the clock; in evaluation mode it changes
-    nothing.  What a resumed run must know is in the state dict, the clock included.
+    In training mode a call moves the momentum encoder, the queues and the clock.  In evaluation
+    mode it changes nothing.  The state dict holds all that a resumed run must know, the clock
+    included.
     """
 
     @property
@@ -32,5 +33,5 @@ class PretrainingMethod(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Any) -> Output:  # noqa: ANN401  # each method's own dataclass of views
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         raise NotImplementedError

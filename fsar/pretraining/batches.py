@@ -1,7 +1,7 @@
-"""Turn cropped clips into what each method reads: colours, blur, differences, coloured and turned flow.
+"""Turn cropped clips into the batches of each method: colours, blur, differences, turned flow.
 
-Random values of a whole step are drawn from (seed, step) on the CPU, and each process takes its part.
-The same clips look alike for any number of processes, and nothing waits for the device.
+Random values of a whole step are drawn from (seed, step) on the CPU, and each process takes its
+part. So clips look the same for any number of processes, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from shards_spec.splits.divisions import listed_division
 
 
 def step_generator(seed: int, n: int) -> torch.Generator:
-    """What is drawn on the host for step n besides its clips: a pure function of (seed, n)."""
+    """Make the generator of the random values of a step, a pure function of (seed, n)."""
     return torch.Generator().manual_seed(PhiloxDraw(seed, COLOURS | n).randint(0, (1 << 63) - 1))
 
 
 @dataclass(frozen=True)
 class ColourRules:
-    """Jitter and grey, then blur, then normalisation, as MSCL's code has them (megvii-research/MSCL).
+    """Jitter and grey, then blur, then normalisation, as in MSCL's code (megvii-research/MSCL).
 
     Attributes:
-        mean: Constants of the normalisation: the trunk's.
-        std: The same.
+        mean: Mean of each colour, the trunk's own.
+        std: Standard deviation of each colour, the trunk's own.
         jitter: Rules of jitter and grey.
-        blur: Probability for a clip.
-        sigma: Range of the blur's standard deviation in pixels, one value a step.
+        blur: Probability of blur, for each clip.
+        sigma: Range of the blur's standard deviation in pixels; one value is drawn for a step.
     """
 
     mean: Three
@@ -60,9 +60,9 @@ class ColourRules:
     sigma: tuple[float, float] = (0.1, 2.0)
 
     def __call__(self, clips: Tensor, plan: ClipPlan, generator: torch.Generator) -> Tensor:
-        """Clips [B, V, T, 3, S, S] in [0, 1] -> [B, V, 3, T, S, S], each clip with draws of its own."""
+        """Augment clips [B, V, T, 3, S, S] in [0, 1], each by itself -> [B, V, 3, T, S, S]."""
         videos, views, frames = clips.shape[:3]
-        first, count = plan.place * views, videos * views  # of the step's clips
+        first, count = plan.place * views, videos * views  # this process's part of the step's clips
         draws = self.jitter.draw(plan.batch * views, frames, generator=generator).part(first, count)
         low, high = self.sigma
         sigma = (low + (high - low) * torch.rand(1, generator=generator)).expand(count)
@@ -74,25 +74,25 @@ class ColourRules:
 
 @dataclass(frozen=True)
 class MoCoBatches:
-    """Batches of `MoCo`, from clips of `PairRules`."""
+    """The maker of `MoCo` batches from clips of `PairRules`."""
 
     colours: ColourRules
     seed: int = 0
 
     def __call__(self, plan: ClipPlan, views: CroppedClips) -> Views:
-        """The two augmented views of each video."""
+        """Augment the two views of each video."""
         query, key = self.colours(views.clips, plan, step_generator(self.seed, plan.n)).unbind(1)
         return Views(query, key)
 
 
 @dataclass(frozen=True)
 class FIMABatches:
-    """Batches of `FIMA`, from clips of `WindowRules`.
+    """The maker of `FIMA` batches from clips of `WindowRules`.
 
     Attributes:
         photometric: Rules of the augmentation, with the trunk's mean and std.
-        wrap: The method's `diff_wrap`; "extra_frame" goes with `WindowRules.extra_frame`.
-        seed: Of the draws.
+        wrap: The method's `diff_wrap`; "extra_frame" requires `WindowRules.extra_frame`.
+        seed: Seed of the draws.
     """
 
     photometric: Photometric
@@ -100,7 +100,7 @@ class FIMABatches:
     seed: int = 0
 
     def __call__(self, plan: ClipPlan, views: CroppedClips) -> MotionViews:
-        """RGB and differences, each clip augmented by draws of its own."""
+        """Augment RGB and differences, each clip with draws of its own."""
         generator = step_generator(self.seed, plan.n)
 
         def augment(clips: Tensor) -> Tensor:
@@ -113,13 +113,14 @@ class FIMABatches:
 
 @dataclass(frozen=True)
 class MSCLBatches:
-    """Batches of `MSCL`, from clips of `FlowPairRules`.
+    """The maker of `MSCL` batches from clips of `FlowPairRules`.
 
     Attributes:
         colours: Rules for pictures.
-        flow: What the flow of a view is made of; the released layout goes with `FlowPairRules.flow_crops` "both".
-        negate_u: Whether u changes its sign in mirrored views, which it does not in the published code.
-        seed: Of the draws.
+        flow: The parts of a view's flow; the released layout requires `FlowPairRules.flow_crops`
+            "both".
+        negate_u: Change the sign of u in mirrored views; the published code does not.
+        seed: Seed of the draws.
     """
 
     colours: ColourRules
@@ -128,7 +129,7 @@ class MSCLBatches:
     seed: int = 0
 
     def __call__(self, plan: ClipPlan, views: CroppedClips) -> PairedViews:
-        """The two augmented views of each video, and their flow in colours."""
+        """Augment the two views of each video, and colour their flow."""
         if views.flow is None:
             raise ConfigError("MSCL reads optical flow, and there is none in these clips; draw them with FlowPairRules")
         generator = step_generator(self.seed, plan.n)
@@ -140,7 +141,7 @@ class MSCLBatches:
         return PairedViews(query, key, of_query, of_key)
 
     def _flow(self, number: int, flow: Tensor, angles: Tensor, flips: Tensor) -> Tensor:
-        """Crops of flow [B, W, 2, t, S, S] -> the coloured flow [B, 3, n t, S, S] of view 0, the query, or 1."""
+        """Colour flow [B, W, 2, t, S, S] of view 0, the query, or 1 -> [B, 3, n t, S, S]."""
         clips: tuple[Clip, ...] = ("q", "k")
         view, crops = clips[number], flow.chunk(2, dim=1)[number]
         held = dict(zip(clips if crops.shape[1] == 2 else (view,), crops.unbind(1), strict=True))
@@ -154,28 +155,38 @@ class MSCLBatches:
 
 
 def training_rows(shards: ShardSet, split: str) -> NDArray[np.int64]:
-    """Catalogue rows of a split that were stored, or of every stored video for "all"; ShardError for another name."""
+    """Return the catalogue rows of a split's stored videos; of all stored videos for "all".
+
+    Raises:
+        ShardError: there is no such split.
+    """
     return np.flatnonzero(shards.frames > 0) if split == "all" else shards.split_rows(split)
 
 
 @dataclass(frozen=True)
 class TrainingVideos:
-    """Which videos a run reads: catalogue rows [n], ascending; in words; and how many listed ones are not stored."""
+    """The videos of a run.
+
+    Attributes:
+        rows: Their catalogue rows [n], ascending.
+        text: Which videos they are, in words.
+        absent: Listed videos that are not stored.
+    """
 
     rows: NDArray[np.int64]
     text: str
     absent: int = 0
 
     def sha256(self, shards: ShardSet) -> str:
-        """Hash of their names."""
+        """Return a hash of their names."""
         return hashlib.sha256(json_line(list(shards.names(self.rows)))).hexdigest()
 
 
 def training_videos(config: PretrainConfig, shards: ShardSet) -> TrainingVideos:
-    """The videos of a run's split, or the training videos of its lists.
+    """Find the videos of a run's split, or the training videos of its lists.
 
     Raises:
-        ShardError: there is no such split, or the lists are not there or not of this data set.
+        ShardError: there is no such split, or the lists are missing or of another data set.
     """
     name = shards.dataset.name
     if config.lists:
@@ -186,7 +197,7 @@ def training_videos(config: PretrainConfig, shards: ShardSet) -> TrainingVideos:
 
 
 def clip_rules(config: PretrainConfig) -> ClipRules:
-    """How the clips of a video are drawn."""
+    """Make the rules by which the clips of a video are drawn."""
     derived: dict[str, Any] = {}
     if config.method == "fima":
         derived["extra_frame"] = config.value("diff_wrap") == "extra_frame"
@@ -200,7 +211,7 @@ def clip_rules(config: PretrainConfig) -> ClipRules:
 
 
 def batch_maker(config: PretrainConfig, trunk: Trunk) -> Callable[[ClipPlan, CroppedClips], Any]:
-    """What makes a method's batch of cropped clips, on their device."""
+    """Return the function that makes a method's batch of cropped clips, on their device."""
     look: dict[str, Any] = {"mean": trunk.mean, "std": trunk.std}
     seed = config.seed
     if config.method == "fima":
@@ -219,14 +230,14 @@ class ViewLoader:
     Of several processes each has its part of every batch.
 
     Attributes:
-        videos: Those that were to be read.
-        rows: Catalogue rows of those that an epoch goes through.
-        skipped: Videos of the split that are too short for the clips.
+        videos: The videos of the run, with those too short.
+        rows: Catalogue rows of the videos that an epoch reads.
+        skipped: Number of videos that are too short for the clips.
         epoch_steps: Steps of an epoch.
 
     Raises:
-        ConfigError: too few videos for a batch, or options that do not fit.
-        ShardError: no such split, or the shards lack what the method reads.
+        ConfigError: there are too few videos for a batch, or options do not fit.
+        ShardError: there is no such split, or the shards lack what the method reads.
     """
 
     def __init__(self, config: PretrainConfig, shards: ShardSet, *, device: torch.device) -> None:
@@ -249,13 +260,13 @@ class ViewLoader:
         self.rows, self.skipped, self.epoch_steps = stream.rows, stream.skipped, stream.epoch_steps
 
     def batches(self, start: int, stop: int, *, trunk: Trunk) -> Iterator[tuple[Any, float]]:
-        """Yield the batches of steps start, start + 1, ... below stop, in a trunk's colours, and the seconds waited."""
+        """Yield the batches of steps start, ... below stop for a trunk, and the seconds waited."""
         make = batch_maker(self._config, trunk)
         for plan, views, wait in self._clips.batches(start, stop):
             yield make(plan, views), wait
 
     def close(self) -> None:
-        """End its threads and give back the decoder; the shard set stays open."""
+        """End the threads and release the decoder; the shard set stays open."""
         self._clips.close()
 
     def __enter__(self) -> Self:

@@ -1,7 +1,8 @@
 """FIMA: contrast of whole clips, of motion at each place, and of motion in each part of a clip.
 
-Source: Zhu et al., "Fine-Grained Spatiotemporal Motion Alignment for Contrastive Video Representation Learning",
-ACM Multimedia 2023, as its code has it (ZMHH-H/FIMA). No shape depends on values.
+Source: Zhu et al., "Fine-Grained Spatiotemporal Motion Alignment for Contrastive Video
+Representation Learning", ACM Multimedia 2023, and its code (ZMHH-H/FIMA).  No shape depends on
+values, so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ENTRIES = 2**24  # similarities that are held at a time: 64 MB
 
 
 def _centres(coordinates: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Corners [B, 4] of crops -> centres [B, P, 2] of the cells of a grid (rows, columns), and their diagonals [B]."""
+    """Return centres [B, P, 2] and diagonals [B] of a grid's cells in crops, corners [B, 4]."""
     rows, columns = grid
     x1, y1, x2, y2 = full_precision(coordinates).unbind(1)
     width, height = (x2 - x1) / columns, (y2 - y1) / rows  # a flipped crop has a negative width
@@ -52,9 +53,9 @@ def _centres(coordinates: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor
 
 
 def cell_distances(query: Tensor, key: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Corners [B, 4], [B, 4] of crops -> [B, P, P]: distance of each query cell's centre to each key cell's.
+    """Measure the distance of each query cell's centre to each key cell's in crops, corners [B, 4].
 
-    It is measured in the longer of the two cells' diagonals.
+    Returns [B, P, P], in units of the longer of the two cells' diagonals.
     """
     (query_centres, query_diagonal), (key_centres, key_diagonal) = _centres(query, grid), _centres(key, grid)
     apart = query_centres[:, :, None] - key_centres[:, None]  # [B, P, P, 2]
@@ -63,21 +64,26 @@ def cell_distances(query: Tensor, key: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def correspondence(query: Tensor, key: Tensor, grid: tuple[int, int], *, ratio: float = 0.7) -> Tensor:
-    """Corners [B, 4], [B, 4] of crops -> bool [B, P, P]: which cells of a grid show the same place."""
+    """Find cells of two crops, corners [B, 4], that show the same place: bool [B, P, P]."""
     return cell_distances(query, key, grid) < ratio
 
 
 def foreground_mask(rgb: Tensor, difference: Tensor) -> Tensor:
-    """Maps [B, C, t, h, w] of a clip and of its frame difference -> bool [B, h, w]: where they are strong.
+    """Find the strong places of maps [B, C, t, h, w] of a clip and its difference: bool [B, h, w].
 
-    That is above the median over places of their means summed, the lower median of an even number.
+    Strength is the sum of both means over channels and time.  It is strong above the median over
+    places; of an even number the lower median.
     """
     strength = full_precision(rgb).mean(dim=(1, 2)) + full_precision(difference).mean(dim=(1, 2))  # [B, h, w]
     return strength > strength.flatten(1).median(dim=1).values[:, None, None]
 
 
 class _LogSumExp(Function):
-    """log sum_j exp(q_i k_j / T) some rows at a time; what backward needs, the mean key, is as small as the queries."""
+    """log sum_j exp(q_i k_j / T), computed for some rows at a time.
+
+    The gradient by q_i is the mean of the keys under the softmax, over T.  So forward keeps one
+    mean key for each query [N, D], and backward needs no similarities [N, M].
+    """
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, temperature: float, rows: int) -> Tensor:  # noqa: ANN401
@@ -100,9 +106,11 @@ class _LogSumExp(Function):
 
 
 def log_sum_exp(queries: Tensor, keys: Tensor, *, temperature: float, entries: int = ENTRIES) -> Tensor:
-    """[N, D], [M, D] -> [N]: log sum_j exp(q_i . k_j / temperature), in float32 or wider.
+    """Compute log sum_j exp(q_i . k_j / temperature) of queries [N, D] and keys [M, D].
 
-    At most `entries` of the N x M similarities are held at a time, forward or backward; keys get no gradient.
+    Returns [N] in float32 or wider.
+    At most `entries` of the N x M similarities are held at a time, forward or backward.  Keys get
+    no gradient.
     """
     queries, keys = full_precision(queries), full_precision(keys.detach())
     rows = max(1, entries // len(keys))
@@ -114,19 +122,25 @@ def log_sum_exp(queries: Tensor, keys: Tensor, *, temperature: float, entries: i
 def dense_loss(
     queries: Tensor, keys: Tensor, positive: Tensor, *, all_keys: Tensor, temperature: float = 0.1
 ) -> Tensor:
-    """-log(sum over positive keys / sum over all keys) of exp(q . k / temperature), a scalar.
+    """Compute -log(sum over positive keys / sum over all keys) of exp(q . k / temperature): [].
 
-    queries, keys: [B, P, D], unit vectors of the same feature frame; positive: bool [B, P, P], which keys of its own
-    video show a query's place; all_keys: [M, D] what the query is told apart from, the positive ones among them.
-    The mean is over the places of a video that have a positive key, then over the videos that have such a place;
-    with none at all the loss is 0.
+    The mean is over the places of a video that have a positive key, then over the videos that have
+    such a place. Without any such video the loss is 0.
+
+    Args:
+        queries: Unit vectors [B, P, D] of one feature frame.
+        keys: Unit vectors [B, P, D] of the same feature frame.
+        positive: Bool [B, P, P]: the keys of its own video that show a query's place.
+        all_keys: Vectors [M, D] that a query is contrasted with, the positive keys among them.
+        temperature: Divides the cosines.
     """
     queries, keys = full_precision(queries), full_precision(keys.detach())
     below = log_sum_exp(queries.flatten(0, 1), all_keys, temperature=temperature).view(queries.shape[:2])  # [B, P]
     counts = positive.any(dim=2)  # [B, P]
     with torch.autocast(queries.device.type, enabled=False):
         similar = torch.einsum("b i d, b j d -> b i j", queries / temperature, keys)
-    # a row without positive keys takes all, which keeps it finite; it weighs nothing
+    # A row without a positive key takes all keys, so that its log stays finite; its weight below is
+    # 0.  To leave such rows out would make a shape depend on values.
     above = similar.masked_fill((positive | ~counts[:, :, None]).logical_not(), -torch.inf).logsumexp(dim=2)
     losses = torch.where(counts, below - above, 0).sum(dim=1) / counts.sum(dim=1).clamp(min=1)  # [B]
     return losses.sum() / counts.any(dim=1).sum().clamp(min=1)
@@ -137,7 +151,7 @@ Enqueue = Literal["interleaved", "after_step"]
 
 @dataclass(frozen=True)
 class Keys:
-    """The key side of one window; vectors have length 1."""
+    """The key side of one window; vectors have norm 1."""
 
     whole: Tensor  # [B, D] of RGB
     dense: Tensor  # [B, t, P, D] of the frame difference, t feature frames of P places
@@ -146,26 +160,30 @@ class Keys:
 
 
 class FIMA(PretrainingMethod):
-    """Fine-grained spatio-temporal motion alignment (Zhu et al., ACM Multimedia 2023; code: ZMHH-H/FIMA).
+    """Fine-grained motion alignment (Zhu et al., ACM Multimedia 2023; code: ZMHH-H/FIMA).
 
-    Of two windows m and n each is predicted at the places of the other: a decoder looks from the one's RGB tokens
-    into the other's, and what it says must match the other's frame difference there. Modules and buffers have
-    the reference's names.
+    A video has two windows, m and n.  The motion of each is predicted at the places of the other: a
+    decoder attends from the RGB tokens of one to those of the other.  The prediction must match the
+    frame difference of the predicted window.  Modules and buffers have the reference's names.
 
     Args:
         trunk: A video trunk or its name.
-        queue: Keys kept of whole clips, and as many of parts: 2240 for UCF101, 65536 for Kinetics-400.
-        dense_queue: Keys kept of places: none for UCF101, 31360 for Kinetics-400.
+        queue: Keys kept of whole clips, and as many of parts: 2240 for UCF101, 65536 for
+            Kinetics-400.
+        dense_queue: Keys kept of places: 0 for UCF101, 31360 for Kinetics-400.
         momentum: Of the key encoder.
-        temperature: Divides the cosines of clips and parts; `dense_temperature` those of places.
-        dense_temperature: The same of places.
-        pos_ratio: Places match that lie nearer than this share of a cell's diagonal.
-        dense_weight: Of the dense loss in the sum; 0 leaves a term out.
-        local_weight: Of the parts' loss in the sum.
+        temperature: Divides the cosines of clips and parts.
+        dense_temperature: Divides the cosines of places.
+        pos_ratio: Largest distance of matching places, as a share of a cell's diagonal.
+        dense_weight: Weight of the dense loss; 0 leaves the term out.
+        local_weight: Weight of the loss of parts; 0 leaves the term out.
         dropout: Of the decoder.
-        diff_wrap: What the first frame's difference is taken from, see `frame_difference`.
-        enqueue: "interleaved", the keys of n are negatives of n's own queries, as in the reference code; or
-            "after_step", which makes the instance loss symmetric.
+        diff_wrap: The frame before the first one, see `frame_difference`.
+        enqueue: "interleaved": the keys of n are negatives of n's own queries, as in the reference
+            code. "after_step" makes the instance loss symmetric.
+
+    Raises:
+        ConfigError: the trunk reads no clips, or an option has an unknown value.
     """
 
     queue: Tensor
@@ -222,11 +240,11 @@ class FIMA(PretrainingMethod):
         return self.encoder_q
 
     def views(self, clips: Tensor, coordinates: Tensor, *, augment: Callable[[Tensor], Tensor]) -> MotionViews:
-        """What `forward` reads, of clips [B, 6, T, 3, S, S] and coordinates [B, 2, 4]; see `motion_views`."""
+        """Make a batch from clips [B, 6, T, 3, S, S], coordinates [B, 2, 4]; see `motion_views`."""
         return motion_views(clips, coordinates, augment=augment, wrap=self.diff_wrap)
 
     def forward(self, batch: MotionViews) -> Output:
-        """The losses `instance`, `dense` and `local`; in training mode the key encoder and the queues move on."""
+        """Compute the losses of a batch; in training mode key encoder and queues move on."""
         if self.training:
             momentum_update(self.encoder_k, self.encoder_q, self.momentum)
             momentum_update(self.projector_dense_k, self.projector_dense, self.momentum)
@@ -253,7 +271,15 @@ class FIMA(PretrainingMethod):
 
     @torch.no_grad()
     def keys(self, rgb: Tensor, differences: tuple[Tensor, ...]) -> Keys:
-        """Keys of a window, from clips [B, 3, T, S, S]: its RGB, the difference of its span, those of its parts."""
+        """Compute the keys of a window from clips [B, 3, T, S, S].
+
+        Args:
+            rgb: The window.
+            differences: Frame differences of its whole span, then of its parts.
+
+        Raises:
+            ConfigError: the trunk gives another number of feature frames than there are parts.
+        """
         rgb_map, whole_map, *part_maps = (self._key_map(clips) for clips in (rgb, *differences))
         frames = whole_map.shape[2]
         if frames != len(part_maps):
@@ -267,21 +293,22 @@ class FIMA(PretrainingMethod):
         return Keys(pooled[0], rearrange(dense, "b (t p) d -> b t p d", t=frames), pooled[1:], mask)
 
     def _key_map(self, clips: Tensor) -> Tensor:
-        """[B, 3, T, S, S] -> [B, C, t, h, w], in evaluation without exchange between processes."""
+        """Map clips [B, 3, T, S, S] -> [B, C, t, h, w]; in training, processes exchange samples."""
         inputs, order = shuffled(clips) if self.training else (clips, None)
         assert isinstance(self.encoder_k, VideoTrunk)
         return unshuffle(self.encoder_k.clip_maps(inputs), order)
 
     def query(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips [B, 3, T, S, S] -> vectors [B, D] of length 1, and tokens [B, t, P, 512]."""
+        """Compute unit vectors [B, D] and tokens [B, t, P, 512] of clips [B, 3, T, S, S]."""
         maps = self.encoder_q.clip_maps(rgb)
         tokens = self.embedding1(rearrange(maps, "b c t h w -> b c t (h w)"))
         return _vectors(self.projector_dense, _pooled(maps))[:, 0], rearrange(tokens, "b d t p -> b t p d")
 
     def predictions(self, m_tokens: Tensor, n_tokens: Tensor) -> Tensor:
-        """Tokens [B, t, P, 512] of m and n -> vectors [2, B, t, 1 + P, D] of length 1.
+        """Predict motion from tokens [B, t, P, 512] of m and n: unit vectors [2, B, t, 1 + P, D].
 
-        They are m's motion at n's places and n's at m's; the first of each 1 + P is of the whole feature frame.
+        They are the motion of m at the places of n, then that of n at the places of m.  The first
+        of each 1 + P is of the whole feature frame.
         """
         m_tokens, n_tokens = self.positions(m_tokens), self.positions(n_tokens)
         memory = rearrange([m_tokens, n_tokens], "s b t p d -> (s b t) p d")
@@ -293,7 +320,7 @@ class FIMA(PretrainingMethod):
         return rearrange(vectors, "(s b t) p d -> s b t p d", b=batch, t=frames)
 
     def instance_logits(self, m_query: Tensor, n_query: Tensor, m_keys: Keys, n_keys: Keys) -> tuple[Tensor, Tensor]:
-        """Vectors [B, D] -> logits [B, 1 + K] of m's query and of n's, each with the other's key in column 0."""
+        """Compute logits [B, 1 + K] of queries [B, D] of both; the other's key is in column 0."""
         queue = self.queue.clone()
         first = contrast(m_query, n_keys.whole, queue, self.temperature)
         if self.enqueue == "interleaved":
@@ -304,9 +331,15 @@ class FIMA(PretrainingMethod):
     def dense_losses(
         self, predicted: Tensor, keys: Keys, other: Keys, *, coordinates: tuple[Tensor, ...]
     ) -> list[Tensor]:
-        """A loss for each feature frame of predictions [B, t, 1 + P, D] of a window at the other's places.
+        """Compute the dense loss of each feature frame.
 
-        coordinates: [B, 4] of the window and of the other. Negatives are those of this process, and the queue.
+        Negatives are the keys of this process, and the queue.
+
+        Args:
+            predicted: [B, t, 1 + P, D] of a window at the places of the other.
+            keys: Keys of the window.
+            other: Keys of the other window.
+            coordinates: [B, 4] corners of the crops of the window and of the other.
         """
         grid = keys.mask.shape[1], keys.mask.shape[2]
         positive = correspondence(coordinates[1], coordinates[0], grid, ratio=self.pos_ratio)
@@ -320,10 +353,11 @@ class FIMA(PretrainingMethod):
         ]
 
     def part_logits(self, predicted: Tensor, keys: Keys, other: Keys) -> list[Tensor]:
-        """Logits [B, 1 + B (2 t - 1) + K] of each part of a window, of its predictions [B, t, 1 + P, D].
+        """Compute logits [B, 1 + B (2 t - 1) + K] of each part of a window.
 
-        Column 0 is the part itself; then this process's other parts of the window, those of the other window, the
-        queue.
+        `predicted` is [B, t, 1 + P, D] of the window.
+        Column 0 is the part itself.  Then come the other parts of the window and the parts of the
+        other window, all of this process, and the queue.
         """
         queue, logits = self.motion_queue.clone(), []
         for place, queries in enumerate(predicted[:, :, 0].unbind(1)):
@@ -333,7 +367,7 @@ class FIMA(PretrainingMethod):
         return logits
 
     def _write(self, m_keys: Keys, n_keys: Keys) -> None:
-        """Keys of all processes into the queues, in the reference's order."""
+        """Write the keys of all processes into the queues, in the reference's order."""
         for keys in (n_keys, m_keys):
             enqueue(self.queue, self.queue_ptr, gather(keys.whole))
             if "queue_dense" in self._buffers:
@@ -343,10 +377,10 @@ class FIMA(PretrainingMethod):
 
 
 def _pooled(maps: Tensor) -> Tensor:
-    """[B, C, t, h, w] -> [B, C, 1, 1, 1]."""
+    """Average maps [B, C, t, h, w] over time and places -> [B, C, 1, 1, 1]."""
     return rearrange(volume_mean(maps), "b c -> b c 1 1 1")
 
 
 def _vectors(head: nn.Module, maps: Tensor) -> Tensor:
-    """[B, C, 1, h, w] -> [B, h w, D] of length 1, in float32."""
+    """Project maps [B, C, 1, h, w] to unit vectors [B, h w, D], in float32."""
     return F.normalize(full_precision(rearrange(head(maps), "b d h w -> b (h w) d")), dim=-1)

@@ -1,4 +1,4 @@
-"""Turn flow by an angle (flow rotation augmentation of MSCL, arXiv 2208.06105), and colour it as pictures."""
+"""Turn flow (flow rotation augmentation of MSCL, arXiv 2208.06105), and colour it like pictures."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from shards_spec.errors import ConfigError, choice
 from shards_spec.pictures import colour_wheel
 
-SMALL = 1e-5  # the published code's, added to the largest radius
+SMALL = 1e-5  # added to the largest radius, as in the published code
 
 
 def unit_flow(flow: Tensor) -> Tensor:
-    """[..., 2, h, w] -> the same, each field divided by its largest radius: on whole fields, before any crop."""
+    """Divide whole fields [..., 2, h, w], before any crop, by their largest radii."""
     largest = flow.square().sum(dim=-3, keepdim=True).sqrt().amax(dim=(-2, -1), keepdim=True)  # [..., 1, 1, 1]
     return flow / (largest + SMALL)
 
 
 class FlowColours(nn.Module):
-    """Colour code of flow: direction as a hue of the wheel, radius as its strength; no motion is white.
+    """Colour code of flow: the direction is a hue, the radius its strength; no motion is white.
 
-    Vectors are taken as they are, so a crop keeps the scale of its whole field; those longer than 1 are darkened.
-    The numbers are those of the published code (megvii-research/MSCL), for which the wheel is open: just before its
-    end colours jump back to its beginning.  They are not normalised further.
+    Vectors are not scaled, so a crop keeps the scale of its whole field; those longer than 1 are
+    darkened. The numbers are those of the published code (megvii-research/MSCL).  Its wheel is
+    open: just before the end colours jump back to the beginning.  Nothing is normalised further.
     """
 
     wheel: Tensor
@@ -36,7 +36,10 @@ class FlowColours(nn.Module):
         self.register_buffer("wheel", torch.from_numpy(colour_wheel()).float() / 255, persistent=False)
 
     def forward(self, flow: Tensor) -> Tensor:
-        """[B, 2, t, h, w], u before v, in units of the field's largest radius -> RGB [B, 3, t, h, w] in [0, 1]."""
+        """Colour flow [B, 2, t, h, w], u before v -> RGB [B, 3, t, h, w] in [0, 1].
+
+        Flow is in units of the field's largest radius.
+        """
         u, v = flow.float().unbind(dim=1)  # [B, t, h, w] each
         radius = (u.square() + v.square()).sqrt()[:, None]
         place = (torch.atan2(-v, -u) / math.pi + 1) / 2 * (len(self.wheel) - 1)
@@ -52,23 +55,23 @@ class FlowColours(nn.Module):
 Clip = Literal["q", "k"]
 Layout = Literal["intended", "released"]
 
-STEPS = 8  # angles of 36, 72, ... 288 degrees; 324 never occurs in the published code
+STEPS = 8  # angles of 36, 72, ..., 288 degrees; 324 never occurs in the published code
 
 
 def rotation_angles(steps: Tensor) -> Tensor:
-    """Whole numbers [B] from 0 to 7 -> angles [B] in radians."""
+    """Turn whole numbers [B] from 0 to 7 into angles [B] in radians."""
     return (0.2 + 0.2 * steps) * math.pi
 
 
 def draw_angles(count: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Random angles [count] on the CPU: one for a sample, whose fields all turn alike."""
+    """Draw random angles [count] on the CPU, one for all fields of a sample."""
     return rotation_angles(torch.randint(STEPS, (count,), generator=generator))
 
 
 def rotate_flow(flow: Tensor, angles: Tensor) -> Tensor:
-    """[B, 2, t, h, w], u before v, with the vectors of each sample turned by its angle [B]; places stay.
+    """Turn the vectors of flow [B, 2, t, h, w], u before v, by each sample's angle [B].
 
-    It commutes with cropping and resizing, so it comes after both.
+    Turning commutes with cropping and resizing, so it comes after both, on fewer pixels.
     """
     angles = angles.to(flow)[:, None, None, None]
     cos, sin = angles.cos(), angles.sin()
@@ -76,8 +79,9 @@ def rotate_flow(flow: Tensor, angles: Tensor) -> Tensor:
     return torch.stack([cos * u - sin * v, sin * u + cos * v], dim=1)
 
 
-# View -> the clips of its two halves, and whether they are turned.  Released: the published code splits the list
-# [q, k, turned q, turned k] in its middle, so that turned flow is only ever a key.
+# View -> the clip of each of its two halves, and True where it is turned.  "released": the
+# published code splits the list [q, k, turned q, turned k] in its middle, so that turned flow is
+# only ever a key.
 LAYOUTS: Mapping[Layout, Mapping[Clip, tuple[tuple[Clip, bool], ...]]] = {
     "intended": {"q": (("q", False), ("q", True)), "k": (("k", False), ("k", True))},
     "released": {"q": (("q", False), ("k", False)), "k": (("q", True), ("k", True))},
@@ -85,12 +89,15 @@ LAYOUTS: Mapping[Layout, Mapping[Clip, tuple[tuple[Clip, bool], ...]]] = {
 
 
 class FlowViews(nn.Module):
-    """The flow of a view as the model reads it: coloured, the clip as it is and then what is set against it.
+    """The coloured flow of a view: a clip as it is, then one that is contrasted with it.
 
     Args:
-        layout: "intended" sets the turned flow of the view's own clip against it; "released" what the published
-            code does by mistake, clips of the other view.
-        fra: Off: the clip alone.
+        layout: "intended" contrasts a clip with its own turned flow; "released" with clips of the
+            other view, as the published code does by mistake.
+        fra: Flow rotation augmentation; without it there is only the first clip.
+
+    Raises:
+        ConfigError: there is no such layout, or it is "released" without `fra`.
     """
 
     def __init__(self, *, layout: Layout = "intended", fra: bool = True) -> None:
@@ -103,21 +110,21 @@ class FlowViews(nn.Module):
         self.colours = FlowColours()
 
     def clips(self, view: Clip) -> list[Clip]:
-        """Which clips' flow must be cut by the view's box."""
+        """Return the clips whose flow must be cut by the view's box."""
         return sorted({clip for clip, _ in self._halves(view)})
 
     def forward(
         self, view: Clip, crops: Mapping[Clip, Tensor], angles: Tensor, *, mirrored: Tensor | None = None
     ) -> Tensor:
-        """Coloured flow [B, 3, 2t, h, w] of a view; [B, 3, t, h, w] without FRA.
+        """Colour the flow of a view -> [B, 3, 2t, h, w]; [B, 3, t, h, w] without FRA.
 
         Args:
-            view: Which one.
-            crops: Flow [B, 2, t, h, w] of `clips(view)` in the view's crop and flip, in units of each field's largest
-                radius.
-            angles: [B] radians, the same for both views.
-            mirrored: [B] bool, samples that were flipped, whose u then changes sign; None: it never does, as in the
-                published code.
+            view: The view.
+            crops: Flow [B, 2, t, h, w] of each of `clips(view)`, in the view's crop and flip.  Its
+                unit is the largest radius of each field.
+            angles: Angles [B] in radians, the same for both views.
+            mirrored: Samples [B] that were flipped, whose u changes its sign; None: it never does,
+                as in the published code.
         """
         parts = []
         for clip, turned in self._halves(view):

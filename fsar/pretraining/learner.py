@@ -1,4 +1,4 @@
-"""One modality's momentum contrast in MSCL: query and key encoders, a queue whose columns fade, a momentum clock."""
+"""Momentum contrast of one modality in MSCL: a queue whose columns fade, a momentum that rises."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fsar.matching import full_precision
 from fsar.pretraining.moco import (
+    embed,
     enqueue,
     frozen_copy,
     momentum_update,
@@ -20,20 +19,26 @@ from fsar.pretraining.moco import (
 )
 from fsar.run import ranks
 from fsar.trunks import VideoTrunk
-from fsar.trunks.base import volume_mean
 
-FADE = 0.99999  # of a column's weight with each step that it stays in the queue
+FADE = 0.99999  # factor of a column of the queue for each step since it was written
 
 
-def rising_momentum(seen: Tensor, *, total: int, start: float) -> Tensor:
-    """Momentum after `seen` samples, float64 of the same shape: from `start` along half a cosine to 1 at `total`."""
-    progress = (seen.double() / total).clamp(max=1)
+def rising_momentum(samples: Tensor, *, total: int, start: float) -> Tensor:
+    """Return the momentum after a number of samples: half a cosine from `start` to 1 at `total`.
+
+    Args:
+        samples: Any shape; the result has the same shape and is float64, since 1 - momentum loses
+            digits near 1.
+        total: Samples of the whole run.
+        start: Momentum at 0 samples.
+    """
+    progress = (samples.double() / total).clamp(max=1)
     return 1 - 0.5 * (1 - start) * ((math.pi * progress).cos() + 1)
 
 
 @dataclass
 class Pair:
-    """What a learner makes of the two views of a batch."""
+    """Embeddings of the two views of a batch."""
 
     query: Tensor  # [B, dim], of length 1
     key: Tensor  # [B, dim], without a gradient
@@ -41,9 +46,17 @@ class Pair:
 
 
 class Learner(nn.Module):
-    """An encoder, its slow copy, and the keys of the past; parameters are named as in megvii-research/MSCL.
+    """An encoder, its slow copy, and the keys of past steps.
 
-    `momentum` is that at the start, `total` the samples of the whole run, over which it rises to 1.
+    Parameters are named as in megvii-research/MSCL.
+
+    Args:
+        encoder: The trunk of the query side.
+        neck: Modules on top of the query's encoder.
+        dim: Numbers in an embedding.
+        queue: Keys kept as negatives.
+        momentum: Of the key side at the start; it rises to 1 over `total` samples.
+        total: Samples of the whole run.
     """
 
     queue: Tensor
@@ -63,13 +76,13 @@ class Learner(nn.Module):
         self.momentum, self.total = momentum, total
         self.register_buffer("queue", normalised_queue(dim, queue))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
-        self.register_buffer("count", torch.zeros(queue, dtype=torch.int64))  # steps that each column has been there
-        self.register_buffer(
-            "iters", torch.zeros((), dtype=torch.int64)
-        )  # samples seen: the clock, which the code loses
+        self.register_buffer("count", torch.zeros(queue, dtype=torch.int64))  # steps since each column was written
+        # The clock: samples of all steps so far.  The published code does not save it, so a resumed
+        # run starts anew.
+        self.register_buffer("iters", torch.zeros((), dtype=torch.int64))
 
     def forward(self, query: Tensor, key: Tensor, *, follow: bool) -> Pair:
-        """Two views [B, 3, t, H, W] -> their embeddings; with `follow` the key encoder first moves to the query's."""
+        """Embed two views [B, 3, t, H, W]; with `follow` the key side first moves on."""
         levels = self.encoder_q.levels(query)
         if follow:
             self.follow()
@@ -77,14 +90,14 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the parameters of the key side to those of the query side; buffers keep statistics of their own."""
+        """Move the parameters of the key side towards those of the query side; buffers stay."""
         momentum = rising_momentum(self.iters, total=self.total, start=self.momentum)
         momentum_update(self.encoder_k, self.encoder_q, momentum)
         momentum_update(self.mlp_k, self.mlp_q, momentum)
 
     @torch.no_grad()
     def negatives(self) -> Tensor:
-        """The queue [dim, K] as it is now, older columns a little shorter; a copy."""
+        """Return a copy of the queue [dim, K], its older columns a little shorter."""
         return self.queue * FADE**self.count
 
     @torch.no_grad()
@@ -92,6 +105,8 @@ class Learner(nn.Module):
         """Write the keys [B, dim] of all processes over the oldest columns."""
         keys = ranks.gather(keys)
         self.count.add_(1)
+        # The counts of the new columns are set as if they were a queue of one row; only the second
+        # call moves the pointer.
         enqueue(self.count[None], self.queue_ptr.clone(), self.count.new_ones(len(keys), 1))
         enqueue(self.queue, self.queue_ptr, keys)
 
@@ -103,12 +118,7 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def _key(self, clips: Tensor) -> Tensor:
-        """[B, 3, t, H, W] -> [B, dim]; in training other samples than the query's share its BatchNorm."""
+        """Embed keys [B, 3, t, H, W] -> [B, dim]; in training, processes exchange samples."""
         inputs, order = shuffled(clips) if self.training else (clips, None)
         maps: Tensor = self.encoder_k.clip_maps(inputs)  # type: ignore[operator]  # a copy of a VideoTrunk
         return unshuffle(embed(self.mlp_k, maps), order)
-
-
-def embed(projection: nn.Module, maps: Tensor) -> Tensor:
-    """Last maps [B, C, t, h, w] of an encoder -> vectors [B, dim] of length 1, in float32."""
-    return F.normalize(full_precision(projection(volume_mean(maps))), dim=1)

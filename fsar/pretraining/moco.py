@@ -1,4 +1,4 @@
-"""Momentum contrast (He et al. 2020, arXiv 1911.05722): its parts as functions, and the method without any motion."""
+"""Momentum contrast (He et al. 2020, arXiv 1911.05722): its parts as functions, and MoCo."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ from shards_spec.errors import ConfigError
 
 
 def normalised_queue(dim: int, length: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random columns [dim, length] of length 1: what a queue holds before its first keys."""
+    """Draw random columns [dim, length] of norm 1, with which a queue starts."""
     return F.normalize(torch.randn(dim, length, generator=generator), dim=0)
 
 
 @torch.no_grad()
 def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
-    """Write keys [N, dim] into columns of the queue [dim, length], round its end, and move the pointer on.
+    """Write keys [N, dim] over the oldest columns of a queue [dim, length]; move its pointer on.
 
-    `pointer` is a whole number on the queue's device, of shape [] or [1], so that nothing waits for its value.  Of
-    more keys than the queue holds, the last ones stay.
+    Writing goes on at column 0 after the last one.  Of more keys than the queue holds, the last
+    ones stay.
+
+    Args:
+        queue: Changed in place.
+        pointer: The next column to write, [] or [1], changed in place.
+        keys: The new columns.
     """
+    # The pointer is a tensor on the device: places are computed there, and the host never waits for
+    # its value.
     length, count = queue.shape[1], len(keys)
     kept = min(count, length)
     places = (pointer + torch.arange(count - kept, count, device=queue.device)) % length  # [kept]
@@ -38,9 +45,13 @@ def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
 
 @torch.no_grad()
 def momentum_update(key_module: nn.Module, query_module: nn.Module, momentum: float | Tensor) -> None:
-    """Parameters k <- m k + (1 - m) q of two modules of the same kind; buffers stay as they are.
+    """Set the parameters k <- m k + (1 - m) q of two modules of the same kind; buffers stay.
 
-    A tensor of a momentum stays on its device; near 1 it should be in float64, since 1 - m loses digits.
+    A momentum that is a tensor stays on its device.  It should be float64, since 1 - m loses digits
+    near 1.
+
+    Raises:
+        ConfigError: the modules have different numbers of parameters.
     """
     keys: list[Tensor] = list(key_module.parameters())
     queries: list[Tensor] = list(query_module.parameters())
@@ -56,10 +67,10 @@ def momentum_update(key_module: nn.Module, query_module: nn.Module, momentum: fl
 
 @torch.no_grad()
 def shuffled(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-    """[N, ...] -> as many of all processes' samples, and the order that `unshuffle` needs.
+    """Exchange samples [N, ...] with the other processes; return the order too, for `unshuffle`.
 
-    A key's BatchNorm must not see the samples that its query's has seen (section 3.3 there).  In one process there is
-    nobody to exchange samples with: the inputs are returned as they are, the order is None.
+    The BatchNorm batch of a key must not be that of its query (section 3.3 there).  One process has
+    nobody to exchange samples with: the inputs are returned as they are, and the order is None.
     """
     if ranks.count() == 1:
         return inputs, None
@@ -70,20 +81,23 @@ def shuffled(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
 
 @torch.no_grad()
 def unshuffle(keys: Tensor, order: Tensor | None) -> Tensor:
-    """Keys [N, ...] of shuffled samples -> keys of this process's own samples in their order."""
+    """Return the keys [N, ...] of this process's own samples from those of shuffled ones."""
     if order is None:
         return keys
     return ranks.gather(keys)[own(order.argsort(), len(keys))]
 
 
 def own(order: Tensor, samples: int) -> Tensor:
-    """The part [samples] of an order of all samples that falls to this process."""
+    """Return this process's part [samples] of an order of all samples."""
     first = ranks.rank() * samples
     return order[first : first + samples]
 
 
 def contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
-    """Query [N, dim], its key [N, dim], queue [dim, K] -> logits [N, 1 + K], the positive in column 0, in float32."""
+    """Compare queries [N, dim] with their keys [N, dim] and a queue [dim, K].
+
+    Returns logits [N, 1 + K] in float32, the positive in column 0.
+    """
     query, key, queue = full_precision(query), full_precision(key), full_precision(queue)
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * key).sum(dim=1, keepdim=True)  # [N, 1]
@@ -91,14 +105,14 @@ def contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float | Ten
 
 
 def first_is_right(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, 1 + K] with the positive in column 0 -> mean cross-entropy, and the share that is right (top-1)."""
+    """Return cross-entropy and top-1 share of logits [N, 1 + K] whose positive is in column 0."""
     logits = full_precision(logits)
     targets = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     return F.cross_entropy(logits, targets), (logits.detach().argmax(dim=1) == 0).float().mean()
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """The module again, without gradients: the momentum side before its first update."""
+    """Copy a module without gradients: the momentum side before its first update."""
     return copy.deepcopy(module).requires_grad_(requires_grad=False)
 
 
@@ -111,9 +125,10 @@ class Views:
 
 
 class MoCo(PretrainingMethod):
-    """Momentum contrast of two views of a video, with a projection of two layers: the baseline of motion methods.
+    """Momentum contrast of two views of a video: the baseline of motion methods.
 
-    The defaults are those of the plain baselines that MSCL's code has (megvii-research/MSCL, configs/recognition/moco).
+    Defaults are those of the plain baselines in MSCL's code (megvii-research/MSCL,
+    configs/recognition/moco).
 
     Args:
         trunk: A video trunk or its name.
@@ -153,26 +168,25 @@ class MoCo(PretrainingMethod):
         return self.encoder_q
 
     def forward(self, batch: Views) -> Output:
-        """The loss `moco` of a batch; in training mode the key encoder and the queue move on."""
-        query = embedding(self.encoder_q, self.mlp_q, batch.query)
+        """Compute the loss `moco` of a batch; in training mode key encoder and queue move on."""
+        query = embed(self.mlp_q, self.encoder_q.clip_maps(batch.query))
         key = self._keys(batch.key)
         loss, right = first_is_right(contrast(query, key, self.queue.clone(), self.temperature))
-        if self.training:
+        if self.training:  # after the contrast, which read a copy: a key is no negative of its own query
             enqueue(self.queue, self.queue_ptr, ranks.gather(key))
         return Output(loss, {"moco": loss}, {"moco": right})
 
     @torch.no_grad()
     def _keys(self, clips: Tensor) -> Tensor:
-        """[B, 3, t, H, W] -> [B, dim], after the momentum update that comes before every key pass in training."""
-        if not self.training:
-            return embedding(self.encoder_k, self.mlp_k, clips)
-        momentum_update(self.encoder_k, self.encoder_q, self.momentum)
-        momentum_update(self.mlp_k, self.mlp_q, self.momentum)
-        inputs, order = shuffled(clips)
-        return unshuffle(embedding(self.encoder_k, self.mlp_k, inputs), order)
+        """Embed keys [B, 3, t, H, W] -> [B, dim]; in training the momentum update comes first."""
+        if self.training:
+            momentum_update(self.encoder_k, self.encoder_q, self.momentum)
+            momentum_update(self.mlp_k, self.mlp_q, self.momentum)
+        inputs, order = shuffled(clips) if self.training else (clips, None)
+        assert isinstance(self.encoder_k, VideoTrunk)
+        return unshuffle(embed(self.mlp_k, self.encoder_k.clip_maps(inputs)), order)
 
 
-def embedding(encoder: nn.Module, projection: nn.Module, clips: Tensor) -> Tensor:
-    """[B, 3, t, H, W] -> vectors [B, dim] of length 1, in float32."""
-    assert isinstance(encoder, VideoTrunk)
-    return F.normalize(full_precision(projection(volume_mean(encoder.clip_maps(clips)))), dim=1)
+def embed(projection: nn.Module, maps: Tensor) -> Tensor:
+    """Project the last maps [B, C, t, h, w] of an encoder to unit vectors [B, dim], in float32."""
+    return F.normalize(full_precision(projection(volume_mean(maps))), dim=1)

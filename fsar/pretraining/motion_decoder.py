@@ -1,4 +1,4 @@
-"""FIMA's motion decoder: tokens of one clip look into those of another, and say how it moves at their places."""
+"""The motion decoder of FIMA: tokens of one clip attend to those of another, to predict motion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def sine_table(rows: int, channels: int) -> Tensor:
-    """Table [rows, channels]: sin(p / 10000^(c/C)) at even channels c, the cosine of the same after each of them.
+    """Compute the table [rows, channels]: sin(p / 10000^(c/C)) at even channels c, then its cosine.
 
     Source: Vaswani et al., "Attention is all you need", section 3.5.
     """
@@ -19,7 +19,7 @@ def sine_table(rows: int, channels: int) -> Tensor:
 
 
 class PositionTable(nn.Module):
-    """The sine table as a buffer on the model's device; it grows with what it is asked for, and is never saved."""
+    """The sine table as a buffer on the model's device; it grows on demand, and is never saved."""
 
     table: Tensor
 
@@ -28,7 +28,7 @@ class PositionTable(nn.Module):
         self.register_buffer("table", sine_table(rows, channels), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[..., P, C] -> [..., P, C]: tokens with the code of their places added."""
+        """Add the codes of their places to tokens [..., P, C]."""
         places, channels = tokens.shape[-2:]
         if places > len(self.table):
             self.table = sine_table(places, channels).to(self.table)
@@ -36,7 +36,10 @@ class PositionTable(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Mean over time, then two 1x1 convolutions with a ReLU between them, no norm; `net` is the reference's name."""
+    """Mean over time, then two 1x1 convolutions with a ReLU between them, no norm.
+
+    `net` is the reference's name.
+    """
 
     def __init__(self, channels: int, *, hidden: int = 1024, dim: int = 128) -> None:
         super().__init__()
@@ -49,8 +52,9 @@ class ProjectionHead(nn.Module):
 
 
 class MotionDecoderLayer(nn.Module):
-    """x + Attention(LN x, memory), then x + FF(LN x); no attention among the queries, no norm of the memory.
+    """x + Attention(LN x, memory), then x + FF(LN x).
 
+    There is no attention among the queries, and no norm of the memory.
     Modules are named as in published state dicts (ZMHH-H/FIMA), which have no norm1.
     """
 
@@ -73,7 +77,7 @@ class MotionDecoderLayer(nn.Module):
 
 
 class MotionDecoder(nn.Module):
-    """Layers of cross-attention, so that each output depends on its own query and the memory alone."""
+    """Layers of cross-attention: each output depends only on its own query and the memory."""
 
     def __init__(
         self, channels: int = 512, *, heads: int = 4, hidden: int = 512, depth: int = 2, dropout: float = 0.1

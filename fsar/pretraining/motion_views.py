@@ -1,4 +1,4 @@
-"""Make what FIMA reads: two windows of each video as RGB and as frame differences, and where their crops lie."""
+"""Make the views of FIMA: two windows of each video as RGB and as frame differences."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ WRAPS = ("cyclic", "repeat", "extra_frame")
 
 
 def frame_difference(clips: Tensor, *, wrap: Wrap = "cyclic", dim: int = -4) -> Tensor:
-    """(x[t] - x[t-1] + 1) / 2 along the frames `dim` of clips with values in [0, 1]: 0.5 where nothing changes.
+    """Return (x[t] - x[t-1] + 1) / 2 along the frames `dim` of clips in [0, 1]; 0.5 is no change.
 
-    What stands before the first frame: "cyclic", the clip's last frame, as in the reference code (ZMHH-H/FIMA);
-    "repeat", the first frame itself; "extra_frame", a frame of its own that the clips carry in front, so that T + 1
-    frames give T differences.  ConfigError for another wrap.
+    The frame before the first one is, by `wrap`:
+    - "cyclic": the clip's last frame, as in the reference code (ZMHH-H/FIMA);
+    - "repeat": the first frame itself;
+    - "extra_frame": a further frame in front of each clip, so that T + 1 frames give T differences.
+
+    Raises:
+        ConfigError: there is no such wrap.
     """
     check_wrap(wrap)
     frames = clips.shape[dim]
@@ -35,12 +39,12 @@ def frame_difference(clips: Tensor, *, wrap: Wrap = "cyclic", dim: int = -4) -> 
 
 
 def without_extra_frame(clips: Tensor, *, wrap: Wrap, dim: int = -4) -> Tensor:
-    """The frames of which `frame_difference` gives differences: all but the first with "extra_frame", else all."""
+    """Return the frames that have a difference: with "extra_frame" all but the first, else all."""
     return clips.narrow(dim, 1, clips.shape[dim] - 1) if wrap == "extra_frame" else clips
 
 
 def check_wrap(wrap: str) -> None:
-    """ConfigError unless there is such a wrap."""
+    """Check the name of a wrap; ConfigError if there is no such wrap."""
     if wrap not in WRAPS:
         raise ConfigError(f'diff_wrap="{wrap}" is not known; choose "cyclic", "repeat" or "extra_frame"')
 
@@ -49,8 +53,8 @@ def check_wrap(wrap: str) -> None:
 class MotionViews:
     """Windows m and n of B videos, augmented and normalised; clips are [B, 3, T, S, S].
 
-    A window's differences are those of its whole span, then of each of its parts, as many as the trunk gives
-    feature frames.
+    The differences of a window are those of its whole span, then of each of its parts.  It has as
+    many parts as the trunk gives feature frames.
     """
 
     rgb: tuple[Tensor, Tensor]
@@ -61,13 +65,19 @@ class MotionViews:
 def motion_views(
     clips: Tensor, coordinates: Tensor, *, augment: Callable[[Tensor], Tensor], wrap: Wrap = "cyclic"
 ) -> MotionViews:
-    """Take differences of the cropped clips, then augment each of the clips that a network reads by itself.
+    """Take differences of the cropped clips, then augment each clip that a network reads by itself.
 
-    clips: [B, V, T, 3, S, S] in [0, 1], neither augmented nor normalised: window m whole, its parts in their order,
-    and the same of n; V is 6 for two parts.  With wrap="extra_frame" each has the frame before it in front.
-    coordinates: [B, 2, 4], crops of the whole spans of m and n.
-    augment: [B, T, 3, S, S] in [0, 1] -> the same shape, normalised; it is called for one clip of each sample at a
-    time, with draws of its own.  ConfigError for a number of views that two windows cannot have.
+    Args:
+        clips: [B, V, T, 3, S, S] in [0, 1], neither augmented nor normalised.  The views are window
+            m whole, its parts in their order, and the same of n; V is 6 for two parts.  With
+            wrap="extra_frame" each clip begins with the frame before it.
+        coordinates: [B, 2, 4] corners of the crops of the whole spans of m and n.
+        augment: [B, T, 3, S, S] in [0, 1] -> the same shape, normalised.  It is called for one clip
+            of each sample at a time, and makes its own draws.
+        wrap: As in `frame_difference`.
+
+    Raises:
+        ConfigError: two windows cannot have this number of views.
     """
     count = clips.shape[1]
     if count < 4 or count % 2:

@@ -1,7 +1,7 @@
 """MSCL: motion sensitive contrastive learning (Ni et al., ECCV 2022, arXiv 2208.06105).
 
-Written after the published code (megvii-research/MSCL, `MSCLWithAug`, `MSCLWithAugPosHeadV2`); only the paper's
-abstract was at hand.
+Written after the published code (megvii-research/MSCL, `MSCLWithAug`, `MSCLWithAugPosHeadV2`) and
+the paper's abstract.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ WIDTH = 128  # channels of the pictures' side
 
 
 class LocalContrast(nn.Module):
-    """Cosines of each time of the pictures with all times of the flow, of which the same time's is the right one.
+    """Contrast of each time of the pictures with all times of the flow; the same one is positive.
 
-    Its other times and, behind them, all times of the turned flow are the negatives; no other video takes part.
+    The negatives are the flow's other times and, after them, all times of the turned flow.  No
+    other video takes part.
 
     Args:
-        flow_channels: Of the flow's side; what is not 128 wide is projected first.
+        flow_channels: Channels of the flow's side; unless there are 128 they are projected first.
         steps: Times in a clip after the encoders.
         temperature: Divides the cosines.
     """
@@ -50,7 +51,10 @@ class LocalContrast(nn.Module):
         self.register_buffer("labels", torch.arange(steps)[None])  # [1, steps], named and kept as in the code
 
     def forward(self, pictures: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 128, t] and [B, C, n t], the turned flow behind -> logits [(B t), n t] and the right columns [(B t)]."""
+        """Compare pictures [B, 128, t] with flow [B, C, n t], whose turned half comes last.
+
+        Returns logits [(B t), n t] and the right columns [(B t)].
+        """
         pictures = F.normalize(full_precision(pictures), dim=1)
         flow = F.normalize(full_precision(self.trans_flow(flow)), dim=1)
         with torch.autocast(pictures.device.type, enabled=False):
@@ -63,7 +67,7 @@ RUN = 219_136 * 400  # samples of the published run: Kinetics-400's training vid
 
 @dataclass
 class PairedViews:
-    """Two views of each video, and their optical flow in colours, the clip as it is and then, with FRA, turned."""
+    """Two views of each video, and their coloured flow: as it is and then, with FRA, turned."""
 
     query: Tensor  # [B, 3, T, H, W] normalised frames
     key: Tensor  # [B, 3, T, H, W]
@@ -72,28 +76,34 @@ class PairedViews:
 
 
 class MSCL(PretrainingMethod):
-    """Momentum contrast of pictures, of flow, and of each with the other, and contrast of single frames across both.
+    """Momentum contrast of pictures, of flow, of both with each other, and of single frames.
 
-    In the published code the flow's key encoder moves twice a step and its clock runs twice as fast, so that it
-    stands still for the second half of training; and negatives of three terms are read after this step's keys were
-    written, the right one among them.  Both are repaired here; "released" brings each back.  Whether the code's order
-    of flow clips is kept is decided where views are made (`FlowViews`).
+    The published code has two faults.  The flow's key encoder moves twice a step and its clock runs
+    twice as fast, so it stands still for the second half of training.  And negatives of three terms
+    are read after the keys of the same step were written, the positive among them.  Both are
+    repaired here; "released" brings each back.  `FlowViews` decides about the code's order of flow
+    clips.
 
     Args:
-        trunk: "r3d18" or "slowonly50", each with the flow encoder and the neck that belong to it; or "tiny3d".
-        frames: Of a clip, T.
+        trunk: "r3d18" or "slowonly50", each with its own flow encoder and neck; or "tiny3d".
+        frames: Frames T of a clip.
         dim: Numbers in an embedding.
         queue: Keys that each modality keeps.
-        momentum: At the start; it rises to 1 over `total` samples.
-        total: Samples of the whole run, one a video and epoch.
+        momentum: Of the key encoders at the start; it rises to 1 over `total` samples.
+        total: Samples of the whole run, one for each video and epoch.
         temperature: Divides all cosines.
         fra: Flow rotation augmentation; without it five of the eight terms remain.
         weight_aug_flow: Weights of turned flow: of its contrast with itself, and with pictures.
-        cross_weight: Of pictures against flow and flow against pictures, turned or not; 0 leaves a term out.
+        cross_weight: Of pictures against flow and flow against pictures, turned or not; 0 leaves
+            the terms out.
         local_weight: Of single frames against flow.
         flow_momentum: "fixed" or "released", as above.
         flow_negatives: "snapshot" or "released", as above.
-        flow_fields: "all" T of a clip, or the "even" ones alone, T/2, which are all that the flow encoder looks at.
+        flow_fields: "all" T fields of a clip, or only the "even" ones, T/2, which the flow encoder
+            uses.
+
+    Raises:
+        ConfigError: an option has an unknown value, or frames are not even.
     """
 
     def __init__(
@@ -141,15 +151,18 @@ class MSCL(PretrainingMethod):
         return self.recognizer.encoder_q
 
     def forward(self, batch: PairedViews) -> Output:
-        """The loss of a batch, each term by its published name; in evaluation mode no state changes."""
+        """Compute the loss of a batch, its terms by their published names."""
         return self.step(batch, update=self.training)
 
     def step(self, batch: PairedViews, *, update: bool) -> Output:
-        """The same; `update` says whether key encoders and queues move, in either mode; clocks do in training alone.
+        """Compute the loss; with `update` key encoders and queues move, in either mode.
 
-        In evaluation mode with `update` it is what the published code does to validate.
+        The clocks move in training mode only.
+        Evaluation mode with `update` is the validation of the published code.
         """
         queries, keys = self._halves(batch.flow_query), self._halves(batch.flow_key)
+        # Copies from before this step: the keys written below are not among the negatives of their
+        # own queries.
         queue, flow_queue = self.recognizer.negatives(), self.recognizer_flow.negatives()
         pictures = self.recognizer(batch.query, batch.key, follow=update)
         flows = [self.recognizer_flow(queries[0], keys[0], follow=update)]
@@ -171,14 +184,14 @@ class MSCL(PretrainingMethod):
         return self._output(logits, self._local(pictures, flows))
 
     def _halves(self, flow: Tensor) -> tuple[Tensor, ...]:
-        """[B, 3, n t, H, W] -> n times [B, 3, t, H, W]."""
+        """Split flow [B, 3, n t, H, W] into n clips [B, 3, t, H, W]."""
         wanted = self.halves * self.fields
         if flow.shape[2] != wanted:
             raise ConfigError(f"flow of {flow.shape[2]} fields was given; with these options MSCL reads {wanted}")
         return flow.chunk(self.halves, dim=2)
 
     def _local(self, pictures: Pair, flows: list[Pair]) -> tuple[Tensor, Tensor]:
-        """Logits [(B t), n t] of frames of pictures against those of flow, and the right columns [(B t)]."""
+        """Compute logits [(B t), n t] of pictures against flow, and the right columns [(B t)]."""
         assert isinstance(self.recognizer.neck_q, TemporalPyramid)
         frames = self.recognizer.neck_q.finest(pictures.levels).mean(dim=(-2, -1))  # [B, 128, t]
         motion = torch.cat([flow.levels[-1].mean(dim=(-2, -1)) for flow in flows], dim=2)  # [B, C, n t]
@@ -186,7 +199,7 @@ class MSCL(PretrainingMethod):
         return logits, labels
 
     def _output(self, clips: dict[str, Tensor], local: tuple[Tensor, Tensor]) -> Output:
-        """Loss and accuracy of each term from its logits; among clips the positive is in column 0."""
+        """Compute loss and accuracy of each term; the positive of clips is in column 0."""
         first = local[1].new_zeros(len(clips["loss_cls"]))
         graded = {name: (logits, first) for name, logits in clips.items()} | {"loss_pos": local}
         losses = {name: F.cross_entropy(logits, labels) for name, (logits, labels) in graded.items()}
@@ -199,7 +212,7 @@ class MSCL(PretrainingMethod):
 
 
 def encoders(trunk: str, *, frames: int, stride: int) -> tuple[VideoTrunk, TemporalPyramid, VideoTrunk]:
-    """The trunk of that name, its neck, and its flow encoder, which looks at every `stride`-th field."""
+    """Make a trunk by name, its neck, and its flow encoder, which reads every `stride`-th field."""
     choice("trunk", trunk, ("r3d18", "slowonly50", "tiny3d"))
     if trunk == "slowonly50":
         neck = TemporalPyramid((512, 1024, 2048), convolutions=1, stride=(1, 2, 2))

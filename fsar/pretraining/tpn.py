@@ -1,4 +1,4 @@
-"""The neck of MSCL (Ni et al. 2022, arXiv 2208.06105): a feature pyramid, then convolutions between its levels.
+"""The neck of MSCL (Ni et al. 2022, arXiv 2208.06105): a feature pyramid and its convolutions.
 
 Parameter names are those of the published code (megvii-research/MSCL).
 """
@@ -17,7 +17,7 @@ WIDTH = 128  # channels of all levels
 
 
 class NamedConv(nn.Module):
-    """Convolution with bias, under a name of its own, which keeps the size."""
+    """Convolution with bias that keeps the size, below the published name `conv`."""
 
     def __init__(self, inputs: int, *, side: int) -> None:
         super().__init__()
@@ -30,7 +30,10 @@ class NamedConv(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Levels of one width; each coarser one is added to the next finer (Lin et al. 2017, over three axes)."""
+    """Levels of one width, each coarser one added to the next finer (Lin et al. 2017).
+
+    Here they have three axes.
+    """
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class FeaturePyramid(nn.Module):
 
 
 class PyramidConvolution(nn.Module):
-    """What each level makes of itself and its neighbours; the three convolutions serve all levels."""
+    """One convolution over a level and its two neighbours; all levels share the weights."""
 
     def __init__(self, stride: Three) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class PyramidConvolution(nn.Module):
         self.Pconv = nn.ModuleList(nn.Conv3d(WIDTH, WIDTH, 3, stride=each, padding=1) for each in strides)
 
     def level(self, maps: Sequence[Tensor], number: int) -> Tensor:
-        """One level [N, 128, t, h, w] of the output."""
+        """Compute one level [N, 128, t, h, w] of the output."""
         from_coarser, same, from_finer = self.Pconv
         out: Tensor = same(maps[number])
         if number > 0:
@@ -65,7 +68,7 @@ class PyramidConvolution(nn.Module):
         return F.relu(out)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """All levels of the output."""
+        """Compute all levels of the output."""
         return [self.level(maps, number) for number in range(len(maps))]
 
 
@@ -77,7 +80,7 @@ class PyramidConvolutions(nn.Module):
         self.Pconvs = nn.ModuleList(PyramidConvolution(stride) for _ in range(count))
 
     def forward(self, maps: Sequence[Tensor], *, finest: bool = False) -> list[Tensor]:
-        """All levels [N, 128, t, h, w] of the last output, or the finest alone."""
+        """Compute all levels [N, 128, t, h, w] of the last output, or only the finest."""
         *before, last = self.Pconvs
         for convolution in before:
             maps = convolution(maps)
@@ -90,8 +93,8 @@ class TemporalPyramid(nn.Module):
 
     Args:
         channels: Of the trunk's last three levels, the finest first.
-        convolutions: Pyramid convolutions in a row: 2 beside R3D-18, 1 beside SlowOnly-50.
-        stride: From a finer level to the next: (2, 2, 2) beside R3D-18, (1, 2, 2) beside SlowOnly-50.
+        convolutions: Pyramid convolutions in a row: 2 for R3D-18, 1 for SlowOnly-50.
+        stride: From a finer level to the next: (2, 2, 2) for R3D-18, (1, 2, 2) for SlowOnly-50.
     """
 
     def __init__(self, channels: Sequence[int], *, convolutions: int = 2, stride: Three = (2, 2, 2)) -> None:
@@ -103,12 +106,12 @@ class TemporalPyramid(nn.Module):
                 nn.init.constant_(module.get_parameter("bias"), 0)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Levels of a trunk, of which the last three count -> as many maps [N, 128, t, h, w], the finest first."""
+        """Turn the last three levels of a trunk into maps [N, 128, t, h, w], the finest first."""
         maps: list[Tensor] = self.tpn["sepc"](self.tpn["fpn"](levels[-3:]))
         return maps
 
     def finest(self, levels: Sequence[Tensor]) -> Tensor:
-        """The finest map [N, 128, t, h, w] alone: the last convolution leaves out the other levels."""
+        """Compute only the finest map [N, 128, t, h, w]; the last convolution omits the others."""
         (finest,) = self.tpn["sepc"](self.tpn["fpn"](levels[-3:]), finest=True)
         assert isinstance(finest, torch.Tensor)
         return finest

@@ -1,4 +1,4 @@
-"""Pre-train a video trunk on views; a run that is killed at any moment is resumed bit for bit on a CPU."""
+"""Pre-train a video trunk on views; a killed run is resumed bit for bit on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shards_spec.errors import ConfigError
 
 
 def pretraining_step(model: nn.Module, *, precision: str = "fp32") -> TrainingStep:
-    """Make the step of a batch of views without labels, of which each process has its part."""
+    """Make the step of a batch of views, shared by all processes."""
     return TrainingStep(model, precision=precision, shared=True, accuracies=named_accuracies)
 
 
@@ -34,7 +34,7 @@ def named_accuracies(output: PretrainingOutput, _batch: object) -> dict[str, Ten
     return {f"accuracy_{name}": value for name, value in output.accuracy.items()}
 
 
-class Views(Protocol):
+class BatchSource(Protocol):
     """A source of batches, such as `ViewLoader`."""
 
     epoch_steps: int
@@ -51,11 +51,14 @@ def build_pretraining(config: PretrainConfig, *, samples: int, weights: bool = T
 
     Args:
         config: The resolved configuration.
-        samples: Of the whole run, one for each video and epoch: the length of a rising momentum's clock.
-        weights: Load the starting weights of the trunk, if the run has any; a checkpoint makes this unnecessary.
+        samples: Of the whole run, one for each video and epoch: the length of a rising momentum's
+            clock.
+        weights: Load the starting weights of the trunk, if the run has any; a checkpoint makes this
+            unnecessary.
 
     Raises:
-        ConfigError: the trunk is unknown, options do not go together, or weights are missing or do not fit.
+        ConfigError: the trunk is unknown, options do not go together, or weights are missing or do
+            not fit.
     """
     torch.manual_seed(config.seed)
     known = pretraining_options(config.method)
@@ -96,7 +99,9 @@ def start_from(model: PretrainingMethod, trunk: str, source: str) -> None:
 
 
 def check_queue(config: PretrainConfig, videos: int) -> None:
-    """Check that a queue is no longer than an epoch: a video's own old keys would be among its negatives.
+    """Check that a queue is no longer than an epoch.
+
+    In a longer one a video's own old keys would be among its negatives.
 
     Raises:
         ConfigError: it is longer.
@@ -130,7 +135,7 @@ class Pretrainer:
         self,
         config: PretrainConfig,
         model: PretrainingMethod,
-        views: Views,
+        views: BatchSource,
         run: Path,
         *,
         seen: Seen,
@@ -182,7 +187,8 @@ class Pretrainer:
 
     def train_step(self, n: int, batch: Any) -> None:  # noqa: ANN401 -- each method's own dataclass of views
         """Run forward, backward and optimiser step n."""
-        # Dropout of step n is a function of (seed, n) and the process, so that no random state needs saving.
+        # Dropout of step n is a function of (seed, n) and the process, so that no random state
+        # needs saving.
         draw = PhiloxDraw(self.config.seed, n)
         seeds = [draw.randint(0, 2**62) for _ in range(ranks.rank() + 1)]
         self.step(batch, seed=seeds[-1])

@@ -1,4 +1,4 @@
-"""A linear classifier on a trunk, and its training with the trunk (fine-tuning) or without (linear probe)."""
+"""A linear classifier, trained with its trunk (fine-tuning) or without it (linear probe)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ After = Callable[[int], dict[str, float]]  # of an epoch, whose number is from 1
 
 @dataclass(frozen=True)
 class Fit:
-    """How a classifier is trained: SGD with momentum 0.9 and steps of the rate; the values are FIMA's.
+    """Settings of a classifier's training, by SGD with momentum 0.9; the values are FIMA's.
 
     Attributes:
         lr: Initial learning rate; times 0.1 from each of the milestones on.
@@ -132,7 +132,7 @@ class Training:
         seed: Of dropout.
         precision: fp32 or bf16 (autocast).
         run: Folder of the log and the checkpoint; None: neither is written.
-        facts: What a resumed training must have in common with the one before, by name.
+        facts: Values by name that must be the same when the training is resumed.
     """
 
     model: Classifier
@@ -182,7 +182,8 @@ class Training:
         """Yield the batches of the epochs that are left."""
         for epoch in range(self.progress.n // self.steps, self.fit.epochs):
             first, began = epoch * self.steps, time.perf_counter()
-            # One source an epoch: nothing is decoded ahead while the classifier is tested in between.
+            # One source an epoch: nothing is decoded ahead while the classifier is tested in
+            # between.
             with closing(self.source(first, first + self.steps)) as source:
                 for n, (inputs, labels) in enumerate(source, first):
                     yield Batch(n, (inputs, labels), len(labels), time.perf_counter() - began)
@@ -205,7 +206,7 @@ class Training:
         self._count(loss.detach(), logits, labels)
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add the sum of losses, right answers and a loss that is not finite; nothing waits for the device."""
+        """Add the loss, right answers and losses that are not finite, all on the device."""
         right = (logits.argmax(dim=1) == labels).sum()
         self._totals += torch.stack([loss * len(labels), right.float(), loss.isfinite().logical_not().float()])
         self._clips += len(labels)
@@ -213,7 +214,8 @@ class Training:
     def read(self) -> Reading:
         """Return the counts since the last reading; this waits for the device."""
         loss, right, bad = self._totals.tolist()
-        # No step is skipped here.  One loss that is not finite spoils the weights, so that all after it are in a row.
+        # No step is skipped here.  One loss that is not finite spoils the weights, so that all
+        # after it are in a row.
         reading = Reading({"loss": loss, "accuracy": right}, self._clips, longest=int(bad))
         self._reset()
         return reading

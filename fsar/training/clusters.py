@@ -1,6 +1,6 @@
-"""Cluster videos by k-means on one vector a video: features of a trunk, or of the stored optical flow.
+"""Cluster videos by k-means on a vector for each: features of a trunk, or of stored optical flow.
 
-Labels are never looked at.
+Labels are never read.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from shards_spec.pictures import decode_picture, flow_field, segment_centres
 Ints = NDArray[np.int64]
 
 ITERATIONS = 100
-RESTARTS = 3  # of which the tightest clustering is kept
+RESTARTS = 3  # the tightest clustering is kept
 GRID = 2  # cells a side
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How clusters agree with known classes.
+    """Agreement of clusters with known classes.
 
     Attributes:
-        purity: Share of the videos that are of the most frequent class of their cluster.
-        nmi: Mutual information of cluster and class over the mean of their entropies; 0 at independence.
+        purity: Share of videos whose class is the most frequent one of their cluster.
+        nmi: Mutual information of cluster and class over the mean of their entropies; 0 at
+            independence.
     """
 
     purity: float
@@ -40,11 +41,14 @@ class Agreement:
 
 
 def k_means(vectors: Tensor, clusters: int, *, seed: int = 0) -> Ints:
-    """Vectors [n, C] -> cluster [n] in [0, clusters): Lloyd's algorithm from k-means++ seeds, the best of several.
+    """Cluster vectors [n, C] by Lloyd's algorithm from k-means++ seeds; keep the best of some runs.
 
-    Deterministic for a seed on one device.  ConfigError when there are fewer vectors than clusters, or one of them
-    is not finite.
+    Returns the cluster [n] of each vector, in [0, clusters); deterministic for a seed on one
+    device.
     Source: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+
+    Raises:
+        ConfigError: there are fewer vectors than clusters, or a vector is not finite.
     """
     if not 1 <= clusters <= len(vectors):
         raise ConfigError(f"{clusters} clusters of {len(vectors)} videos: give at least 1 and at most one a video")
@@ -57,13 +61,16 @@ def k_means(vectors: Tensor, clusters: int, *, seed: int = 0) -> Ints:
 
 
 def _seeds(vectors: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """[clusters, C] of the vectors, each drawn with its squared distance to those before."""
+    """Choose [clusters, C] of the vectors.
+
+    Each is drawn in proportion to its squared distance to those before.
+    """
     first = int(torch.randint(len(vectors), (1,), generator=generator))
     centres = vectors[first : first + 1]
     nearest = _squared(vectors, centres).squeeze(1)  # [n]
     for _ in range(clusters - 1):
         weights = nearest.double().cpu()
-        weights = weights if float(weights.sum()) > 0 else torch.ones_like(weights)  # all vectors are alike
+        weights = weights if float(weights.sum()) > 0 else torch.ones_like(weights)  # all vectors are equal
         edge = torch.rand(1, generator=generator, dtype=torch.float64) * weights.sum()
         place = int(torch.searchsorted(weights.cumsum(0), edge).clamp(max=len(vectors) - 1))
         centres = torch.cat([centres, vectors[place : place + 1]])
@@ -72,7 +79,7 @@ def _seeds(vectors: Tensor, clusters: int, generator: torch.Generator) -> Tensor
 
 
 def _lloyd(vectors: Tensor, centres: Tensor) -> tuple[Tensor, float]:
-    """Cluster [n] of each vector, and the sum of squared distances to the centres."""
+    """Return the cluster [n] of each vector, and the sum of squared distances to the centres."""
     place = torch.full((len(vectors),), -1, device=vectors.device)
     for _ in range(ITERATIONS):
         distance, nearest = _squared(vectors, centres).min(dim=1)  # [n]
@@ -87,16 +94,17 @@ def _lloyd(vectors: Tensor, centres: Tensor) -> tuple[Tensor, float]:
 
 
 def _squared(vectors: Tensor, centres: Tensor) -> Tensor:
-    """[n, C], [k, C] -> squared distances [n, k]."""
-    products = vectors @ centres.T
+    """Compute squared distances [n, k] of vectors [n, C] and centres [k, C]."""
+    products = vectors @ centres.T  # |v - c|^2 = |v|^2 - 2 v c + |c|^2 needs no differences [n, k, C]
     squares = vectors.square().sum(dim=1, keepdim=True) + centres.square().sum(dim=1)
     return (squares - 2 * products).clamp(min=0)
 
 
 def keep_large(place: Ints, least: int) -> Ints:
-    """Clusters [n] numbered anew from the largest on; -1 where a cluster has fewer than `least` members.
+    """Number clusters [n] anew from the largest on; -1 for those of fewer than `least` members.
 
-    ConfigError when fewer than two are left.
+    Raises:
+        ConfigError: fewer than two clusters are left.
     """
     numbers, counts = np.unique(place, return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -112,7 +120,7 @@ def keep_large(place: Ints, least: int) -> Ints:
 
 
 def agreement(place: Ints, labels: Ints) -> Agreement:
-    """How clusters [n] agree with classes [n]."""
+    """Measure how clusters [n] agree with classes [n]."""
     counts = np.zeros((int(place.max()) + 1, int(labels.max()) + 1))
     np.add.at(counts, (place, labels), 1)
     joint = counts / counts.sum()
@@ -128,10 +136,12 @@ def _entropy(shares: NDArray[np.float64]) -> float:
 
 
 def flow_features(shards: ShardSet, rows: Sequence[int], *, steps: int = 8) -> Tensor:
-    """Vectors [n, steps * GRID * GRID * 2] of videos: the flow of each cell at the centres of `steps` segments.
+    """Return vectors [n, steps * GRID * GRID * 2] of the flow of videos.
 
-    The flow of a cell is summed with its own length as weight, so that what moves outweighs what stands still, and
-    divided by the length of the whole field: units are pixels of the stored frame.  No label and no weight is read.
+    A vector holds the flow of each cell at the centres of `steps` segments.  A cell sums its
+    vectors with their lengths as weights, so that moving parts outweigh parts that stand still.
+    The sum is divided by the summed length of the whole field.  Units are pixels of the stored
+    frame.
 
     Raises:
         ConfigError: the shards hold no optical flow.
@@ -146,7 +156,7 @@ def flow_features(shards: ShardSet, rows: Sequence[int], *, steps: int = 8) -> T
 
 
 def _video(series: Series, row: int, steps: int, size: Sequence[int]) -> NDArray[np.float32]:
-    """[steps * GRID * GRID * 2] of one video."""
+    """Return the vector [steps * GRID * GRID * 2] of one video."""
     centres = segment_centres(len(series.kept(row)), steps).tolist()
     if not centres:  # one frame: nothing moves
         return np.zeros(steps * GRID * GRID * 2, np.float32)
@@ -161,7 +171,7 @@ def _video(series: Series, row: int, steps: int, size: Sequence[int]) -> NDArray
 
 
 def _cells(field: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[h, w, 2] -> [GRID * GRID * 2]."""
+    """Sum a field [h, w, 2] by cells -> [GRID * GRID * 2]."""
     length = np.hypot(field[..., 0], field[..., 1])  # [h, w]
     weighted = field * (length / (length.sum() + 1e-6))[..., None]
     bands = (part for band in np.array_split(weighted, GRID) for part in np.array_split(band, GRID, axis=1))

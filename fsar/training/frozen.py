@@ -1,4 +1,4 @@
-"""Training behind a frozen trunk: a few random views of each video go through it once, and episodes take theirs."""
+"""Train behind a frozen trunk, which computes a few random views of each video once."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Ints = NDArray[np.int64]
 
 
 def freeze_trunk(model: FewShotMethod, method: str) -> None:
-    """Leave a model's trunk as it is.
+    """Exclude the trunk of a model from training.
 
     Raises:
-        ConfigError: nothing else of it decides an answer.
+        ConfigError: no other weights of the model decide its answers.
     """
     assert model.trunk is not None
     learned = [name for name, value in model.named_parameters() if value.requires_grad and value.numel() > 1]
@@ -45,21 +45,23 @@ def freeze_trunk(model: FewShotMethod, method: str) -> None:
 
 
 class CachedEpisodes:
-    """Training episodes whose features come from a store: as of an EpisodeLoader, but for frames, crops and colours.
+    """The training episodes of an EpisodeLoader, with features from a store in place of frames.
 
-    Every video has `views` views, at random frames and crops as the rules say; colours are not jittered.  Episode n
-    takes one for each of its videos, a function of (seed, n); odd views are mirrored where queries are, and taken for
-    queries alone.  Features that are not there yet are made now.
+    Every video has `views` views at random frames and crops, as the rules say; colours are not
+    jittered.  Episode n takes one view of each of its videos, a function of (seed, n).  If queries
+    are mirrored, odd views are mirrored, and only queries take them.  Missing features are computed
+    now.
 
     Args:
         loader: The episodes as they are drawn.
         model: On the loader's device, its trunk frozen.
         views: Views of each video.
-        cache: Folder of features, one folder below it for each key.
-        precision: In which the trunk computes.
+        cache: Folder of features, with one folder for each key.
+        precision: Precision in which the trunk computes.
 
     Raises:
-        FsarError: features cannot be made, or a file of them is damaged; DiskError: there is no room.
+        FsarError: features cannot be made, or a file of them is damaged.
+        DiskError: there is no room.
     """
 
     def __init__(
@@ -86,12 +88,12 @@ class CachedEpisodes:
     def planned(
         self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
-        """Plans, episodes and seconds waited for each, as `EpisodeLoader.planned` has them."""
+        """Yield plans, episodes and seconds waited for each, as `EpisodeLoader.planned` does."""
         work = (self.loader.stream, self._read, self._episode)
         return self.loader.background.steps(*work, start, stop, step=step, block=block)
 
     def _read(self, plan: EpisodePlan) -> dict[str, Tensor]:
-        """In the background: features of the episode's views, support first."""
+        """Read the features of the episode's views, support first; called in the background."""
         seed, flips = self.loader.stream.seed, self.loader.rules.query_flip
         places = places_of(plan, self._videos, self.views, seed=seed, flips=flips)
         return self.store.read(np.concatenate(places))
@@ -107,7 +109,10 @@ class CachedEpisodes:
 def features_of(
     numbers: Ints, *, kinds: Sequence[str], loader: EpisodeLoader, trunk: Trunk, precision: str
 ) -> dict[str, Tensor]:
-    """What a trunk in eval mode makes of views: pooled [v, T, C], maps [v, T, C, h, w]; images in grey levels.
+    """Compute the features of views by a trunk in evaluation mode.
+
+    Returns, as far as asked for, pooled [v, T, C], maps [v, T, C, h, w] and images [v, T, 3, H, W]
+    in grey levels.
 
     Raises:
         ConfigError: maps are asked for, and the trunk has none.

@@ -1,4 +1,4 @@
-"""A training step captured once as a CUDA graph and replayed for every episode of the same shape."""
+"""Capture a training step once as a CUDA graph, and replay it for episodes of the same shape."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from tqdm import tqdm
 from fsar.episode import Episode
 from shards_spec.errors import ConfigError
 
-WARM_UPS = 3  # libraries choose kernels and allocate on the first runs, which a capture may not
+WARM_UPS = 3  # on their first runs libraries choose kernels and allocate, which a capture does not allow
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def tensors_of(episode: Episode) -> dict[str, Tensor]:
-    """The tensors that an episode has, by name."""
+    """Return the tensors of an episode by name."""
     values = {field.name: getattr(episode, field.name) for field in fields(episode)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def shapes_of(episode: Episode) -> Shapes | None:
-    """What a graph is made for; None for masked shots, whose padding is removed by a list that differs each time."""
+    """Return the shapes that a graph is made for; None for masked shots.
+
+    The padding of masked shots is removed by a list of indices that differs each time.
+    """
     if episode.support_mask is not None:
         return None
     return {name: (tuple(value.shape), value.dtype) for name, value in tensors_of(episode).items()}
 
 
 class Graphed:
-    """Runs episodes of one shape by replaying a CUDA graph, and any other as it comes.
+    """A step that replays a CUDA graph for episodes of one shape, and runs all others without it.
 
-    The first episode runs as it comes, which makes the tensors that the others add to.  At the second of a shape the
-    step is warmed up and captured on a stream of its own: parameters, statistics, gradients and the random
-    state are afterwards what they were.  From then on an episode is a copy into fixed buffers and a replay.  The graph
-    keeps the memory of its values between replays.
+    The first episode runs without the graph and makes the tensors that the others add to.  The
+    second episode warms the step up and captures it on a stream of its own.  Parameters,
+    statistics, gradients and the random state are afterwards what they were.  From then on an
+    episode is a copy into fixed buffers and a replay.  The graph keeps the memory of its inner
+    values between replays.
 
     Args:
-        run: The step; it must wait for nothing.
-        state: The tensors that it changes.
+        run: The step; it must not wait for the device.
+        state: Returns the tensors that the step changes.
         device: A CUDA device.
     """
 
@@ -48,8 +52,10 @@ class Graphed:
         self._run, self._state, self._device = run, state, device
         self._started = self._said = False
         self._shapes: Shapes | None = None
-        self._episode: Episode | None = None  # what the graph reads
-        self._held: list[Tensor] = []  # what it changes: the memory must stay its own
+        self._episode: Episode | None = None  # the fixed buffers that the graph reads
+        # The tensors that the graph changes.  It knows their addresses only, so their memory must
+        # never be freed.
+        self._held: list[Tensor] = []
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, episode: Episode) -> None:
@@ -67,6 +73,8 @@ class Graphed:
         if self._graph is None or self._episode is None:
             self._episode, self._shapes = copy_of(episode), shapes
             self._graph = self._capture(self._episode)
+        # A graph reads and writes fixed addresses: the new values must lie where the captured ones
+        # lay.
         for name, buffer in tensors_of(self._episode).items():
             buffer.copy_(getattr(episode, name), non_blocking=True)
         self._graph.replay()
@@ -82,7 +90,7 @@ class Graphed:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._held = self._state()
-        before = [tensor.clone() for tensor in self._held]
+        before = [tensor.clone() for tensor in self._held]  # warm-ups are real steps, to be undone
         try:
             with torch.random.fork_rng([self._device]):
                 stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -90,7 +98,8 @@ class Graphed:
                     for _ in range(WARM_UPS):
                         self._run(episode)
                 torch.cuda.current_stream(self._device).wait_stream(stream)
-                # The threads that load episodes go on meanwhile: their work is none of the capture's.
+                # The threads that load episodes go on meanwhile; in another mode their work would
+                # end the capture.
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     self._run(episode)
         except RuntimeError as error:
@@ -102,5 +111,5 @@ class Graphed:
 
 
 def copy_of(episode: Episode) -> Episode:
-    """The same episode in memory of its own."""
+    """Copy an episode into memory of its own."""
     return replace(episode, **{name: value.clone() for name, value in tensors_of(episode).items()})

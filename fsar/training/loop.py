@@ -1,4 +1,4 @@
-"""Run a training from its last checkpoint to its end: steps, log, progress bar, validation, checkpoints."""
+"""Run a training from its last checkpoint to its end: steps, log, progress bar, checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
     Attributes:
         number: The batch and its random values are functions of this number.
-        content: What a step reads.
+        content: The input of a step.
         size: Episodes, samples or clips of the batch, in all processes.
         wait: Seconds that passed until it was ready.
     """
@@ -40,12 +40,13 @@ class Batch(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far a loop has come; a resumed run needs this besides weights and optimiser.
+    """The state of a loop that a resumed run needs, with weights and optimiser.
 
     Attributes:
         n: Episodes or steps that are done.
         skipped: Batches whose loss was not finite; they changed nothing.
-        skipped_steps: Steps of the optimiser left out: a gradient was not finite, or all batches were skipped.
+        skipped_steps: Steps of the optimiser left out: a gradient was not finite, or all batches
+            were skipped.
         seconds: Time spent in the loop, validation included.
     """
 
@@ -60,8 +61,8 @@ class Progress:
         self.skipped_steps += reading.skipped_steps
 
 
-class Task(Protocol):
-    """What a loop trains: a few-shot method, a pre-training method or a classifier."""
+class AnyTrainer(Protocol):
+    """The contract of a loop with those who train a few-shot method, a trunk or a classifier."""
 
     progress: Progress
 
@@ -76,7 +77,7 @@ class Task(Protocol):
     def batches(self) -> Generator[Batch]:
         """Yield the batches that are left after `progress`."""
 
-    def train_step(self, n: int, batch: Any) -> None:  # noqa: ANN401 -- each task's own kind of batch
+    def train_step(self, n: int, batch: Any) -> None:  # noqa: ANN401 -- each trainer's own kind
         """Train on the batch of number n."""
 
     def read(self) -> Reading:
@@ -91,15 +92,16 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Loop:
-    """The loop over the batches of a task.
+    """The loop over the batches of a trainer.
 
-    `total`, `stride` and the intervals count units: episodes or steps.  At the end of a run everything is due.
+    `total`, `stride` and the intervals count units: episodes or steps.  At the end of a run
+    everything is due.
 
     Attributes:
-        task: What is trained.
+        trainer: Knows what a step is, what the log says and what is saved.
         total: Units of the whole run.
         unit: Name of a unit: "episode" or "step".
-        items: What the rate in the log counts: "episodes", "samples" or "clips".
+        items: Name of the things that the rate counts: "episodes", "samples" or "clips".
         log_every: Units between records of the log.
         save_every: Units between checkpoints.
         validate: Measures the model as it stands, and logs that.
@@ -110,7 +112,7 @@ class Loop:
         label: Name of the progress bar.
     """
 
-    task: Task
+    trainer: AnyTrainer
     total: int
     unit: str
     items: str
@@ -130,18 +132,18 @@ class Loop:
             FsarError: the loss stays not finite.
             DiskError: the disk is full.
         """
-        task, progress = self.task, self.task.progress
+        trainer, progress = self.trainer, self.trainer.progress
         averages, began = Averages(self.items), time.monotonic() - progress.seconds
-        task.model.train()
+        trainer.model.train()
         with (
-            RunLog(task.run, progress.n // self.log_unit) as log,
+            RunLog(trainer.run, progress.n // self.log_unit) as log,
             tqdm(total=self.total, initial=progress.n, unit=self.unit, desc=self.label, smoothing=0.1) as bar,
-            closing(task.batches()) as batches,
+            closing(trainer.batches()) as batches,
         ):
             for place, batch in enumerate(batches):
-                task.train_step(batch.number, batch.content)
+                trainer.train_step(batch.number, batch.content)
                 if place == 0:  # the first step shows how much memory is needed
-                    keep_freed_memory(next(task.model.parameters()).device)
+                    keep_freed_memory(next(trainer.model.parameters()).device)
                 averages.count(batch.size, batch.wait)
                 progress.n += self.stride
                 progress.seconds = round(time.monotonic() - began, 3)
@@ -151,29 +153,29 @@ class Loop:
 
     def _after_step(self, averages: Averages, log: RunLog, bar: Any) -> None:  # noqa: ANN401 -- tqdm has no types
         """Log, validate and save, each where it is due."""
-        task, n = self.task, self.task.progress.n
+        trainer, n = self.trainer, self.trainer.progress.n
         logs, validates, saves = map(self._is_due, (self.log_every, self.validate_every, self.save_every))
         if logs or validates or saves:  # reading waits for the device, so it is not done after every step
             averages.add(self._read())
         if logs:
-            record = averages.record() | task.log_values(n)
+            record = averages.record() | trainer.log_values(n)
             averages.reset()
             log.write("train", n // self.log_unit, **record)
             bar.set_postfix_str(f"loss {record.get('loss', math.nan):.3f}" + _accuracy_text(record))
         if validates and self.validate is not None:
             self.validate(log)
-        if (validates or saves) and task.run is not None and ranks.is_first():
+        if (validates or saves) and trainer.run is not None and ranks.is_first():
             log.make_durable()  # a checkpoint must not know more than the log
-            task.save()
+            trainer.save()
 
     def _is_due(self, every: int) -> bool:
         """Tell whether the last step completed an interval; stride need not divide it."""
-        n = self.task.progress.n
+        n = self.trainer.progress.n
         return every > 0 and (n == self.total or n // every > (n - self.stride) // every)
 
     def _read(self) -> Reading:
-        reading = self.task.read()
-        self.task.progress.add(reading)
+        reading = self.trainer.read()
+        self.trainer.progress.add(reading)
         if reading.longest > self.most_skipped:
             raise FsarError(f"the loss of {reading.longest} {self.unit}s in a row is not finite; lower --lr")
         return reading
@@ -187,7 +189,7 @@ class Averages:
     """Mean losses and accuracies, and the rate of a loop, since the last record.
 
     Args:
-        items: What the rate counts, such as "episodes".
+        items: Name of the things that the rate counts, such as "episodes".
     """
 
     def __init__(self, items: str) -> None:
@@ -212,7 +214,7 @@ class Averages:
             self._totals[name] = self._totals.get(name, 0.0) + value
 
     def record(self) -> dict[str, float]:
-        """Return means, items per second, share of time waited for data, and most memory so far in MB."""
+        """Return means, items per second, share of time waited for data, and peak memory in MB."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         means = {name: value / self._counted for name, value in self._totals.items() if self._counted}
         means |= {f"{self._items}_per_s": self._size / seconds, "data_wait": self._wait / seconds}

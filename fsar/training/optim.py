@@ -22,9 +22,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trained parameters into two groups for an optimiser: without and with weight decay.
 
-    "reference" spares only parameters whose official name contains "bn" or "norm".  So the norms of the stem, the
-    down-sampling and the decoder, the tokens, scales and biases are decayed, as in the reference code
-    (alibaba-mmai-research/MoLo).  "none" decays only weights of two dimensions and more.
+    "reference" spares only parameters whose official name contains "bn" or "norm".  So the norms of
+    the stem, the down-sampling and the decoder, the tokens, scales and biases are decayed, as in
+    the reference code (alibaba-mmai-research/MoLo).  "none" decays only weights of two dimensions
+    and more.
 
     Raises:
         ConfigError: there is no such rule.
@@ -54,7 +55,8 @@ def create_optimizer(
 ) -> torch.optim.Adam:
     """Make Adam with weight decay as an L2 term of the gradient (betas 0.9 and 0.999, eps 1e-8).
 
-    The fused kernel keeps rates and counts of steps on the device.  `TrainingStep.update` relies on it.
+    `TrainingStep.update` relies on the fused kernel, which keeps rates and counts of steps on the
+    device.
     """
     groups = parameter_groups(model, weight_decay=weight_decay, decay_norms=decay_norms)
     device = next(model.parameters()).device
@@ -87,11 +89,11 @@ def learning_rate(
     factors: Sequence[float],
     clock: Clock = "reference",
 ) -> float:
-    """Return the learning rate at episode n: linear warm-up over the first epoch of the clock, then steps.
+    """Return the learning rate at episode n: linear warm-up over the first epoch, then steps.
 
-    An epoch has `steps_iter` episodes.  From epoch steps[k] on the rate is base_lr * factors[k].  The "single" clock
-    counts n / steps_iter.  The "reference" clock counts the epoch twice, floor(n / steps_iter) + n / steps_iter, as
-    the reference code does; its steps come early.
+    An epoch has `steps_iter` episodes.  From epoch steps[k] on the rate is base_lr * factors[k].
+    The "single" clock counts n / steps_iter.  The "reference" clock counts the epoch twice,
+    floor(n / steps_iter) + n / steps_iter, as the reference code does; its steps come early.
 
     Raises:
         ConfigError: the lists do not fit, or there is no such clock.
@@ -119,9 +121,10 @@ def epoch_learning_rate(
 ) -> float:
     """Return the learning rate of one epoch of pre-training, constant within it.
 
-    "cosine": base_lr * (1 + cos(pi * epoch / epochs)) / 2.
-    "step": times `factor` from each of the milestones on.
-    "warmup_step": linear from warmup_lr to base_lr over the first milestones[0] epochs, then steps at the others.
+    - "cosine": base_lr * (1 + cos(pi * epoch / epochs)) / 2.
+    - "step": times `factor` from each of the milestones on.
+    - "warmup_step": linear from warmup_lr to base_lr over the first milestones[0] epochs, then
+      steps at the others.
     Source: FIMA's code (ZMHH-H/FIMA, train.py).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Run one training step: batches in, gradients and counters out.  Nothing in it waits for the device."""
+"""Run one training step: batches in, gradients and counters out.  Nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from shards_spec.errors import ConfigError
 class RunningStatistics:
     """The BatchNorm statistics of a model, merged over the processes of a run.
 
-    Episodes are computed whole, each by one process.  Merged statistics are then those of one process that computes
-    all of them, in the order of the processes.  A call multiplies old statistics by 1 - momentum and adds its own
-    share.  So the calls of one process after those of another give
-    (what the other left) * decay + (what the first adds by itself).
+    Episodes are computed whole, each by one process.  Merged statistics are then those of one
+    process that computes all of them, in the order of the processes.  A call multiplies old
+    statistics by 1 - momentum and adds its own share.  So the calls of one process after those of
+    another give (what the other left) * decay + (what the first adds by itself).
 
     Where the processes share one batch, the merged statistics are the mean of theirs.
 
@@ -83,8 +83,8 @@ class RunningStatistics:
         return torch.stack([value, batches])
 
 
-# Places in the counters: batches with a finite loss since the last update; skipped batches; skipped batches in a row,
-# now and at most; updates left out.
+# Places in the counters: batches with a finite loss since the last update; skipped batches; skipped
+# batches in a row, now and at most; updates left out.
 GROUP, SKIPPED, IN_ROW, LONGEST, SKIPPED_STEPS = range(5)
 
 
@@ -93,10 +93,12 @@ class Reading:
     """The counts of a step since its last reading.
 
     Attributes:
-        totals: Terms of the loss, the loss and accuracies by name, summed over the batches that counted.
+        totals: Terms of the loss, the loss and accuracies by name, summed over the batches that
+            counted.
         counted: Weight of the totals: batches with a finite loss.
         skipped: Batches whose loss was not finite; they changed nothing.
-        longest: The longest row of batches whose loss was not finite; it may have begun before the last reading.
+        longest: The longest row of batches whose loss was not finite; it may have begun before the
+            last reading.
         skipped_steps: Updates left out: a gradient was not finite, or no batch counted.
     """
 
@@ -118,24 +120,28 @@ def episode_accuracy(output: Output, episode: Episode) -> dict[str, Tensor]:
 class TrainingStep:
     """Forward and backward of one batch at a time, into the gradients of a model.
 
-    A batch whose loss is not finite leaves gradients, totals and buffers, such as the statistics of BatchNorm, as
-    they were.  The device decides that.  Parameters, gradients and optimiser are float32 with either precision.
+    A batch whose loss is not finite leaves gradients, totals and buffers, such as the statistics of
+    BatchNorm, as they were.  The device decides that.  Parameters, gradients and optimiser are
+    float32 with either precision.
 
-    Dropout is a function of the seed of a batch, bit for bit on a CPU.  On a GPU a replayed graph reads seed and offset
-    of the device's generator anew.  Kernels with atomic additions may still differ in their last bits between runs.
+    Dropout is a function of the seed of a batch, bit for bit on a CPU.  On a GPU a replayed graph
+    reads seed and offset of the device's generator anew.  Kernels with atomic additions may still
+    differ in their last bits between runs.
 
-    Of several processes each computes batches of its own, or with `shared` its part of every batch.  An update and a
-    reading are of all processes.  There is no DistributedDataParallel around the model.  One sum of all gradients
-    before an update needs no hooks in backward, keeps the names of the state dict, and lies outside a CUDA graph.
+    Of several processes each computes batches of its own, or with `shared` its part of every batch.
+    An update and a reading are of all processes.  There is no DistributedDataParallel around the
+    model.  One sum of all gradients before an update needs no hooks in backward, keeps the names of
+    the state dict, and lies outside a CUDA graph.
 
     Args:
         model: In training mode, on the device; the same in all processes.
         precision: "fp32", or "bf16" for autocast.
-        per_update: Batches, of all processes, whose gradients make one step of the optimiser.  Each loss is divided by
-            it.
+        per_update: Batches, of all processes, whose gradients make one step of the optimiser.  Each
+            loss is divided by it.
         shared: The processes share each batch, in equal parts.
         graph: Replay the step as a CUDA graph, of episodes only; without effect on a CPU.
-        accuracies: Shares of right answers that a reading sums too; by default those of an episode's queries.
+        accuracies: Shares of right answers that a reading sums too; by default those of an
+            episode's queries.
     """
 
     def __init__(
@@ -161,7 +167,7 @@ class TrainingStep:
 
     def __call__(self, batch: Any, *, seed: int) -> None:  # noqa: ANN401 -- what the model reads
         """Add the gradients of one batch; `seed` decides its dropout."""
-        if ranks.count() > 1 and self._statistics is None:  # what they are before the first batch
+        if ranks.count() > 1 and self._statistics is None:  # it takes the values before the first batch
             self._statistics = RunningStatistics(self.model, shared=self.shared)
         torch.manual_seed(seed)
         self._run(batch)
@@ -175,7 +181,7 @@ class TrainingStep:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def run(self, batch: Any) -> None:  # noqa: ANN401 -- what the model reads
-        """Compute the step itself, as it may be captured: a fixed list of kernels for batches of one shape."""
+        """Compute the step itself, as it may be captured: a fixed list of kernels for one shape."""
         before = [buffer.clone() for buffer in self.model.buffers()]  # a NaN in a running statistic would never leave
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self.model(batch)
@@ -190,13 +196,13 @@ class TrainingStep:
             self._count(output, self.accuracies(output, batch), finite)
 
     def _accumulate(self, gradients: tuple[Tensor | None, ...], finite: Tensor) -> None:
-        """Add the gradients of a batch, or zeros where its loss is not finite; NaN times 0 would stay NaN."""
+        """Add the gradients of a batch, or zeros where its loss is not finite."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is None:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.add_(torch.where(finite, gradient, 0))
+            parameter.grad.add_(torch.where(finite, gradient, 0))  # no product: NaN times 0 is NaN
 
     def _count(self, output: Any, accuracies: dict[str, Tensor], finite: Tensor) -> None:  # noqa: ANN401 -- the model's
         terms = {**output.losses, "loss": output.loss, **accuracies}
@@ -214,8 +220,8 @@ class TrainingStep:
     def update(self, optimizer: torch.optim.Optimizer, rate: float, *, clip_norm: float = 0.0) -> None:
         """Take the optimiser's step with the gradients so far, and set them to zero.
 
-        The device leaves the step out where a gradient is not finite or no batch counted.  Gradients whose norm is
-        above `clip_norm` are scaled down to it; 0: none are.
+        The device leaves the step out where a gradient is not finite or no batch counted.
+        Gradients whose norm is above `clip_norm` are scaled down to it; 0: none are.
         """
         if self._statistics is not None:
             self._add_up()
@@ -233,7 +239,8 @@ class TrainingStep:
 
     def _add_up(self) -> None:
         """Sum gradients and the number of their batches over all processes."""
-        # A parameter may have a gradient in one process only; all must send tensors of the same shapes.
+        # A parameter may have a gradient in one process only; all must send tensors of the same
+        # shapes.
         held = ranks.anywhere(torch.tensor([parameter.grad is not None for parameter in self.parameters]))
         for parameter, elsewhere in zip(self.parameters, held.tolist(), strict=True):
             if elsewhere and parameter.grad is None:
@@ -258,9 +265,9 @@ class TrainingStep:
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, rate: float, good: Tensor) -> None:
-    """Take one step at a learning rate, or none where `good` [] is False; the host does not wait for the answer."""
+    """Take one step at a learning rate, or none where `good` [] is False; nothing waits."""
     for group in optimizer.param_groups:
         group["lr"].fill_(rate)  # a tensor on the device, which a captured or fused step reads anew
-    # Fused optimisers leave a step out where `found_inf` is set: so torch.amp.GradScaler tells them.
+    # Fused optimisers leave a step out where `found_inf` is set, as by torch.amp.GradScaler.
     optimizer.found_inf = good.logical_not().float()  # type: ignore[attr-defined]  # no type stub has it
     optimizer.step()

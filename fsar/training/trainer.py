@@ -1,4 +1,4 @@
-"""Train a few-shot method on episodes; a run that is killed at any moment is resumed bit for bit on a CPU."""
+"""Train a few-shot method on episodes; a killed run is resumed bit for bit on a CPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def own_episodes(config: RunConfig) -> int:
 class Trainer:
     """The training of one few-shot model; a context manager that closes what it opened.
 
-    Of several processes each computes an equal part of the episodes of every optimiser step, and the first one writes.
+    Of several processes each computes an equal part of the episodes of every optimiser step, and
+    the first one writes.
 
     Attributes:
         best_accuracy: The best of validation so far.
@@ -86,6 +87,7 @@ class Trainer:
         self.progress, self.best_accuracy, self.best_n = Progress(), -1.0, 0
         self._stack = ExitStack()
         self.train_episodes = self._open("train", training=True)
+        self._source: EpisodeLoader | CachedEpisodes = self.train_episodes
         if (texts := class_text_of(config)) is not None:
             self.model.set_base_text(texts.rows(shards.dataset.splits["train"].classes))
         before = load_seen(self.last) if resume else weights_seen(config.trunk_weights)
@@ -131,6 +133,8 @@ class Trainer:
             DiskError: the disk is full.
         """
         config = self.config
+        if config.freeze_trunk:  # before the loop, whose clock does not count it
+            self._source = self._cached()
         Loop(
             self,
             total=config.episodes,
@@ -145,9 +149,8 @@ class Trainer:
 
     def batches(self) -> Generator[Batch]:
         """Yield the episodes of this process that are left."""
-        source = self._cached() if self.config.freeze_trunk else self.train_episodes
         start, step = self.progress.n + ranks.rank() * self.own, self.config.episodes_per_step
-        for plan, episode, wait in source.planned(start, self.config.episodes, step=step, block=self.own):
+        for plan, episode, wait in self._source.planned(start, self.config.episodes, step=step, block=self.own):
             yield Batch(plan.n, episode, ranks.count(), wait)
 
     def _cached(self) -> CachedEpisodes:
@@ -157,7 +160,7 @@ class Trainer:
         return CachedEpisodes(self.train_episodes, self.model, views, cache=cache, precision=precision)
 
     def train_step(self, n: int, episode: Episode) -> None:
-        """Run forward and backward of episode n, and the optimiser step that ends a group of episodes."""
+        """Run forward and backward of episode n, and the optimiser's step at the end of a group."""
         # Dropout of episode n is a function of (seed, n), so that no random state needs saving.
         self.step(episode, seed=PhiloxDraw(self.config.seed, n).randint(0, 2**62))
         if (n + 1) % self.own == 0:
@@ -220,7 +223,7 @@ class Trainer:
         return self._open("test", training=False)
 
     def load_selected(self) -> int:
-        """Load the checkpoint that validation chose, or the last one; return after how many episodes it was written."""
+        """Load the checkpoint that validation chose, or the last one; return its episodes."""
         path = self.best if self.selects else self.last
         state = load_state(path, self.model)
         return int(state["n"])

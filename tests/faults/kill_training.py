@@ -1,4 +1,4 @@
-"""A program: trains again and again, killed at random moments, and compares each run with an undisturbed one.
+"""Train again and again, killed at random moments; compare each run with an undisturbed one.
 
     python kill_training.py SHARDS FOLDER KILLS
 
@@ -32,7 +32,7 @@ SMALL = {
 
 
 def train(shards: Path, run: Path) -> None:
-    """From the last checkpoint to the end; each episode's videos are noted before it is trained on."""
+    """Train from the last checkpoint to the end; the videos of each episode are noted first."""
     torch.set_num_threads(1)
     with ShardSet.open(shards) as opened:
         config = resolve("synthetic", "molo", "demo", None, SMALL)
@@ -51,7 +51,7 @@ def train(shards: Path, run: Path) -> None:
 
 
 def forked(shards: Path, run: Path, *, seconds: float | None = None) -> bool:
-    """Train in a process that is killed after some seconds; whether it was."""
+    """Train in a process that is killed after some seconds; tell whether it was."""
     child = os.fork()
     if not child:
         code = 1
@@ -72,8 +72,8 @@ def forked(shards: Path, run: Path, *, seconds: float | None = None) -> bool:
     return code != 0
 
 
-def outcome(run: Path) -> tuple:
-    """Losses of all episodes, weights and optimiser bit for bit, and whose videos each episode read, however often."""
+def results_of(run: Path) -> tuple:
+    """Return all losses, the bytes of weights and optimisers, and the videos of each episode."""
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     losses = [(r["kind"], r["n"], r.get("loss"), r["accuracy"]) for r in log]
     episodes = sorted({line for line in (run / "episodes").read_text().splitlines(keepends=True) if line[-1] == "\n"})
@@ -82,22 +82,22 @@ def outcome(run: Path) -> tuple:
 
 
 def tensor_bytes(path: Path) -> bytes:
-    """What follows the header, which holds a time."""
+    """Return the bytes after the header, which holds a time."""
     data = path.read_bytes()
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
 def main(shards: Path, folder: Path, kills: int) -> None:
-    log._open_board = lambda *_: None  # TensorBoard's import takes seconds, and its events are for the eye alone
+    log._open_board = lambda *_: None  # TensorBoard's import takes seconds, and its events decide nothing
     began = time.monotonic()
     forked(shards, folder / "whole")
-    seconds, expected = time.monotonic() - began, outcome(folder / "whole")
+    seconds, expected = time.monotonic() - began, results_of(folder / "whole")
     draw, done, runs = random.Random(3), 0, 0
     while done < kills:
         run = folder / "killed"
         while forked(shards, run, seconds=None if done >= kills else draw.uniform(0.1, 1) * seconds):
             done += 1
-        assert outcome(run) == expected, f"run {runs} differs after {done} kills"
+        assert results_of(run) == expected, f"run {runs} differs after {done} kills"
         runs += 1
         shutil.rmtree(run)
     print(f"{done} of {kills} kills: the same losses, weights and episodes, bit for bit, in {runs} of {runs} runs")

@@ -1,4 +1,4 @@
-"""Each call that writes a checkpoint or the log fails once: what was saved stays, and the run goes on from it."""
+"""Each call that writes a checkpoint or the log fails once; the run goes on from what was saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 4
 
 
 def train(run: Path) -> None:
-    """Four steps, each logged and saved, from where the last checkpoint was; `saved` is what nobody may forget."""
+    """Take, log and save four steps from the last checkpoint on; `saved` holds the last number."""
     model = torch.nn.Linear(40, 30)
     last = last_checkpoint(run)
     start = int(load_state(last, model)["n"]) if last.exists() else 0
@@ -84,7 +84,7 @@ def befall(case: tuple[int, str], expected: dict[str, str], tmp_path: Path) -> N
 
 @pytest.fixture(autouse=True)
 def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard's events are for the eye alone."""
+    """Write no events of TensorBoard, which decide nothing."""
     monkeypatch.setattr("fsar.run.folder._open_board", lambda *_: None)
 
 

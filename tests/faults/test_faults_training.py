@@ -1,4 +1,4 @@
-"""Training that is killed at random moments and resumed: the losses, weights and episodes of a run that was not."""
+"""Training that is killed at random moments and resumed gives the run that was never killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from folders import ROOT
 
 
 def kill_training(shards: Path, folder: Path, kills: int) -> str:
-    """What the program says that does it, in a process of its own."""
+    """Run the program that kills, in a process of its own, and return its output."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     call = [sys.executable, str(Path(__file__).with_name("kill_training.py")), str(shards), str(folder), str(kills)]
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)

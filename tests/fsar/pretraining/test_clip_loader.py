@@ -39,7 +39,7 @@ def loaded(shards, rules, start=0, stop=1, *, batch=4, videos=None, **options):
 
 
 def same(one, other) -> bool:
-    """Whether all tensors of two batches are equal."""
+    """Tell whether all tensors of two batches are equal."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if one is None:

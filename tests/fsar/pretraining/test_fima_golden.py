@@ -1,4 +1,4 @@
-"""FIMA's whole training step against outputs of the reference code (ZMHH-H/FIMA), forward, backward and buffers."""
+"""The whole training step of FIMA against outputs of the reference code (ZMHH-H/FIMA)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from fsar.trunks import create_trunk
 from pipelines.augment.clips import normalise
 
 VIEWS = ("vi_m", "vi_m_l1", "vi_m_l2", "vi_n", "vi_n_l1", "vi_n_l2")
-# R(2+1)D in float64, as the reference was run: in float32 a ReLU whose input is rounding away from 0 may close, which
-# moves the norm of the trunk's gradient by half a percent from one machine, or one run, to the next.
+# R(2+1)D in float64, as the reference was run: in float32 a ReLU whose input is rounding away from
+# 0 may close, which moves the norm of the trunk's gradient by half a percent from one machine, or
+# one run, to the next.
 TRUNKS = {"full_i3d": ("i3d", torch.float32), "full_r2plus1d": ("r2plus1d18", torch.float64)}
 
 

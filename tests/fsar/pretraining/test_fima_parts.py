@@ -1,4 +1,4 @@
-"""FIMA's parts against outputs of the reference code (ZMHH-H/FIMA), and the rules that hold for any input."""
+"""Parts of FIMA against outputs of the reference code (ZMHH-H/FIMA), and rules for any input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Momentum contrast: the queue, the momentum copy, the exchange between processes, and the plain method."""
+"""Momentum contrast: queue, momentum copy, exchange between processes, and the plain method."""
 
 from __future__ import annotations
 

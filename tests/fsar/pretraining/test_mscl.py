@@ -100,7 +100,7 @@ def test_gradients_reach_the_query_side_alone(trained):
 
 @pytest.mark.parametrize(("trunk", "batch", "side"), [("r3d18", 32, 112), ("slowonly50", 8, 224)])
 def test_a_step_of_the_published_size_asks_for_no_value(monkeypatch, trunk, batch, side):
-    """Tensors without values: whatever would wait for the device fails here, and so do shapes that hang on values."""
+    """Tensors without values: waiting for the device fails, and shapes that values decide."""
     monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: nullcontext())  # it does not know this device
     with torch.device("meta"):
         model = MSCL(trunk).train()
@@ -202,8 +202,8 @@ def test_layouts_of_flow():
         for found, wanted in zip(halves(layout, view), parts, strict=True):
             assert torch.equal(found, colours(wanted))
     assert (FlowViews().clips("k"), FlowViews(layout="released").clips("k")) == (["k"], ["k", "q"])
-    alone = FlowViews(fra=False)("q", crops, angles)
-    assert torch.equal(alone, colours(crops["q"]))
+    plain = FlowViews(fra=False)("q", crops, angles)
+    assert torch.equal(plain, colours(crops["q"]))
 
 
 def test_mirrored_flow_points_the_other_way():

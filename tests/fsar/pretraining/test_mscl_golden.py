@@ -1,4 +1,7 @@
-"""MSCL against outputs of the reference code (megvii-research/MSCL); tolerances are those of the golden README."""
+"""MSCL against outputs of the reference code (megvii-research/MSCL).
+
+Tolerances are those of the golden README.
+"""
 
 from __future__ import annotations
 

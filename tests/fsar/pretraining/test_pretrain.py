@@ -1,4 +1,4 @@
-"""Pre-training from shards to a trunk: resumption bit for bit, the optimiser, recipes, the command, bad input."""
+"""Pre-training from shards to a trunk: resumption, the optimiser, recipes, bad input."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def random_batch(method: str, n: int):
 
 
 class RandomViews:
-    """Three steps an epoch; killed before step `end`, and without a finite value at the steps `poisoned`."""
+    """Three steps an epoch, killed before step `end`; steps `poisoned` hold no finite value."""
 
     epoch_steps = 3
 
@@ -242,7 +242,7 @@ def test_bf16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fima", "mscl"])
 def test_views_of_shards_train(method: str, tiny_path: Path) -> None:
-    """The loader's batches are what the method reads; videos too short for a window are left out and counted."""
+    """A method reads the loader's batches; videos too short for a window are counted."""
     config = small_config(method)
     model = build_pretraining(config, samples=8).train()
     with ShardSet.open(tiny_path) as shards, ViewLoader(config, shards, device=torch.device("cpu")) as views:

@@ -44,7 +44,7 @@ def test_the_recipe_follows_data_set_and_method() -> None:
 
 
 def test_the_stride_of_a_clip_is_told_in_frames() -> None:
-    """MSCL's own counts positions of its flow, of which there is one every second frame by default."""
+    """MSCL counts positions of its flow, one every second frame by default."""
     grids = {"flow8g2": 2, "flow2g2": 2, "flow1": 1}
     for series, grid in grids.items():
         assert frame_stride(small_config("mscl", flow_series=series, clip_stride=3)) == 3 * grid

@@ -1,4 +1,4 @@
-"""Which videos pre-training reads, the weights that it starts from, and what travels with those that it makes."""
+"""Videos of a pre-training, its starting weights, and the facts that go with its checkpoints."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_listed_training_videos_alone_are_read_and_later_results_say_so(tiny
 
 
 def test_training_starts_from_given_weights(begun: Path, tiny_path: Path, tmp_path: Path, capsys) -> None:
-    """In both encoders; what those weights saw is added; another trunk's are refused by both names."""
+    """Both encoders get them, with the videos behind them; another trunk's weights are refused."""
     model = build_pretraining(small_config("fima", weights=str(begun), seed=7), samples=1)
     trained = build_pretraining(small_config("moco"), samples=1)
     for part in (model.encoder_q, model.encoder_k):
@@ -83,7 +83,7 @@ def test_training_starts_from_given_weights(begun: Path, tiny_path: Path, tmp_pa
 
 
 def test_constants_of_colour_travel_with_the_weights(tmp_path: Path, tiny_path: Path) -> None:
-    """MSCL trains r3d18 with ImageNet's, not its own: probes, training, its resumption and evaluation take them."""
+    """MSCL trains r3d18 with ImageNet's colours; probes, training and evaluation take them."""
     imagenet = (SlowOnly50.mean, SlowOnly50.std)
     config = small_config("mscl")
     model = build_pretraining(config, samples=1)

@@ -49,10 +49,10 @@ def test_intervals():
     assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
     values = np.array([1.0, 0, 0, 1, 1, 0, 1, 1])
-    alone = group_interval(values, np.full(8, -1))
-    assert alone == pytest.approx(1.96 * values.std(ddof=1) / math.sqrt(8))
+    plain = group_interval(values, np.full(8, -1))
+    assert plain == pytest.approx(1.96 * values.std(ddof=1) / math.sqrt(8))
     # Each video three times in its own group says no more than the video once.
-    assert group_interval(values.repeat(3), np.arange(8).repeat(3)) == pytest.approx(alone)
+    assert group_interval(values.repeat(3), np.arange(8).repeat(3)) == pytest.approx(plain)
     assert group_interval(values, np.zeros(8, int)) is None
     assert group_interval(np.ones(8), np.full(8, -1)) is None
 
@@ -247,7 +247,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tiny_path, tmp_path, capsys):
 
 
 def test_mscls_recipe_for_ssv2_is_that_of_its_code_and_trains(tiny_path, tmp_path, capsys):
-    """Parts of a video instead of windows, other clips in the test than in training, clipped gradients."""
+    """Parts of a video in place of windows, other clips in the test, clipped gradients."""
     out = tmp_path / "run"
     given = {"shards": tiny_path, "trunk": "tiny3d", "mode": "finetune", "recipe": "mscl-ssv2", "executor": "portable"}
     small = {"epochs": 1, "size": 32, "test_size": 40, "batch": 7, "frames": 8, "test_frames": 4}

@@ -1,4 +1,4 @@
-"""Training behind a frozen trunk: features that are computed once give what the trunk would, killed or not."""
+"""Training behind a frozen trunk: features computed once give the results of the trunk."""
 
 from __future__ import annotations
 

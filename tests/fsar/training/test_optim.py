@@ -92,7 +92,8 @@ def test_weight_decay_is_a_term_of_the_gradient():
         parameter.grad = torch.zeros_like(parameter)
     before = model.scale.item()
     optimizer.step()
-    # Adam divides the term by its own size, so the first step is the whole rate (decoupled: lr * 0.5 * w)
+    # Adam divides the term by its own size, so the first step is the whole rate (decoupled: lr *
+    # 0.5 * w)
     assert model.scale.item() == pytest.approx(before - 0.1, abs=1e-5)
 
 

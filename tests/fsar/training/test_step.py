@@ -1,4 +1,4 @@
-"""The training step: nothing waits for the device, no NaN stays, a graph and recomputation change no result."""
+"""The training step waits for nothing and keeps no NaN; graph and recomputation change nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class NothingWaits(TorchDispatchMode):
         name = func.__name__.partition(".")[0]
         assert name not in ("nonzero", "masked_select", "_unique2", "lift_fresh", "equal"), name
         of_class = name == "_local_scalar_dense" and args[0].dtype == torch.int64
-        assert of_class or name != "_local_scalar_dense"  # numbers of base classes are looked at, on a CPU alone
+        assert of_class or name != "_local_scalar_dense"  # numbers of base classes are read, only on a CPU
         return func(*args, **(kwargs or {}))
 
 
@@ -118,7 +118,7 @@ def test_updates_are_left_out_without_a_finite_gradient():
     optimizer = create_optimizer(step.model, lr=1.0)
 
     def update(episode: Episode | None, *, spoil: bool = False) -> bool:
-        """Whether an update changed anything."""
+        """Tell whether an update changed anything."""
         before = copy.deepcopy([*step.model.parameters(), *optimizer.state_dict()["state"].values()])
         if episode is not None:
             step(episode, seed=0)
@@ -203,7 +203,7 @@ def test_a_run_recomputes_what_it_is_told(options, parts):
 
 
 def test_order_in_memory_follows_device_and_precision(monkeypatch):
-    from fsar.cli.train import resolve  # noqa: PLC0415 -- a command, wanted here alone
+    from fsar.cli.train import resolve  # noqa: PLC0415 -- a command, needed only here
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given = {"num_classes": 3, "trunk": "resnet18", "trunk_weights": "random", "frames": 4}
@@ -256,7 +256,7 @@ def test_episodes_of_one_shape_share_a_graph_and_others_do_without(monkeypatch, 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_replayed_graph_gives_what_the_step_gives(name, precision):
-    """Losses, gradients and statistics of five episodes, one of them NaN; the fourth tells the random states apart."""
+    """Five episodes, one of them NaN; the fourth tells the random states apart."""
     results = []
     for graph in (False, True):
         step = TrainingStep(make_model(name).to("cuda"), precision=precision, graph=graph)

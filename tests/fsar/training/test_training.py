@@ -1,4 +1,4 @@
-"""The loop from shards to result: resumption bit for bit, skipped episodes, the commands, bad input."""
+"""The loop from shards to result: resumption bit for bit, skipped episodes, bad input."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_pretrained_trunk_is_evaluated_without_a_run(
 ) -> None:
     trunk, out = tmp_path / "trunk.pth", tmp_path / "result.json"
     config = resolve("synthetic", "molo", str(finished / "config.toml"), None, {})
-    torch.save(build_model(config).trunk.state_dict(), trunk)  # what the run started with: its control's weights
+    torch.save(build_model(config).trunk.state_dict(), trunk)  # the starting weights of the run
     given = [
         "--trunk",
         "tiny",
@@ -147,7 +147,7 @@ def _losses(run: Path) -> list[tuple]:
 
 
 def test_an_episode_without_finite_loss_is_skipped_alone(tiny_shards: ShardSet, tmp_path: Path) -> None:
-    """With episode 1 poisoned, the step of episodes 0 and 1 is that of episode 0 alone."""
+    """With episode 1 poisoned, the step of episodes 0 and 1 is that of episode 0."""
     config = resolve("synthetic", "molo", "demo", None, SMALL | {"num_classes": 3})
     gradients = []
     for poison in (True, False):

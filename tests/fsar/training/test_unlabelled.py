@@ -81,7 +81,7 @@ def test_the_labelled_part_is_a_share_of_each_class_and_the_same_in_every_episod
     assert np.bincount(shards.labels[list(labelled)]).tolist() == [3] * 6
     assert np.bincount(shards.labels[list(extra)]).tolist() == [7] * 6
     assert not labelled & extra
-    elsewhere = EpisodeStream(shards, "test", rules, seed=1).plan(0)  # a class's part depends on its name alone
+    elsewhere = EpisodeStream(shards, "test", rules, seed=1).plan(0)  # a class's part depends only on its name
     assert {*elsewhere.support_rows, *elsewhere.query_rows} <= labelled
 
 
