@@ -25,7 +25,8 @@ from fsar.probing.activation import activation_sheet
 from fsar.report.drawings import Chart, chart
 from fsar.report.html import render
 from fsar.report.pictures import png_uri
-from fsar.report.run import config_rows, provenance_rows, read_log
+from fsar.report.run import config_rows, provenance_rows
+from fsar.run.folder import read_log
 from fsar.trunks import Trunk
 from pipelines.clips.labelled import ProbeRules
 from pipelines.clips.stream import ClipPlan, CropView

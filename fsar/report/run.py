@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fsar.report.drawings import Axis, Chart, chart
 from fsar.report.examples import Examples
 from fsar.report.html import render
-from shards_spec.errors import FsarError
+from fsar.run.folder import read_log
 from shards_spec.peek.html import write_html
 
 MOST_CLASSES = 40  # rows of the confusion matrix
@@ -29,20 +29,6 @@ def write_report(
     path = run / "report.html"
     write_html(path, page(run.name, result, config, read_log(run), examples=examples))
     return path
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Read the records of a run's log; a run without a log has none.
-
-    Raises:
-        FsarError: it is damaged.
-    """
-    path = run / "log.jsonl"
-    try:
-        records = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
-    except (OSError, ValueError, RecursionError) as error:
-        raise FsarError(f"{path} is damaged ({error}): remove the lines that are no records") from error
-    return [record for record in records if isinstance(record, dict) and "kind" in record]
 
 
 def page(

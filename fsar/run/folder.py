@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from fsar.run import ranks
 from fsar.run.flat_config import FlatConfig
-from shards_spec.errors import ConfigError
+from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import disk_errors, json_bytes, read_json, write_whole
 
 
@@ -69,6 +69,20 @@ def check_same_data(run: Path, data: dict[str, Any], shards: Path) -> None:
         raise ConfigError(
             f"--resume: {run} was trained on other shards, splits or labels than {shards}, or other texts"
         )
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Read the records of a run's log; a run without a log has none.
+
+    Raises:
+        FsarError: it is damaged.
+    """
+    path = run / "log.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    except (OSError, ValueError, RecursionError) as error:
+        raise FsarError(f"{path} is damaged ({error}): remove the lines that are no records") from error
+    return [record for record in records if isinstance(record, dict) and "kind" in record]
 
 
 class RunLog:

@@ -25,8 +25,8 @@ from fsar.evaluation.feature_store import FeatureStore
 from fsar.evaluation.prediction import read_geometry
 from fsar.methods.class_text import ClassText, read_class_text, write_class_text
 from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
-from fsar.report.run import read_log
 from fsar.run.config import build_config, read_recipe, run_config
+from fsar.run.folder import read_log
 from fsar.trunks.weight_files import read_tensors
 from pipelines.episodes.file import read_episodes
 from pipelines.episodes.labels import read_labels

@@ -23,8 +23,8 @@ from fsar.checkpoints import load_seen, load_state
 from fsar.evaluation.feature_store import FeatureStore
 from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import Embedding
-from fsar.report.run import read_log
 from fsar.run.config import read_recipe
+from fsar.run.folder import read_log
 from fsar.trunks.weight_files import read_tensors
 from preprocess.cli import cli
 from preprocess.datasets.catalogue import Catalogue

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fsar.report.run import read_log
-from fsar.run.folder import RunLog
+from fsar.run.folder import RunLog, read_log
 
 
 def test_a_line_without_a_kind_is_no_record(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_run_folder_holds_all_that_it_promises(finished: Path, tiny_path: Path) 
     assert "fox" in page
     assert f"{result['test']['accuracy']:.1%}" in page
     assert "http" not in page.replace("http-equiv", "")  # self-contained
-    assert page.count("<section class=shown>") >= 2  # queries with what they were matched with
+    assert page.count("<section class=example>") >= 2  # queries with what they were matched with
 
 
 def test_tensorboard_events_lie_beside_the_log(finished: Path) -> None:
