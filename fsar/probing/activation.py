@@ -34,8 +34,8 @@ STRENGTH = 0.5  # weight of the colours over the frame
 def activation_maps(trunk: Trunk, clips: Tensor) -> Tensor:
     """Compute how strongly a trunk responds at each place of a clip.
 
-    The map is the mean over channels of the trunk's last maps, in the size of the clip. It is scaled
-    so that each clip has a 0 and a 1.
+    The map is the mean over channels of the trunk's last maps, in the size of the clip. It is
+    scaled so that each clip has a 0 and a 1.
 
     Source: Baek et al., PsyNet, AAAI 2020 (class-agnostic activation map). FIMA (ACM Multimedia
     2023) shows its trunks so.
