@@ -1,4 +1,4 @@
-"""The tensors of one few-shot task."""
+"""Hold the tensors of one few-shot task."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ PAIRS = (
 
 @dataclass
 class Episode:
-    """One task: labelled support videos grouped by class, query videos, and what a method may ask for besides.
+    """One task: labelled support videos grouped by class, query videos, and what some methods read.
 
-    `support` and `query` may be None when features are given: features replace the trunk, and images beside
-    them are only the target of a reconstruction.  Shapes are checked when the episode is made; ConfigError
-    says in one sentence what does not fit.
+    `support` and `query` may be None if there are features. These replace the trunk, and images
+    with them are only the target of a reconstruction. Shapes are checked when the episode is made.
+
+    Raises:
+        ConfigError: two tensors do not fit together; the sentence names them.
     """
 
     support: Tensor | None  # [way, shot, T, 3, H, W] normalised frames; a trunk of clips reads [.., S, clip, 3, H, W]
@@ -128,7 +130,7 @@ class Episode:
         return support.shape[1]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Episode:
-        """Copy of the episode on a device; `support_mask` stays on the host."""
+        """Copy the episode to a device; `support_mask` stays on the host."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {
             name: value.to(device, non_blocking=non_blocking)
@@ -138,19 +140,19 @@ class Episode:
         return Episode(**{**values, **moved})
 
     def real_rows(self) -> Tensor | None:
-        """Places [S] of real support videos in class-major order on the host; None when there is no padding."""
+        """Return the places [S] of real support videos on the host; None without padding."""
         if self.support_mask is None or bool(self.support_mask.all()):
             return None
         return self.support_mask.flatten().nonzero().squeeze(1)  # [S]
 
     def ungroup(self, grouped: Tensor) -> Tensor:
-        """[way, shot, ...] -> [S, ...]: the real support videos, class by class, without padding."""
+        """Turn [way, shot, ...] into [S, ...]: the real support videos, class by class."""
         flat = rearrange(grouped, "way shot ... -> (way shot) ...")
         rows = self.real_rows()
         return flat if rows is None else flat[rows.to(flat.device)]
 
     def group(self, videos: Tensor) -> Tensor:
-        """[S, ...] -> [way, shot, ...]: the inverse of `ungroup`, with zeros for padding."""
+        """Turn [S, ...] into [way, shot, ...]: the inverse of `ungroup`, with zeros for padding."""
         rows = self.real_rows()
         if rows is not None:
             empty = videos.new_zeros((self.way * self.shot, *videos.shape[1:]))
@@ -158,6 +160,6 @@ class Episode:
         return rearrange(videos, "(way shot) ... -> way shot ...", way=self.way)
 
     def support_labels(self) -> Tensor:
-        """Episode label [S] of each real support video."""
+        """Return the label [S] of each real support video in the episode."""
         labels = torch.arange(self.way, device=self.query_labels.device)[:, None].expand(-1, self.shot)
         return self.ungroup(labels)

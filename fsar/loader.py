@@ -1,4 +1,4 @@
-"""Episodes of a shard set, ready for a model: iterate them, or hand them to a DataLoader."""
+"""Load episodes of a shard set, ready for a model: iterate them, or hand them to a DataLoader."""
 
 from __future__ import annotations
 
@@ -32,35 +32,39 @@ Ints = NDArray[np.int64]
 
 
 class EpisodeLoader:
-    """Episodes of one split, decoded ahead in the background and rendered on the device; close it when done.
+    """Episodes of one split, decoded ahead in the background and rendered on the device.
 
-    Episode n is a pure function of (seed, n): iterating again gives the same episodes, and the number of the next
-    one is all that a resumed run must know.
+    Close it when done. Episode n is a pure function of (seed, n): iterating again gives the same
+    episodes, and the number of the next one is all that a resumed run must know.
 
     Args:
         shards: The opened shard set.
         split: Name of its split.
-        rules: How episodes are drawn: way, shot, queries, frames, crop, ...
+        rules: Rules by which episodes are drawn: way, shot, queries, frames, crop, ...
         seed: Seed of the stream of episodes.
         device: Where the episodes are wanted; on CUDA with DALI, JPEG is decoded there too.
         executor: "dali", "portable", or "auto": DALI where it is installed.
         threads: Decoding threads; 0: one a core.
         prefetch: Episodes prepared ahead.
-        labels: What the classes of its episodes are where they are not the split's own, such as clusters: base ids
-            are then the numbers of these labels, and the class ids -1.
+        labels: Labels that stand in for the split's own classes, such as clusters. Base ids are
+            then the numbers of these labels, and the class ids -1.
         mean: Mean of each colour, of values in [0, 1]; give a trunk's own `mean` and `std`.
         std: Standard deviation of each colour.
-        memory_format: Order of clips in memory; a trunk's own saves it a copy. With `torch.channels_last` a frame's
-            colours lie side by side, as in its pixels, which a CPU writes faster; shapes and values are the same.
-        class_text: Texts of the split's classes, carried by its episodes; not beside `labels`.
-        given: Videos of the episodes, as `pipelines.episodes.file.read_episodes` reads them, where none are drawn.
-        views: In evaluation, random views of each video that are embedded once each, and that every episode chooses
-            among; 0: a video is seen anew in each episode, where the rules have anything random.
+        memory_format: Order of clips in memory; a trunk's own saves it a copy. With
+            `torch.channels_last` a frame's colours lie side by side, as in its pixels, which a CPU
+            writes faster; shapes and values are the same.
+        class_text: Texts of the split's classes, carried by its episodes; not together with
+            `labels`.
+        given: Videos of the episodes, as `pipelines.episodes.read_episodes` reads them, where they
+            are not drawn.
+        views: In evaluation, the number of random views of each video. They are embedded once each,
+            and every episode chooses among them. 0: whatever the rules draw at random is drawn anew
+            in each episode.
 
     Raises:
         ShardError: there is no such split.
-        ConfigError: a class has too few videos or no text, the rules do not fit the shards, views are asked for where
-            all are alike, or texts are given beside labels.
+        ConfigError: a class has too few videos or no text, the rules do not fit the shards, views
+            are asked for where all are alike, or there are both texts and labels.
     """
 
     def __init__(
@@ -91,7 +95,8 @@ class EpisodeLoader:
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
         self.executor = executor_for(shards, self.device, name=executor, threads=threads)
-        # On the CPU clips are made straight from the files' memory, without a copy of the pixels in between.
+        # On the CPU clips are made straight from the memory of raw files, without a copy of the
+        # pixels in between.
         on_cpu = self.device.type == "cpu"
         self._raw = self.executor if on_cpu and isinstance(self.executor, RawExecutor) else None
         self.background = Loader(self.executor, device=self.device, prefetch=prefetch)
@@ -101,17 +106,17 @@ class EpisodeLoader:
         self._base_rows = None if labels else base_rows(shards).to(self.device)
 
     def __iter__(self) -> Iterator[Episode]:
-        """Episodes 0, 1, 2, ... without end; ConfigError after the last, where they were given."""
+        """Yield episodes 0, 1, 2, ... without end; ConfigError after the last of a list."""
         return self.episodes()
 
     def episodes(self, start: int = 0, stop: int | None = None, *, step: int = 1) -> Iterator[Episode]:
-        """Episodes start, start + step, ... below stop; rank r of k takes start=r, step=k."""
+        """Yield episodes start, start + step, ... below stop; rank r of k takes start=r, step=k."""
         return map(itemgetter(1), self.planned(start, stop, step=step))
 
     def planned(
         self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
-        """Yield the same with each episode's plan (which videos, which frames) and the seconds waited for it.
+        """Yield the same with each episode's plan (its videos and frames) and the seconds waited.
 
         Each of the episodes is followed by the next ones in number, a `block` of them together.
         """
@@ -119,7 +124,7 @@ class EpisodeLoader:
         return self.background.steps(*work, start, stop, step=step, block=block)
 
     def _prepared(self, plan: EpisodePlan) -> Tensor | list[Tensor]:
-        """In the background: make clips where the CPU makes them and nothing is resized, else decode frames."""
+        """In the background: make clips on a CPU if nothing is resized, else decode frames."""
         if self.device.type != "cpu" or any(view.box for view in plan.views):
             return self.background.decode(plan)
         if self._raw is None:
@@ -134,14 +139,15 @@ class EpisodeLoader:
         return self.assemble(plan, self.rules.parted(made))
 
     def _rendered(self, plan: EpisodePlan, frames: list[Tensor], *, target: Target) -> Tensor:
-        """Clips [V, T, 3, H, W] on the device."""
+        """Make clips [V, T, 3, H, W] on the device."""
         look: dict[str, Any] = {"mean": self.mean, "std": self.std, "target": target}
         return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
 
     def assemble(self, plan: EpisodePlan, clips: Tensor | None, *, features: Tensor | None = None) -> Episode:
-        """The episode of clips [V, T, 3, H, W], support first, or of features [V, ...]: its parts are views of them.
+        """Make the episode of clips [V, T, 3, H, W], support first, or of features [V, ...].
 
-        Beside features no unlabelled video needs its clip: the clips are the target of a reconstruction then.
+        Its parts are views of these tensors. With features the clips are the target of a
+        reconstruction, which has no part for unlabelled videos.
         """
         support, query, unlabelled = _parts(plan, clips)
         support_features, query_features, unlabelled_features = _parts(plan, features)
@@ -160,11 +166,11 @@ class EpisodeLoader:
         )
 
     def texts(self, class_ids: Tensor) -> Tensor | None:
-        """Text vectors [n, w] of the split's classes by their numbers in the data set; None without texts."""
+        """Return the text vectors [n, w] of classes by their numbers; None without texts."""
         return None if self._text is None else self._text[class_ids.to(self.device)]
 
     def _text_table(self, class_text: ClassText) -> Tensor:
-        """[classes of the data set, w], zeros for those of other splits."""
+        """Return the text vectors [classes of the data set, w]; zeros for those of other splits."""
         dataset = self.shards.dataset
         names = dataset.splits[self.split].classes
         table = torch.zeros(len(dataset.classes), class_text.text.shape[1])
@@ -174,7 +180,7 @@ class EpisodeLoader:
 
     @property
     def draws_each_time(self) -> bool:
-        """Whether a video looks different in every episode, so that none is worth embedding before."""
+        """Tell whether a video looks different in every episode: to embed it before is no use."""
         return self.rules.random_views and not self.views
 
     def close(self) -> None:
@@ -189,7 +195,10 @@ class EpisodeLoader:
 
 
 def _parts(plan: EpisodePlan, values: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Values [V, ...] of an episode's videos as support [way, shot, ...], queries and unlabelled ones, if any."""
+    """Part values [V, ...] of an episode's videos: support [way, shot, ...], queries, unlabelled.
+
+    The last are None where there are none.
+    """
     if values is None:
         return None, None, None
     support, query, unlabelled = torch.split(values, [len(plan.support), len(plan.query), len(plan.unlabelled)])
@@ -198,7 +207,11 @@ def _parts(plan: EpisodePlan, values: Tensor | None) -> tuple[Tensor | None, Ten
 
 
 def check_views(rules: EpisodeRules, views: int) -> None:
-    """Refuse a number of views that cannot be: ConfigError."""
+    """Check a number of views.
+
+    Raises:
+        ConfigError: it is negative, or all views of a video would be alike.
+    """
     if views < 0:
         raise ConfigError(f"views = {views}: must be at least 0")
     if views and not (rules.random_frames or rules.random_crop):
@@ -208,7 +221,7 @@ def check_views(rules: EpisodeRules, views: int) -> None:
 
 
 def base_rows(shards: ShardSet) -> Tensor:
-    """[classes of the data set] place of each class among the training classes, -1 where it is none."""
+    """Return the place of each class of the data set among its training classes; -1 for others."""
     training = shards.dataset.splits.get("train")
     place = {name: i for i, name in enumerate(training.classes)} if training else {}
     return torch.tensor([place.get(name, -1) for name in shards.dataset.classes], dtype=torch.int64)
@@ -220,9 +233,18 @@ class EpisodeDataset(IterableDataset[Episode]):
 
         DataLoader(EpisodeDataset("shards", "train", rules), batch_size=None, num_workers=2)
 
-    An episode is a batch already, hence batch_size=None. Worker i of k makes every k-th episode, so that the loader
-    delivers them in order; each worker opens the shards itself, with `check` as `ShardSet.open` does. `options` are
-    those of `EpisodeLoader`.
+    An episode is a batch already, hence batch_size=None. Worker i of k makes every k-th episode, so
+    that the loader delivers them in order. Each worker opens the shards itself.
+
+    Attributes:
+        path: Folder of the shard set.
+        split: Name of its split.
+        rules: Rules by which episodes are drawn.
+        start: Number of the first episode.
+        stop: The end of the numbers; None: there is none.
+        step: Distance of the numbers.
+        options: Options of `EpisodeLoader`.
+        check: As of `ShardSet.open`.
     """
 
     path: Path | str
@@ -235,7 +257,7 @@ class EpisodeDataset(IterableDataset[Episode]):
     check: bool = False
 
     def __iter__(self) -> Iterator[Episode]:
-        """Episodes start, start + step, ... below stop: all of them, or this worker's share."""
+        """Yield episodes start, start + step, ... below stop, or this worker's share of them."""
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         first, stride = self.start + number * self.step, workers * self.step

@@ -1,4 +1,4 @@
-"""Draw random values: the interface that every sampling rule draws through, its counter-based source, colour jitter."""
+"""Draw random values: the interface of every sampling rule, its counter-based source, jitter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from shards_spec.errors import ConfigError
 
 _BLOCK = 128  # words fetched at once: one call for a test episode, a few for a training episode
 _WORD = 1 << 64
-# Of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn), share of grey clips
+# Of the reference code: factors in 1 +- strength, hue shift in +- strength (of a full turn), share
+# of grey clips
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY = 0.5, 0.5, 0.5, 0.25, 0.3
 
 
 class Draw(Protocol):
-    """What a sampling rule may ask for; `random.Random` satisfies it as it is."""
+    """Gives a sampling rule its random values; `random.Random` satisfies it as it is."""
 
     def random(self) -> float:
         """Return a number in [0, 1)."""
@@ -35,7 +36,11 @@ class Draw(Protocol):
 
 
 class _Key(ISeedSequence):
-    """Hands Philox its two key words as they are; given as `key`, NumPy would also ask the system for entropy."""
+    """Hands Philox its two key words as they are.
+
+    Passed as `key` instead, they would make NumPy also ask the system for entropy, which takes four
+    times as long.
+    """
 
     def __init__(self, seed: int, n: int) -> None:
         self._words = seed, n
@@ -47,26 +52,27 @@ class _Key(ISeedSequence):
 
 
 class PhiloxDraw:
-    """Draws of episode n: a pure function of (seed, n), with nothing carried over from other episodes.
+    """Draws of episode n: a pure function of (seed, n), whatever other episodes drew.
 
-    Philox is keyed by (seed, n), so any episode can be planned without those before it. A whole number
-    takes the high half of word * range: the bias is at most range / 2**64, which no run can notice.
-    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    Philox is keyed by (seed, n), so any episode can be planned without those before it. A whole
+    number is the high half of word * range: its bias is at most range / 2**64, which no run can
+    notice. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
-    Raises ConfigError when the seed or the number does not fit 64 bits.
+    Raises:
+        ConfigError: the seed or the number does not fit 64 bits.
     """
 
     def __init__(self, seed: int, n: int) -> None:
         for name, value in (("seed", seed), ("episode number", n)):
             if not 0 <= value < _WORD:
                 raise ConfigError(f"the {name} {value} is out of range: use one from 0 to 2**64 - 1")
-        # NumPy documents this interface, its stubs know SeedSequence alone
+        # NumPy documents this interface; its stubs know only SeedSequence
         self._bits = np.random.Philox(_Key(seed, n))  # type: ignore[arg-type]
         self._words: list[int] = []
 
     def _fetch(self) -> list[int]:
         self._words = self._bits.random_raw(_BLOCK).tolist()
-        self._words.reverse()  # taken from the end, which is cheap, yet in the order of the generator
+        self._words.reverse()  # `pop` takes from the end, which is cheap: the words still come in their order
         return self._words
 
     def random(self) -> float:
@@ -92,9 +98,9 @@ class PhiloxDraw:
 
 
 def permutation(seed: int, n: int, count: int) -> npt.NDArray[np.int64]:
-    """A random order [count] of the numbers below `count`: a pure function of (seed, n), as `PhiloxDraw` is.
+    """Return a random order [count] of the numbers below `count`: a pure function of (seed, n).
 
-    It sorts the words of the generator themselves, so it is the same with every version of NumPy.
+    It sorts the generator's own words, so it is the same with every version of NumPy.
     """
     words = np.random.Philox(_Key(seed, n)).random_raw(count)  # type: ignore[arg-type]
     return np.argsort(words, kind="stable")
@@ -102,9 +108,9 @@ def permutation(seed: int, n: int, count: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Colour jitter of one clip: three factors, a hue shift in turns, their order, grey first or not.
+    """Colour jitter of one clip: three factors, a hue shift in turns, their order, grey or not.
 
-    order holds the places of (brightness, contrast, saturation, hue), first applied first.
+    `order` holds the places of (brightness, contrast, saturation, hue), first applied first.
     """
 
     brightness: float
@@ -116,7 +122,7 @@ class Jitter:
 
 
 def draw_jitter(draw: Draw) -> Jitter:
-    """Factors of a clip."""
+    """Draw the jitter of a clip, in the order of the code of MoLo (alibaba-mmai-research/MoLo)."""
     brightness = draw.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)
     contrast = draw.uniform(1 - CONTRAST, 1 + CONTRAST)
     saturation = draw.uniform(1 - SATURATION, 1 + SATURATION)

@@ -1,4 +1,4 @@
-"""Plan, decode ahead, hand over: decoded frames on the model's device, prepared while the model computes."""
+"""Plan, decode ahead, hand over: frames on the model's device, ready while the model computes."""
 
 from __future__ import annotations
 
@@ -54,11 +54,13 @@ class Executor(Protocol):
 
 
 class Loader:
-    """Plans and decodes up to `prefetch` steps ahead in the background; close it, and so its executor, when done.
+    """Plans and decodes up to `prefetch` steps ahead in the background.
 
-    A step is an episode or a batch of clips, whichever a stream plans. The loader has no state but its clock: to
-    resume, begin at the next step; rank r of k takes the episodes `frames(stream, r, stop, step=k)`. An error of the
-    background reaches the consumer as it is.
+    Close it, and so its executor, when done.
+
+    A step is an episode or a batch of clips, whichever a stream plans. The loader has no state but
+    its clock: to resume, begin at the next step; rank r of k takes the episodes `frames(stream, r,
+    stop, step=k)`. An error of the background reaches the consumer as it is.
 
     Attributes:
         executor: What decodes the frames.
@@ -84,9 +86,10 @@ class Loader:
     def frames(
         self, stream: Stream[AnyPlan], start: int = 0, stop: int | None = None, *, step: int = 1
     ) -> Iterator[tuple[AnyPlan, list[torch.Tensor], float]]:
-        """Yield the plans of steps start, start + step, ... below stop, their pixels, and the seconds waited for each.
+        """Yield the plans of steps, their pixels on the device, and the seconds waited for each.
 
-        The pixels are uint8 [R, h, w, 3] on the device for each of a plan's reads; stop None: without end.
+        The steps are start, start + step, ... below stop, or without end where stop is None. The
+        pixels are uint8 [R, h, w, 3] for each of a plan's reads.
         """
         return self.steps(stream, self.decode, lambda _, frames: self.to_device(frames), start, stop, step=step)
 
@@ -110,7 +113,7 @@ class Loader:
             start: Number of the first step.
             stop: The end of the numbers; None: there is none.
             step: Distance of the numbers.
-            block: Each of these steps is followed by the next ones in number, so many of them together.
+            block: Steps that follow one another from each of these numbers, itself included.
         """
         firsts = count(start, step) if stop is None else range(start, stop, step)
         numbers = (n for first in firsts for n in range(first, first + block))
@@ -122,8 +125,8 @@ class Loader:
         pending = deque(self._pool.submit(work, n) for n in islice(numbers, self._prefetch))
         try:
             while pending:
-                # Before the wait, so that no thread stands idle in it. No variable here keeps what is yielded: its
-                # memory can be used again while the next is waited for.
+                # Before the wait, so that no thread stands idle in it. No variable here keeps what
+                # is yielded: its memory can be used again while the next is waited for.
                 pending.extend(self._pool.submit(work, n) for n in islice(numbers, 1))
                 yield self._first(pending, finish)
         finally:
@@ -215,15 +218,17 @@ def create_executor(
     pin_memory: bool = False,
     codec: str | None = None,
 ) -> Executor:
-    """Make an executor by its name: "dali", "portable", or "auto", which is DALI where it is installed.
+    """Make the executor "dali", "portable" or "auto", which is DALI where it is installed.
 
-    Raw frames have one executor, whatever name and device are asked for: nothing is to be decoded of them.
+    Raw frames have one executor, whatever name and device are asked for: nothing is to be decoded
+    of them.
 
     Args:
         name: Of the executor.
         shards: The opened shard set.
         threads: Decoding threads; None: one a core.
-        device: Where JPEG is decoded: "cpu", or "gpu" (DALI only), whose hardware decoder differs by a few levels.
+        device: Where JPEG is decoded: "cpu", or "gpu" (DALI only), whose hardware decoder differs
+            by a few levels.
         pin_memory: Put frames where a GPU copies them fast.
         codec: Codec of what is read; None: that of the frames.
 

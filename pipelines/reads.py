@@ -14,8 +14,13 @@ Ints = npt.NDArray[np.int64]
 class Reads:
     """Windows of stored frames, all of one size, as a struct of arrays.
 
-    rows, frames, tops, lefts: int64 [R]. frames are positions among the kept frames of a video; tops and
-    lefts are the window's corner in pixels of the stored frame; size is the window's height and width.
+    Attributes:
+        modality: Name of the series that is read.
+        rows: int64 [R] catalogue rows.
+        frames: int64 [R] positions among the kept frames of a video.
+        tops: int64 [R] first row of each window, in pixels of the stored frame.
+        lefts: int64 [R] its first column.
+        size: Height and width of all windows.
     """
 
     modality: str
@@ -33,11 +38,16 @@ class ReadList:
     """Collects the windows of one size, clip by clip."""
 
     def __init__(self) -> None:
-        self._clips: list[int] = []  # row, top, left, frames of each, end to end
+        # Flat lists of numbers: NumPy takes several times as long to make an array of tuples. A
+        # clip is four of them: row, top, left and how many frames it has.
+        self._clips: list[int] = []
         self._frames: list[int] = []
 
     def add(self, row: int, frames: list[int], top: int, left: int) -> tuple[int, ...]:
-        """Add the frames of one clip, each once; return the places [T] of its frames."""
+        """Add the frames of one clip, each once.
+
+        Return the places [T] that its frames have among the reads.
+        """
         first, count = len(self._frames), len(frames)
         if len(set(frames)) == count:
             self._clips += (row, top, left, count)
@@ -49,7 +59,10 @@ class ReadList:
         return tuple([first + unique.index(frame) for frame in frames])
 
     def add_clips(self, rows: Ints, frames: Ints, top: int, left: int) -> list[tuple[int, ...]]:
-        """Add the frames [n, T] of n clips, distinct in each, at one corner; return the places [T] of each clip's."""
+        """Add the frames [n, T] of n clips, all at one corner and distinct in each.
+
+        Return the places [T] of each.
+        """
         first, count = len(self._frames), frames.shape[1]
         for row in rows.tolist():
             self._clips += (row, top, left, count)
@@ -57,7 +70,7 @@ class ReadList:
         return [tuple(range(place, place + count)) for place in range(first, len(self._frames), count)]
 
     def reads(self, modality: str, size: tuple[int, int]) -> Reads:
-        """The list as arrays."""
+        """Return the list as arrays."""
         clips = np.array(self._clips, dtype=np.int64).reshape(-1, 4).T  # [4, clips]
         rows, tops, lefts = clips[:3].repeat(clips[3], axis=1)  # [3, R]
         return Reads(modality, rows, np.array(self._frames, dtype=np.int64), tops, lefts, size)
@@ -70,9 +83,9 @@ class ReadLists:
         self._lists: dict[tuple[int, int], tuple[int, ReadList]] = {}
 
     def of_size(self, size: tuple[int, int]) -> tuple[int, ReadList]:
-        """The list of windows of a height and width, and its number."""
+        """Return the number of the list of windows of a height and width, and the list."""
         return self._lists.get(size) or self._lists.setdefault(size, (len(self._lists), ReadList()))
 
     def reads(self, modality: str) -> tuple[Reads, ...]:
-        """All lists as arrays."""
+        """Return all lists as arrays."""
         return tuple(reads.reads(modality, size) for size, (_, reads) in self._lists.items())

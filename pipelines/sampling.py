@@ -1,4 +1,7 @@
-"""Choose frames of a video and videos of a class: pure functions of a `Draw`, and what they need of shards."""
+"""Choose frames of a video and videos of a class, and check what shards hold for it.
+
+The choices are pure functions of a `Draw`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 _SHORTEST_WINDOW = 64  # source frames; the reference's Kinetics window can run backwards below it
 _KINETICS_RATE = 35.0  # DATA.SAMPLING_RATE of the reference's Kinetics recipe, in source frames
 _KINETICS_FPS = 12.0  # its TARGET_FPS
-LOOKED_AT = 100  # videos; what leaves frames out leaves them out of all
+LOOKED_AT = 100  # videos: a plan that leaves frames out leaves them out of every video
 
 
 class FrameRule(Protocol):
@@ -43,7 +46,12 @@ def _centres(num_frames: int, steps: int) -> list[int]:
 
 
 def centre_frames(lengths: npt.NDArray[np.integer[Any]], steps: int) -> Ints:
-    """Centres [V, steps] of the segments of videos of `lengths` [V] >= steps frames: `segment` of each, undrawn."""
+    """Return the centres [V, steps] of the segments: `segment` chooses them where it draws nothing.
+
+    Args:
+        lengths: [V] numbers of frames, each at least `steps`.
+        steps: Segments of a video.
+    """
     segments = lengths[:, None] // steps  # [V, 1]
     return segments // 2 + segments * np.arange(steps)
 
@@ -51,9 +59,10 @@ def centre_frames(lengths: npt.NDArray[np.integer[Any]], steps: int) -> Ints:
 def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
     """Choose one frame in each of `steps` equal segments: a random one, or the centre.
 
-    Segments hold num_frames // steps frames, so the last num_frames % steps are never used, as in the
-    reference code (alibaba-mmai-research/MoLo). Departures from it: it has no centre rule and tests on
-    random frames; it fails on a video of fewer frames than steps, whose frames are repeated here in order.
+    Segments hold num_frames // steps frames, so the last num_frames % steps are never used, as in
+    the reference code (alibaba-mmai-research/MoLo). There are two departures. The reference has no
+    centre rule: it tests on random frames. It fails on a video of fewer frames than steps, whose
+    frames are repeated here in order.
     """
     del fps
     length = num_frames // steps
@@ -65,9 +74,9 @@ def segment(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps
 def kinetics(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
     """Choose frames evenly spread over one window, as the reference code does for Kinetics.
 
-    The window starts at a random frame, or in the middle of what remains. Departure: on videos under 64
-    frames, or where the window would not be longer than the 35 frames that the reference takes off its
-    end, its frame numbers run backwards; there the centres of the segments are taken, as in `segment`.
+    The window starts at a random frame, or in the middle of what remains. Departure: the reference
+    takes 35 frames off the window's end. On videos under 64 frames, or with a window of at most 35,
+    its frame numbers run backwards; there the centres of the segments are taken, as in `segment`.
     """
     window = _kinetics_window(num_frames, steps, fps)
     if num_frames < _SHORTEST_WINDOW or window <= _KINETICS_RATE:
@@ -80,7 +89,8 @@ def kinetics(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fp
 def kinetics_whole(draw: Draw, num_frames: int, *, steps: int, random_frames: bool, fps: float = 0.0) -> list[int]:
     """Choose frames evenly spread over the whole of the same window, its last frame included.
 
-    What `kinetics` would do without its fault: nothing is taken off the window's end, so no video is too short.
+    This is `kinetics` without its fault: nothing is taken off the window's end, so no video is too
+    short.
     """
     if num_frames < steps:
         return _repeated(num_frames, steps)
@@ -95,7 +105,8 @@ def _kinetics_window(num_frames: int, steps: int, fps: float) -> float:
 
 
 def _truncated_linspace(start: float, end: float, steps: int, *, last: int) -> list[int]:
-    # float32 and from both ends, as torch.linspace computes it: truncation would show any difference
+    # float32 and from both ends, as torch.linspace computes it: truncation would show any
+    # difference
     low, high = np.float32(start), np.float32(end)
     stride = (high - low) / np.float32(max(steps - 1, 1))
     half = max(steps // 2, 1)
@@ -120,11 +131,12 @@ def segment_clips(
     clip: int = 1,
     stride: int = 1,
 ) -> list[int]:
-    """Choose a short clip in each of `steps` equal segments: frame numbers [steps * clip], clip after clip.
+    """Choose a short clip in each of `steps` segments: frames [steps * clip], clip after clip.
 
-    A clip is `clip` frames at a distance of `stride`. Where in its segment it lies is drawn, or the middle; one that is
-    longer than its segment covers it whole, as far as the video reaches. Past the video's end, in videos shorter
-    than a clip, the last frame is repeated: a loop would show a motion that never was.
+    A clip is `clip` frames at a distance of `stride`. Its place in its segment is drawn, or is the
+    middle. A clip that is longer than its segment covers it whole, as far as the video reaches.
+    Past the end of a video shorter than a clip, the last frame is repeated: a loop would show a
+    motion that never was.
     """
     del fps
     span = (clip - 1) * stride + 1
@@ -145,14 +157,21 @@ FRAME_RULES: Mapping[str, FrameRule] = {
     "kinetics-whole": kinetics_whole,
     "still": still,
 }
-RULES_WITH_FPS = frozenset({"kinetics", "kinetics-whole"})  # these need the frame rate of every video
-RULES_OF_CLIPS = frozenset({"segment_clips"})  # these need every frame that the source has: a stride counts them
+RULES_WITH_FPS = frozenset({"kinetics", "kinetics-whole"})  # they read the frame rate of every video
+RULES_OF_CLIPS = frozenset({"segment_clips"})  # they want every frame of the source stored: a stride counts them
 
 
 def frame_rule(name: str, *, clip: int = 0, stride: int = 1) -> FrameRule:
-    """Return the frame rule of that name; one of clips with their frames and stride, any other with clip=0.
+    """Return the frame rule of that name.
 
-    ConfigError with the nearest name when there is none, or when rule and clip do not go together.
+    Args:
+        name: A key of `FRAME_RULES`.
+        clip: Frames of a clip, for a rule of clips; 0 for any other.
+        stride: Distance of a clip's frames.
+
+    Raises:
+        ConfigError: there is no such rule (the nearest name is told), or rule and clip do not go
+            together.
     """
     if name not in FRAME_RULES:
         raise ConfigError(f'there is no frame rule "{name}": {suggest(name, FRAME_RULES)}')
@@ -168,10 +187,13 @@ def frame_rule(name: str, *, clip: int = 0, stride: int = 1) -> FrameRule:
 
 
 def distinct(draw: Draw, population: int) -> Iterator[int]:
-    """Yield all of range(population) in a random order, at a cost of only what is taken.
+    """Yield all of range(population) in a random order.
 
-    A Fisher-Yates shuffle whose array is a dictionary of the places that differ from the identity.
+    The cost is that of the numbers taken, not of all.
     """
+    # A Fisher-Yates shuffle of an array that is never made: `moved` holds the places that differ
+    # from the identity. Place i is final once it is yielded, so only the number that moved to j is
+    # kept.
     moved: dict[int, int] = {}
     last, randint, at = population - 1, draw.randint, moved.get
     for i in range(population):
@@ -181,18 +203,31 @@ def distinct(draw: Draw, population: int) -> Iterator[int]:
 
 
 def group_keys(videos: int, groups: npt.NDArray[np.int32] | None) -> Ints:
-    """[n] a number for each video that equals that of its group's others; groups as in the index, None: unknown."""
-    alone = -1 - np.arange(videos, dtype=np.int64)  # [n], unlike any group number
-    return alone if groups is None else np.where(groups < 0, alone, groups)
+    """Return a number [n] for each video, equal within a group.
+
+    Args:
+        videos: n.
+        groups: [n] as in the index, -1 where a video's group is unknown; None: all are unknown.
+    """
+    single = -1 - np.arange(videos, dtype=np.int64)  # [n] negative, so unlike any number of a group
+    return single if groups is None else np.where(groups < 0, single, groups)
 
 
 @dataclass(frozen=True)
 class ClassPool:
     """The videos of one class, and the groups that support and queries may not share.
 
-    rows: [n] catalogue rows, ascending. groups: [n] in [0, G). sizes: [G] videos of each group; biggest: the
-    largest of them. A video without a known group is a group of its own. spare: [m] rows that serve as
-    unlabelled videos, of groups spare_groups [m]: the same rows, or those that are no labelled ones.
+    A video without a known group is a group of its own.
+
+    Attributes:
+        label: Number of the class.
+        rows: [n] catalogue rows, ascending.
+        groups: [n] in [0, G).
+        sizes: [G] videos of each group.
+        biggest: The largest of these.
+        spare: [m] rows that serve as unlabelled videos: the same rows, or those that are not
+            labelled.
+        spare_groups: [m] their groups.
     """
 
     label: int
@@ -211,9 +246,14 @@ class ClassPool:
         groups: npt.NDArray[np.int32] | None,
         labelled: npt.NDArray[np.bool_] | None = None,
     ) -> ClassPool:
-        """Make the pool of rows [n]; groups [n] as in the index (-1: unknown), None: no video has one.
+        """Make the pool of a class.
 
-        labelled [n] tells which rows serve as support and queries, the others being spare; None: all serve both.
+        Args:
+            label: Number of the class.
+            rows: [n] catalogue rows, ascending.
+            groups: [n] as in the index (-1: unknown); None: no video has a group.
+            labelled: [n] rows that serve as support and queries, the others being spare; None: all
+                serve both.
         """
         names, numbers = np.unique(group_keys(len(rows), groups), return_inverse=True)
         sizes = np.bincount(numbers, minlength=len(names))
@@ -221,16 +261,17 @@ class ClassPool:
         return pool if labelled is None else pool.with_labelled(labelled)
 
     def with_labelled(self, labelled: npt.NDArray[np.bool_]) -> ClassPool:
-        """The pool in which only the `labelled` [n] of its videos serve as support and queries, the others as spare."""
+        """Return the pool whose `labelled` [n] videos are support and queries, others spare."""
         groups, spare = self.groups[labelled], ~labelled
         sizes = np.bincount(groups, minlength=len(self.sizes))
         biggest = int(sizes.max(initial=0))
         return ClassPool(self.label, self.rows[labelled], groups, sizes, biggest, self.rows[spare], self.groups[spare])
 
     def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
-        """Tell whether `shot` support and `queries` query videos of different groups exist, and others besides.
+        """Tell whether `shot` support, `queries` query and `unlabelled` videos can be drawn.
 
-        The `unlabelled` videos must be left whichever groups are taken: the choice does not look at them.
+        Support and queries are of different groups. The unlabelled videos must be left whichever
+        groups are taken: the choice does not look at them.
         """
         if not self._completes({}, 0, shot, queries):
             return False
@@ -239,19 +280,22 @@ class ClassPool:
         return len(self.spare) - worst >= unlabelled
 
     def choose_unlabelled(self, draw: Draw, taken: Collection[int], count: int) -> list[int]:
-        """Draw `count` spare rows of groups in which none of the rows `taken` is."""
+        """Draw `count` spare rows of groups that hold none of the rows `taken`."""
         rows = np.fromiter(taken, np.int64, len(taken))
-        low, high = (np.searchsorted(self.rows, rows, side) for side in ("left", "right"))  # equal: not of this class
+        # where a row would stand among ours, before and after its equals: the same place if it is
+        # of another class
+        low, high = (np.searchsorted(self.rows, rows, side) for side in ("left", "right"))
         free = np.ones(len(self.sizes), dtype=np.bool_)  # [G]
         free[self.groups[low[low < high]]] = False
         left = self.spare[free[self.spare_groups]]
         return [int(left[place]) for place in islice(distinct(draw, len(left)), count)]
 
     def choose(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], list[int]]:
-        """Draw rows of support [shot] and queries [queries]; needs `can_serve(shot, queries)`.
+        """Draw rows of support [shot] and queries [queries], where the class `can_serve` them.
 
-        Both are drawn without replacement; no group is on both sides. A support video is passed over
-        only when its group would leave too few videos to the other side, so no class is drawn in vain.
+        Both are drawn without replacement; no group is on both sides. A support video is passed
+        over only if its group would leave too few videos to the queries, so no class is drawn in
+        vain.
         """
         support, held = self._support(draw, shot, queries)
         query: list[int] = []
@@ -263,7 +307,10 @@ class ClassPool:
         return support, query
 
     def _support(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], dict[int, int]]:
-        """Rows of the support videos, and the groups they hold with their sizes."""
+        """Draw the rows of the support videos.
+
+        Return them, and the groups they hold with their sizes.
+        """
         support: list[int] = []
         held: dict[int, int] = {}
         videos = 0
@@ -282,27 +329,34 @@ class ClassPool:
         return support, held
 
     def _completes(self, held: dict[int, int], videos: int, shot: int, queries: int) -> bool:
-        """Tell whether support can hold these groups (of so many videos) and perhaps more.
+        """Tell whether support can hold these groups, perhaps with others, and leave the queries.
 
-        Exact: the sums that further groups can reach are the bits of a whole number. Where the biggest
-        group fits into the slack, adding groups one at a time cannot miss, and no sums are needed.
+        Together the groups held have `videos` videos. The answer is exact: some further groups must
+        have from `missing` to `room` videos together.
         """
         room = len(self.rows) - queries - videos  # videos that further support groups may hold
         missing = max(shot - videos, 0)
         if room < missing:
             return False
         slack = len(self.rows) - shot - queries
-        if missing == 0 or slack >= self.biggest - 1:
+        if missing == 0 or slack >= self.biggest - 1:  # groups added one at a time cannot step over the range
             return True
-        sums = 1
+        # Bit k says that some of the further groups have k videos together. A group of `size`
+        # videos adds itself to every sum reached before it: one shift and one "or" for all of them.
+        # The range asked for is a mask of bits.
+        reachable = 1
         for group, size in enumerate(self.sizes.tolist()):
             if group not in held:
-                sums |= sums << size
-        return (sums >> missing) & ((1 << (room - missing + 1)) - 1) != 0
+                reachable |= reachable << size
+        return (reachable >> missing) & ((1 << (room - missing + 1)) - 1) != 0
 
 
 def check_frame_rule(shards: ShardSet, rows: Ints, *, rule: str, split: str) -> None:
-    """ShardError unless the videos `rows` [n] of a split have what the frame rule needs."""
+    """Check that videos `rows` [n] of a split have what the frame rule reads.
+
+    Raises:
+        ShardError: some of them do not.
+    """
     if rule in RULES_WITH_FPS:
         _check_fps(shards, rows, rule, split)
     if rule in RULES_OF_CLIPS:
@@ -319,7 +373,11 @@ def _check_fps(shards: ShardSet, rows: Ints, rule: str, split: str) -> None:
 
 
 def check_every_frame(shards: ShardSet, rows: Ints, *, what: str) -> None:
-    """ShardError, saying `what` needs them, unless every frame of the videos `rows` [n] is stored; some are seen."""
+    """Check, on some of the videos `rows` [n], that every frame is stored.
+
+    Raises:
+        ShardError: a frame is not; `what` says in the message who asks for it.
+    """
     for row in rows[:: max(len(rows) // LOOKED_AT, 1)].tolist():
         kept = shards.series("rgb").kept(row)
         if len(kept) and kept[-1] != len(kept) - 1:

@@ -1,4 +1,4 @@
-"""Clips of unlabelled videos on a device, ready for a pre-training method's own views."""
+"""Load clips of unlabelled videos on a device, ready for a pre-training method's own views."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class CroppedClips:
     Attributes:
         clips: [B, V, T, 3, S, S] in [0, 1], cropped and mirrored.
         coordinates: [B, V, 4] of their crops, see `pipelines.clips.stream.crop_coordinates`.
-        flips: Bool [B, V], which are mirrored.
-        flow: [B, W, t, 2, S, S] crops of flow, u before v, in units of each whole field's largest radius; mirrored in
-            place alone, u keeps its sign; None without flow.
+        flips: Bool [B, V], true for mirrored clips.
+        flow: [B, W, t, 2, S, S] crops of flow, u before v, in units of each whole field's largest
+            radius; None without flow. Mirroring moves the vectors, but u keeps its sign.
     """
 
     clips: Tensor
@@ -38,14 +38,15 @@ class CroppedClips:
 
 
 class ClipLoader:
-    """Steps of clips, decoded ahead in the background and cropped on the device; close it when done.
+    """Steps of clips, decoded ahead in the background and cropped on the device.
 
-    Step n is a pure function of (seed, n), whatever was loaded before; n is all that a resumed run must know.
+    Close it when done. Step n is a pure function of (seed, n), whatever was loaded before. So n is
+    all that a resumed run must know.
 
     Args:
         shards: The opened shard set.
         rows: Catalogue rows of the videos, such as `shards.split_rows("train")`.
-        rules: What is drawn of each video: `WindowRules`, `PairRules` or `FlowPairRules`.
+        rules: Rules by which clips are drawn: `WindowRules`, `PairRules` or `FlowPairRules`.
         batch: Videos of a step, of all processes together.
         seed: Seed of all draws.
         device: Where the clips are wanted; on CUDA with DALI, JPEG is decoded there too.
@@ -83,7 +84,7 @@ class ClipLoader:
         self.background = Loader(made, device=self.device, prefetch=prefetch)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[ClipPlan, CroppedClips, float]]:
-        """Yield the plans of steps start, start + 1, ... below stop, their clips, and the seconds waited for each."""
+        """Yield plans of steps start, start + 1, ... below stop, clips, and seconds waited."""
         return self.background.steps(self.stream, self.background.decode, self._cropped, start, stop)
 
     def _cropped(self, plan: ClipPlan, decoded: list[Tensor]) -> CroppedClips:
@@ -116,9 +117,10 @@ class ClipLoader:
 
 
 def unit_fields(pictures: Tensor) -> Tensor:
-    """Stored pictures [R, 2h, w, 3] of flow, u above v -> fields [R, h, w, 2] in units of their largest radius.
+    """Turn stored pictures of flow [R, 2h, w, 3], u above v, into fields [R, h, w, 2].
 
-    What a code is in pixels is the same all over a field, so it has no part in this.
+    Fields are in units of their largest radius. So the scale from codes to pixels, one for a whole
+    field, cancels out.
     """
     codes = rearrange(pictures[..., 0], "r (c h) w -> r c h w", c=2)
     return rearrange(unit_flow(codes.float() - FLOW_ZERO), "r c h w -> r h w c")

@@ -1,4 +1,4 @@
-"""Clips of labelled videos on the device, ready for a trunk: decoded ahead, resized, jittered, normalised there."""
+"""Load clips of labelled videos: decoded ahead, then resized, jittered and normalised."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ProbeLoader:
             yield normalise(self._clips(plan, frames, stream.rules.crop), self._mean, self._std)
 
     def random(self, stream: ClipStream, start: int, stop: int, *, jitter: bool) -> Iterator[tuple[Tensor, Ints]]:
-        """Yield training batches `start` to `stop`: clips [B, T, 3, S, S] and the catalogue rows [B] of their videos.
+        """Yield training batches: clips [B, T, 3, S, S] and the rows [B] of their videos.
 
         Args:
             stream: What is cut, as `random_clips` makes it.
@@ -76,7 +76,8 @@ class ProbeLoader:
     def _clips(self, plan: ClipPlan, frames: Sequence[Tensor], size: int) -> Tensor:
         """Make all clips [N, T, 3, size, size] of a plan, in [0, 1].
 
-        The windows that were read are the boxes. So each frame is resized once, however many clips show it.
+        The windows that were read are the boxes. So each frame is resized once, however many clips
+        show it.
         """
         views = plan.views
         clips = torch.empty(len(views), len(views[0].indices), 3, size, size, device=self.device)

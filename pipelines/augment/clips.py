@@ -1,7 +1,7 @@
-"""Clips from decoded frames, in torch on the model's device: flip, resize, crop, jitter, normalise.
+"""Make clips of decoded frames on the model's device: flip, resize, crop, jitter, normalise.
 
-Colours are float32 in [0, 1], channels RGB at dimension -3. The colour operations follow the reference
-code (alibaba-mmai-research/MoLo, `datasets/utils/transformations.py`).
+Colours are float32 in [0, 1], channels RGB at dimension -3. The colour operations follow the
+reference code (alibaba-mmai-research/MoLo, `datasets/utils/transformations.py`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,22 @@ def render(
 ) -> torch.Tensor:
     """Make the clips of an episode: float32 [V, T, 3, crop, crop], normalised.
 
-    frames: one uint8 [R, h, w, 3] for each of the plan's reads, all on one device; views: clips of one
-    length T. The order is that of the reference: flip, resize to that side or (height, width), crop, jitter,
-    normalise.
+    The order is that of the reference: flip, resize, crop, jitter, normalise.
+
+    Args:
+        frames: One uint8 [R, h, w, 3] for each of the plan's reads, all on one device.
+        views: V clips of one length T.
+        mean: Mean of each colour.
+        std: Standard deviation of each colour.
+        crop: Side of the clips.
+        resize: Side, or height and width, before the crop.
+        target: Where the clips go; None: fresh memory.
     """
     size = (resize, resize) if isinstance(resize, int) else resize
     device, shape = frames[0].device, (len(views), len(views[0].indices), 3, crop, crop)
     target = target or Target()
     clips = target.empty(shape, device)
-    unresized: list[int] = []  # clips on a CPU, where no other work is done together with them
+    unresized: list[int] = []  # clips on a CPU that are made frame by frame, in threads
     for numbers in _batches(views, device):
         chosen = [views[number] for number in numbers]
         if device.type == "cpu" and len(chosen) == 1 and chosen[0].box is None:
@@ -63,7 +70,7 @@ def render(
 def render_windows(
     windows: Sequence[Windows], views: Sequence[View], *, mean: Three, std: Three, target: Target
 ) -> torch.Tensor:
-    """The same on the CPU for views without box, from windows [h, w, 3] wherever in memory they lie."""
+    """Do as `render` on the CPU for views without box, from windows [h, w, 3] in any memory."""
     shape = (len(views), len(views[0].indices), 3, *windows[0][0].shape[:2])
     clips = target.empty(shape, torch.device("cpu"))
     _fill(clips, range(len(views)), views, windows, mean=mean, std=std, threads=target.threads)
@@ -82,13 +89,13 @@ def _fill(
 ) -> None:
     levels = torch.arange(256.0).expand(3, 1, 256)
     scale, shift = _scale_and_shift(mean, std, 255.0, levels)
-    table = (levels * scale + shift)[:, 0].numpy()  # [3, 256] what the bytes of each channel become
+    table = (levels * scale + shift)[:, 0].numpy()  # [3, 256] the value of each byte: torch rounds it as `normalise`
     look = Look(table, colour_matrix(mean, std).numpy())
     fill_clips(clips, numbers, views, windows, look=look, threads=threads or torch.get_num_threads())
 
 
 def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]:
-    """Numbers of views that are worked on together: those alike on a GPU, one at a time on a CPU."""
+    """Yield numbers of views that are worked on together: alike on a GPU, one by one on a CPU."""
     if device.type == "cpu":  # one clip fits the cache, a whole episode does not
         yield from ([number] for number in range(len(views)))
         return
@@ -99,7 +106,7 @@ def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]
 
 
 def _windows(frames: torch.Tensor, views: Sequence[View], *, crop: int, size: tuple[int, int]) -> torch.Tensor:
-    """Gather, flip, resize and crop views of one kind: float32 [v, T, 3, crop, crop] in [0, 255]."""
+    """Gather, flip, resize and crop alike views: float32 [v, T, 3, crop, crop] in [0, 255]."""
     index = torch.tensor([place for view in views for place in view.indices], device=frames.device)
     clips = rearrange(frames.index_select(0, index), "(v t) h w c -> v t c h w", v=len(views))
     clips = _flip(clips.contiguous().to(torch.float32), [view.flip for view in views])
@@ -122,14 +129,19 @@ def _flip(clips: torch.Tensor, flips: list[bool]) -> torch.Tensor:
 
 
 def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize [..., C, H, W] to `size`: bilinear, half-pixel centres, no antialiasing, aspect not kept."""
+    """Resize [..., C, H, W] to `size`, bilinear.
+
+    Centres are half-pixel ones, there is no antialiasing, and the aspect is not kept.
+    """
     flat = images.reshape(-1, *images.shape[-3:])
     resized = F.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=False)
     return resized.reshape(*images.shape[:-2], *size)
 
 
 def crop_resize(images: torch.Tensor, box: Box, *, size: int, flip: bool) -> torch.Tensor:
-    """Cut `box` out of [..., C, H, W], resize it to size x size as `resize_bilinear` does, and mirror it if asked.
+    """Cut `box` out of [..., C, H, W], resize it to size x size, and mirror it if asked.
+
+    It is resized as `resize_bilinear` does.
 
     Whole numbers become float32 after the cut.
     """
@@ -139,7 +151,7 @@ def crop_resize(images: torch.Tensor, box: Box, *, size: int, flip: bool) -> tor
 
 
 def greyscale(images: torch.Tensor) -> torch.Tensor:
-    """Luminance of RGB images [..., 3, H, W]: [..., 1, H, W]."""
+    """Return the luminance [..., 1, H, W] of RGB images [..., 3, H, W]."""
     red, green, blue = images.unbind(-3)
     return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
 
@@ -169,6 +181,8 @@ def hue(images: torch.Tensor, shift: Factor) -> torch.Tensor:
     red, green, blue = (images.narrow(-3, channel, 1) for channel in range(3))  # [..., 1, H, W]
     value, low = images.amax(-3, keepdim=True), images.amin(-3, keepdim=True)
     chroma = value - low
+    # Of the six sectors of the colour wheel, two belong to the largest channel. Multiplied by
+    # chroma, the place in them needs no division yet; grey has no chroma, and any hue.
     from_green = torch.where(value == green, 2 * chroma + blue - red, 4 * chroma + red - green)
     sector = torch.where(value == red, green - blue, from_green)  # chroma times the hue in sixths of a turn
     sixths = (sector / chroma.clamp(min=torch.finfo(images.dtype).tiny) + 6 * shift) % 6
@@ -185,7 +199,7 @@ OPERATIONS: tuple[Callable[[torch.Tensor, Factor], torch.Tensor], ...] = (
 
 
 def colour_jitter(clips: torch.Tensor, jitters: Sequence[Jitter]) -> torch.Tensor:
-    """Jitter clips [V, T, 3, H, W], each by its own factors and in its own order, grey first where asked.
+    """Jitter clips [V, T, 3, H, W], each by its own factors and order, grey first where asked.
 
     At each of the four steps the clips that take the same operation go through it together.
     """
@@ -209,13 +223,16 @@ def _factor(jitter: Jitter, place: int) -> float:
 
 
 def normalise(images: torch.Tensor, mean: Three, std: Three, *, white: float = 1.0) -> torch.Tensor:
-    """Return (images / white - mean) / std, a channel each, of [..., 3, H, W] with values in [0, white]."""
+    """Return (images / white - mean) / std, a channel each.
+
+    The images are [..., 3, H, W] with values in [0, white].
+    """
     scale, shift = _scale_and_shift(mean, std, white, images)
     return torch.addcmul(shift, images, scale)
 
 
 def colour_matrix(mean: Three, std: Three) -> torch.Tensor:
-    """[3, 4] that normalises colours in [0, 1], and a 1 below them, as `normalise` does."""
+    """Return the matrix [3, 4] that normalises colours in [0, 1] with a 1 below them."""
     scale, shift = _scale_and_shift(mean, std, 1.0, torch.empty(0))
     return torch.cat([torch.diag(scale.flatten()), shift.flatten(1)], 1)
 

@@ -1,4 +1,4 @@
-"""Many crops at once: boxes of any size, cut out of decoded frames and resized on their device."""
+"""Make many crops at once: boxes of any size, cut out of frames and resized on their device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ TOGETHER = 1 << 27  # values of crops that are made at a time on a GPU: 0.5 GB, 
 
 
 def crop_views(frames: Sequence[torch.Tensor], views: Sequence[CropView], *, size: int) -> torch.Tensor:
-    """Make the clips of a plan: float32 [V, T, C, size, size] in the units of the frames, flipped as the views say.
+    """Make the clips of a plan: float32 [V, T, C, size, size] in the units of the frames.
 
-    frames: [R, h, w, C] for each of the plan's reads, all on one device; views: of one length T.  A box is resized as
-    `resize_bilinear` does it, by itself: what lies beside it has no part in its border.
+    Views say which are mirrored. A box is resized by itself, as `resize_bilinear` does it: pixels
+    around it have no part in its border.
+
+    Args:
+        frames: [R, h, w, C] for each of the plan's reads, all on one device.
+        views: V clips of one length T.
+        size: Side of the clips.
     """
     first, channels = frames[views[0].reads], frames[views[0].reads].shape[-1]
     steps = len(views[0].indices)
@@ -33,14 +38,18 @@ def crop_views(frames: Sequence[torch.Tensor], views: Sequence[CropView], *, siz
 
 
 def crops_together(frames: Sequence[torch.Tensor], views: Sequence[CropView], *, out: torch.Tensor) -> None:
-    """Fill clips [V, T, C, size, size] with those of the views, in a few operations however many they are."""
+    """Fill clips [V, T, C, size, size] in a few operations, however many they are.
+
+    `F.interpolate` takes boxes of one size at a time, and these all differ: so four pixels are
+    gathered for each.
+    """
     for numbers in _batches(views, TOGETHER // out[0].numel()):
         chosen = [views[number] for number in numbers]
         out.index_copy_(0, _on(out.device, numbers), _gathered(frames[chosen[0].reads], chosen, size=out.shape[-1]))
 
 
 def _batches(views: Sequence[CropView], most: int) -> Iterator[list[int]]:
-    """Numbers of views of the same reads, up to `most` at a time."""
+    """Yield the numbers of views of the same reads, up to `most` at a time."""
     alike: dict[int, list[int]] = {}
     for number, view in enumerate(views):
         alike.setdefault(view.reads, []).append(number)
@@ -50,7 +59,10 @@ def _batches(views: Sequence[CropView], most: int) -> Iterator[list[int]]:
 
 
 def _gathered(frames: torch.Tensor, views: Sequence[CropView], *, size: int) -> torch.Tensor:
-    """The clips [v, T, C, size, size] of views of frames [R, h, w, C]: four pixels are mixed for each of theirs."""
+    """Make the clips [v, T, C, size, size] of views of frames [R, h, w, C].
+
+    Four pixels are mixed for each of theirs.
+    """
     device = frames.device
     index = _on(device, [view.indices for view in views])[:, :, None, None]  # [v, T, 1, 1]
     boxes = _on(device, [view.box for view in views]).T  # [4, v]
@@ -68,13 +80,21 @@ def _gathered(frames: torch.Tensor, views: Sequence[CropView], *, size: int) -> 
 
 
 def _on(device: torch.device, values: Sequence[Any]) -> torch.Tensor:
-    """Numbers on the device, without waiting for it."""
+    """Put numbers on the device, without waiting for it."""
     return torch.tensor(values).to(device, non_blocking=True)
 
 
 def _places(first: torch.Tensor, length: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """Boxes' first pixels [v] and lengths [v] along an axis -> the pixels [v, size] before and after, and the share."""
+    """Return pixels [v, size] before and after each place along an axis, and the share of the last.
+
+    Args:
+        first: [v] first pixel of each box.
+        length: [v] its pixels.
+        size: Side of the crops.
+    """
     scale = (length / size)[:, None]  # [v, 1]
+    # half-pixel centres, and no place before the first one: as `F.interpolate` without aligned
+    # corners has it
     exact = ((torch.arange(size, device=first.device) + 0.5) * scale - 0.5).clamp(min=0)
     low = exact.long()
     high = torch.minimum(low + 1, length[:, None] - 1)

@@ -1,7 +1,8 @@
 """Make clips on a CPU frame by frame, with OpenCV, in memory that is used again.
 
-A frame goes through all of its operations while it is in the cache, and each of its values is written once. The
-operations are those of `pipelines.augment.clips`; a frame of 224 x 224 takes a fifth of torch's time for them.
+A frame goes through all of its operations while it is in the cache, and each of its values is
+written once. The operations are those of `pipelines.augment.clips`; a frame of 224 x 224 takes a
+fifth of torch's time for them.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ FAINT = 1e-8  # taps of a blur below this are no more than rounding
 
 
 class ClipBuffers:
-    """Memory of tensors of one type on the CPU, given again once nobody holds a view of it; safe in threads.
+    """Memory of tensors of one type on the CPU, reused once nobody holds a view of it.
 
-    Fresh pages cost as much as filling them: the system clears each of them first.
+    Fresh pages cost as much as filling them: the system clears each of them first. Several threads
+    may take memory at a time.
     """
 
     def __init__(self, dtype: npt.DTypeLike = np.float32) -> None:
@@ -55,7 +57,8 @@ class ClipBuffers:
         with self._lock:
             for number in range(len(self._arrays)):  # by number: a loop variable would be one more reference
                 fits = size <= self._arrays[number].size <= 2 * size
-                # every tensor made of an array, and every view of that tensor, holds a reference to the array
+                # every tensor made of an array, and every view of that tensor, holds a reference to
+                # the array
                 if fits and sys.getrefcount(self._arrays[number]) == HELD_BY_US:
                     return torch.from_numpy(self._arrays[number])[:size].view(shape)
             array = np.empty(size, self._dtype)
@@ -71,7 +74,8 @@ class Target:
 
     Attributes:
         buffers: What memory on the CPU is taken from; None: fresh memory.
-        memory_format: Order of a frame in memory; with `torch.channels_last` its colours lie side by side.
+        memory_format: Order of a frame in memory; with `torch.channels_last` its colours lie side
+            by side.
         threads: Threads that fill it on a CPU; 0: as many as torch has.
     """
 
@@ -132,7 +136,10 @@ def fill_clips(
 
 
 def in_shares(work: Callable[[int, int], None], shares: int) -> None:
-    """Do `work(share, shares)` for every share, each in a thread; the first one is the caller's own."""
+    """Do `work(share, shares)` for every share, each in a thread.
+
+    The first one is the caller's own.
+    """
     if shares <= 1:
         work(0, 1)
         return
@@ -156,7 +163,10 @@ class _Painter:
         self._colours = np.empty((0, *size, 3), np.float32)
 
     def paint(self, clip: Values, windows: Windows, view: View) -> None:
-        """Write a clip [T, 3, h, w], or [T, h, w, 3] where colours come last, from its windows [h, w, 3]."""
+        """Write a clip of windows [h, w, 3].
+
+        It is [T, 3, h, w], or [T, h, w, 3] where colours come last.
+        """
         chosen = [windows[place] for place in view.indices]
         if view.jitter is None and not self._colours_last:
             for start in range(0, len(chosen), TOGETHER):
@@ -170,7 +180,7 @@ class _Painter:
                 self._jitter(image, pixels, view.jitter)
 
     def _part(self, images: Values, windows: Windows, *, flip: bool) -> None:
-        """Write frames [k, 3, h, w] in few calls: at each of them it may have to wait for another thread."""
+        """Write frames [k, 3, h, w] in few calls: each may have to wait for another thread."""
         count, _, height, width = images.shape
         pixels = self._pixels[:count]
         if flip:
@@ -180,7 +190,8 @@ class _Painter:
             cv2.vconcat(windows, pixels.reshape(count * height, width, 3))
         channels = self._channels[:, :count].reshape(3, count * height, width)
         cv2.split(pixels.reshape(count * height, width, 3), list(channels))
-        # A byte has 256 values: a table gives each its normalised one, in place of conversion, division and addition.
+        # A byte has 256 values: a table gives each its normalised one, in place of conversion,
+        # division and addition.
         for channel, table in enumerate(self._look.table):
             out = images[:, channel].reshape(count, -1)  # a view, not a copy: each channel of a frame is whole
             cv2.LUT(channels[channel].reshape(count, -1), table, out)
@@ -200,7 +211,9 @@ class _Painter:
 def augment_clips(
     clips: torch.Tensor, jitters: Sequence[Jitter | None], kernels: Sequence[Values | None], matrix: torch.Tensor
 ) -> torch.Tensor:
-    """Jitter, then blur, then normalise clips [N, T, 3, H, W] of colours in [0, 1]; return the same shape.
+    """Jitter, then blur, then normalise clips [N, T, 3, H, W] of colours in [0, 1].
+
+    Clips of the same shape are returned.
 
     Args:
         clips: float32 on the CPU.
@@ -227,7 +240,7 @@ def augment_clips(
 
 
 def blur_clips(clips: torch.Tensor, kernels: Sequence[Values | None]) -> torch.Tensor:
-    """Blur those of clips float32 [N, T, 3, H, W] on the CPU that have a kernel; return the same shape."""
+    """Return a copy of clips float32 [N, T, 3, H, W], where those with a kernel are blurred."""
     out = clips.clone(memory_format=torch.contiguous_format)
     made = out.flatten(1, 2).numpy()  # [N, T 3, H, W]
     images = [
@@ -243,14 +256,20 @@ def blur_clips(clips: torch.Tensor, kernels: Sequence[Values | None]) -> torch.T
 
 
 def blur_frame(frame: Values, kernel: Values, *, out: Values) -> None:
-    """Write a frame [h, w] or [h, w, 3], blurred along both axes by a kernel [taps]; the border is mirrored."""
+    """Write a frame [h, w] or [h, w, 3], blurred along both axes by a kernel [taps].
+
+    The border is mirrored.
+    """
     faint = int((kernel[: len(kernel) // 2] < FAINT).sum())  # a kernel is symmetric: as many fall at its end
     taps = kernel[faint : len(kernel) - faint]
     cv2.sepFilter2D(frame, -1, taps, taps, out, borderType=cv2.BORDER_REFLECT_101)
 
 
 def jitter_frame(frame: Values, spare: Values, jitter: Jitter) -> None:
-    """Jitter a frame [h, w, 3] of colours in [0, 1] where it lies; spare: memory of the same shape."""
+    """Jitter a frame [h, w, 3] of colours in [0, 1] where it lies.
+
+    `spare` is memory of the same shape.
+    """
     if jitter.grey:
         _saturation(frame, spare, 0.0)
     factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)

@@ -1,7 +1,7 @@
-"""Augment the colours of many clips at once on their device, as the codes of FIMA, MoCo and MSCL do.
+"""Augment the colours of many clips at once on their device, as FIMA, MoCo and MSCL do.
 
-Every draw is a tensor with a value a clip, so nothing waits for the device. On a CPU `pipelines.augment.on_cpu`
-does the same frame by frame.
+Every draw is a tensor with a value a clip, so nothing waits for the device. On a CPU
+`pipelines.augment.on_cpu` does the same frame by frame.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class PhotometricDraws:
 
     Attributes:
         grey: Bool [N].
-        factors: [4, N] of brightness, contrast, saturation and hue; 1, 1, 1 and 0 for clips without jitter.
+        factors: [4, N] of brightness, contrast, saturation and hue; 1, 1, 1 and 0 for clips without
+            jitter.
         order: Places of the four operations, first applied first, for all clips.
         blur: Bool [N].
         sigma: [N] pixels.
@@ -56,21 +57,26 @@ class PhotometricDraws:
 
 @dataclass(frozen=True)
 class Photometric:
-    """Rules of FIMA's augmentation: grey, jitter, blur, normalise; frames of a clip share their draws.
+    """Rules of FIMA's augmentation: grey, jitter, blur, normalise.
 
-    Source: FIMA's code (ZMHH-H/FIMA), whose colour jitter is kornia's. Its formulas changed between versions; these
-    are those of torchvision and of kornia 0.6.4 and later.
+    Frames of a clip share their draws.
+
+    Source: FIMA's code (ZMHH-H/FIMA), whose colour jitter is kornia's. Its formulas changed between
+    versions; these are those of torchvision and of kornia 0.6.4 and later.
 
     Attributes:
         mean: Mean of each colour, for the normalisation that ends it.
         std: Standard deviation of each colour.
         grey: Probability of grey scale.
         jitter: Probability of jitter.
-        blur: Probability of blur. The kernel is about a tenth of the frame; clips under 20 pixels stay sharp.
-        strength: Brightness, contrast and saturation factors are uniform in [1 - strength, 1 + strength].
+        blur: Probability of blur. The kernel is about a tenth of the frame; clips under 20 pixels
+            stay sharp.
+        strength: Brightness, contrast and saturation factors are uniform in
+            [1 - strength, 1 + strength].
         hue: The hue turns by a uniform share of a turn in [-hue, hue].
         sigma: Range of the blur's standard deviation in pixels.
-        blur_sigma: "fixed", one value for the run, drawn from `seed`, as in the reference code; or "per_sample".
+        blur_sigma: "fixed", one value for the run, drawn from `seed`, as in the reference code; or
+            "per_sample".
         seed: Seed of the fixed value.
     """
 
@@ -96,7 +102,10 @@ class Photometric:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a probability, from 0 to 1")
 
     def draw(self, count: int, generator: torch.Generator) -> PhotometricDraws:
-        """Draw for `count` clips, on the generator's device; with one of the CPU nothing waits for a GPU."""
+        """Draw for `count` clips, on the generator's device.
+
+        Draws of the CPU wait for no GPU.
+        """
         device = generator.device
         chance = torch.rand(3, count, generator=generator, device=device)
         spread = torch.rand(5, count, generator=generator, device=device)
@@ -111,11 +120,11 @@ class Photometric:
         return torch.rand((), generator=torch.Generator().manual_seed(self.seed)).item()
 
     def __call__(self, clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw, then augment and normalise clips [N, T, 3, H, W] in [0, 1]; return the same shape."""
+        """Draw, then augment and normalise clips [N, T, 3, H, W] in [0, 1]."""
         return self.apply(clips, self.draw(len(clips), generator))
 
     def apply(self, clips: torch.Tensor, draws: PhotometricDraws) -> torch.Tensor:
-        """Augment clips [N, T, 3, H, W] in [0, 1] as drawn, and normalise them; return the same shape."""
+        """Augment clips [N, T, 3, H, W] in [0, 1] as drawn, and normalise them."""
         if _on_cpu(clips):
             kernels = _chosen_kernels(clips, draws.sigma, draws.blur)
             return augment_clips(clips, draws.jitters(), kernels, colour_matrix(self.mean, self.std))
@@ -132,8 +141,8 @@ class Photometric:
 def _factors(spread: torch.Tensor, jittered: torch.Tensor, *, strength: float, hue: float) -> torch.Tensor:
     """Turn numbers [4, N, ...] in [0, 1) into the factors of four operations.
 
-    Clips that are not jittered, bool [N, ...], get 1, 1, 1 and 0, which change nothing: so all of them take the same
-    operations, and nothing has to ask the device which.
+    Clips that are not jittered, bool [N, ...], get 1, 1, 1 and 0, which change nothing: so all of
+    them take the same operations, and nothing has to ask the device which.
     """
     rest = (1,) * (spread.ndim - 1)
     half = torch.tensor([strength] * 3 + [hue], device=spread.device).reshape(4, *rest)
@@ -142,7 +151,7 @@ def _factors(spread: torch.Tensor, jittered: torch.Tensor, *, strength: float, h
 
 
 def _each(values: torch.Tensor) -> torch.Tensor:
-    """[N] -> [N, 1, 1, 1, 1]."""
+    """Turn [N] into [N, 1, 1, 1, 1]."""
     return values[:, None, None, None, None]
 
 
@@ -192,7 +201,8 @@ class JitterDraws:
     """All that is random about one call of `ClipJitter`, for N clips of T frames.
 
     Attributes:
-        factors: [4, N, T] of brightness, contrast, saturation and hue; 1, 1, 1 and 0 for clips without jitter.
+        factors: [4, N, T] of brightness, contrast, saturation and hue; 1, 1, 1 and 0 for clips
+            without jitter.
         order: Places of the four operations, first applied first, for all clips.
         grey: Bool [N].
     """
@@ -211,13 +221,15 @@ class JitterDraws:
 class ClipJitter:
     """Rules of MSCL's jitter and grey scale, each decided once for all frames of a clip.
 
-    Blur and normalisation follow it and are no part of it. Source: MSCL's code (megvii-research/MSCL), written for
-    kornia before 0.6: brightness is added, contrast multiplies, and saturation is that of HSV.
+    Blur and normalisation follow it and are no part of it. Source: MSCL's code
+    (megvii-research/MSCL), written for kornia before 0.6: brightness is added, contrast multiplies,
+    and saturation is that of HSV.
 
     Attributes:
         jitter: Probability of jitter.
         grey: Probability of grey scale, which comes after it.
-        strength: Brightness, contrast and saturation factors are uniform in [1 - strength, 1 + strength].
+        strength: Brightness, contrast and saturation factors are uniform in
+            [1 - strength, 1 + strength].
         hue: The hue turns by a uniform share of a turn in [-hue, hue].
         sync: Factors of a "clip", or of each "frame" as in MSCL's published configuration.
     """
@@ -259,7 +271,10 @@ def add_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def hsv_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Multiply the saturation of [..., 3, H, W] by the factor, up to 1; hue and value (HSV) are kept."""
+    """Multiply the saturation of [..., 3, H, W] by the factor, up to 1.
+
+    Hue and value (HSV) are kept.
+    """
     value, low = images.amax(-3, keepdim=True), images.amin(-3, keepdim=True)
     most = value / (value - low).clamp(min=torch.finfo(images.dtype).tiny)  # the factor that gives saturation 1
     return value - (value - images) * torch.minimum(factor.expand_as(most), most)

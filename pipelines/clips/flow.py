@@ -1,7 +1,8 @@
-"""Choose the clips of pictures and of optical flow that MSCL compares, and the motion filter that picks them.
+"""Draw the clips of pictures and of optical flow that MSCL compares, picked by a motion filter.
 
-Frames count in positions: the places of a video's flow fields in their order. Source: Ni et al., ECCV 2022
-(arXiv 2208.06105), and its code (megvii-research/MSCL); "released" is what that code does, "fixed" what it means to do.
+Frames count in positions: the places of a video's flow fields in their order. Source: Ni et al.,
+ECCV 2022 (arXiv 2208.06105), and its code (megvii-research/MSCL). The rule "released" does as that
+code does, "fixed" as it means to do.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from shards_spec.errors import ConfigError, ShardError, choice
 from shards_spec.schema import adding_command
 from shards_spec.series import Series
 
+Floats = npt.NDArray[np.float32]
 Rule = Literal["fixed", "released"]
 
 RULES = ("fixed", "released")
+SCORES = "motion_score"  # the column of the index that holds the motion-differential score of each field
 _TRIES = 11  # draws of the first clip in the released code
 
 
 def clip_scores(scores: npt.ArrayLike, *, stride: int, length: int) -> npt.NDArray[np.float64]:
-    """Scores [N] of the clips that start at each of N positions: mean score of their `length` fields.
+    """Return the score [N] of the clip at each position: the mean of its `length` fields.
 
     Fields beyond the end count as 0, so clips that leave the video score low.
     """
@@ -42,10 +45,13 @@ def clip_scores(scores: npt.ArrayLike, *, stride: int, length: int) -> npt.NDArr
 
 
 def chosen_offsets(scores: npt.ArrayLike, *, stride: int, length: int, rule: Rule = "fixed") -> npt.NDArray[np.int64]:
-    """Positions [M], ascending, whose clips score more than the median clip, from the frame scores [N].
+    """Return the positions [M], ascending, whose clips score more than the median clip.
 
-    "fixed" looks at clips within the video alone, so `stride` must be that of the clips drawn later; "released"
-    looks at all N starts.  M is at most half of the starts looked at, and 0 where all are alike.
+    The scores [N] are those of the single fields.
+
+    "fixed" looks only at clips within the video, so `stride` must be that of the clips drawn later;
+    "released" looks at all N starts. M is at most half of the starts looked at, and 0 where all are
+    alike.
     """
     choice("rule", rule, RULES)
     clips = clip_scores(scores, stride=stride, length=length)
@@ -55,18 +61,19 @@ def chosen_offsets(scores: npt.ArrayLike, *, stride: int, length: int, rule: Rul
 
 
 def starts(positions: int, *, stride: int, length: int) -> int:
-    """How many starts have their clip within the video; 1, whose clip is looped, where the video is too short."""
+    """Count the starts whose clip lies within the video; 1 where it is too short, a looped clip."""
     return max(positions - stride * length + 1, 1)
 
 
 def draw_clips(
     draw: Draw, chosen: Sequence[int], positions: int, *, stride: int, length: int, rule: Rule = "fixed"
 ) -> tuple[int, int]:
-    """Starts of a sample's two clips, the second up to one clip's span before or after the first.
+    """Draw the starts of two clips, the second up to a clip's span before or after the first.
 
-    "fixed": the first uniform among `chosen`, the second the chosen one nearest to its target; where none is
-    chosen, any start and the target itself.  "released": up to 11 draws of any start until a chosen one comes, then
-    the first chosen; the second as `released_second` says; 0 where none is chosen.  `chosen` is ascending.
+    "fixed": the first is uniform among `chosen`, the second the chosen one nearest to its target;
+    where none is chosen, they are any start and the target itself. "released": up to 11 starts are
+    drawn until a chosen one comes, then the first chosen is taken, or 0 where none is; the second
+    is as `released_second` says. `chosen` is ascending.
     """
     choice("rule", rule, RULES)
     last = starts(positions, stride=stride, length=length) - 1
@@ -82,28 +89,38 @@ def draw_clips(
 
 
 def draw_clip(draw: Draw, chosen: Sequence[int], positions: int, *, stride: int, length: int) -> int:
-    """Start of a single clip, as validation takes it: uniform among `chosen`, or any start where none is."""
+    """Draw the start of a single clip, as validation takes it.
+
+    It is uniform among `chosen`, or any start where none is chosen.
+    """
     if len(chosen):
         return int(chosen[draw.randint(0, len(chosen) - 1)])
     return draw.randint(0, starts(positions, stride=stride, length=length) - 1)
 
 
 def clip_positions(start: int, positions: int, *, stride: int, length: int) -> list[int]:
-    """Positions [length] of a clip; one that is longer than the video goes on at its beginning."""
+    """Return the positions [length] of a clip.
+
+    One that is longer than the video goes on at its beginning.
+    """
     return [(start + stride * step) % positions for step in range(length)]
 
 
 def nearest(chosen: Sequence[int], target: int) -> int:
-    """The member of `chosen` (ascending, not empty) nearest to the target, the earlier of two as near."""
+    """Return the member of `chosen` nearest to the target, the earlier of two as near.
+
+    `chosen` is ascending and not empty.
+    """
     place = bisect_left(chosen, target)
     around = chosen[max(place - 1, 0) : place + 1]
     return int(min(around, key=lambda start: abs(start - target)))
 
 
 def released_second(chosen: Sequence[int], target: int) -> int:
-    """What the released code takes for the nearest: each member is compared with the last one that was taken.
+    """Return the second start of the released code, which compares each with the last one taken.
 
-    A target of 0 or less gives 0, chosen or not; another mostly the next chosen one after it, not the nearest.
+    A target of 0 or less gives 0, chosen or not. Another mostly gives the next chosen one after it,
+    not the nearest.
     """
     second = 0
     for start in chosen:
@@ -124,10 +141,12 @@ def _released_first(draw: Draw, chosen: Sequence[int], last: int) -> int:
 def flow_box(
     box: tuple[int, int, int, int], frame: tuple[int, int], field: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """The box (top, left, height, width) of a `frame` of (height, width), in flow fields of the size `field`.
+    """Return a box of a `frame` of (height, width) in flow fields of the size `field`.
 
-    Each edge is scaled along its own axis and rounded half to even, as the published code of MSCL does
-    (megvii-research/MSCL); the vectors within keep their length.
+    A box is (top, left, height, width).
+
+    Each edge is scaled along its own axis and rounded half to even; the vectors within keep their
+    length. Source: MSCL's code (megvii-research/MSCL).
     """
     top, left, height, width = box
     down, across = field[0] / frame[0], field[1] / frame[1]
@@ -136,33 +155,30 @@ def flow_box(
     return first_row, first_column, end_row - first_row, end_column - first_column
 
 
-Floats = npt.NDArray[np.float32]
-
-SCORES = "motion_score"  # the column of the index that holds the motion-differential score of each field
-
-
 @dataclass(frozen=True, kw_only=True)
 class FlowPairRules:
-    """Two clips of a video that move enough, of pictures and of the flow fields at the same positions.
+    """Rules of MSCL's clips: two of a video that move enough, with the flow at the same positions.
 
-    Positions are a video's flow fields in their order, each with the frame that it starts from.  Views of a video:
-    query and key, each with a box and flip of its own; its flow is cut by the same boxes.
+    Positions are a video's flow fields in their order, each with the frame that it starts from.
+    Query and key have a box and flip of their own each; their flow is cut by the same boxes.
 
     Attributes:
-        frames: Of a clip, T.
-        stride: Between them, in positions.
+        frames: Frames of a clip, T.
+        stride: Distance of these, in positions.
         crop: Side of the crops in pixels, of pictures and of flow.
-        flow_series: Name of the series of flow fields; the published code has pairs 8 frames apart, from every second
-            frame.
-        motion_filter: Only clips that score more than the video's median clip.
-        filter_stride: Of the clips that are scored, in positions; 0: that of `stride`, as it should be. The published
-            samples have 4.
+        flow_series: Name of the series of flow fields; the published code has pairs 8 frames apart,
+            from every second frame.
+        motion_filter: Take only clips that score more than the video's median clip.
+        filter_stride: Stride of the clips that are scored, in positions; 0: that of `stride`, as it
+            should be. The published samples have 4.
         motion_rule: "fixed" or "released", see `pipelines.clips.flow`.
-        short: Of videos shorter than a clip: "loop", go on at their beginning, as in the published code; "skip".
-        flow_fields: "all" T of a clip, or the "even" ones alone, which are all that MSCL's flow encoder looks at.
-        flow_crops: "own", each clip's flow in its own view's box; "both", the flow of query and key in the query's
-            box, then of both in the key's: what the released order of flow clips needs.
-        area: Share of the frame that a crop covers.
+        short: Videos shorter than a clip: "loop", go on at their beginning, as in the published
+            code; or "skip".
+        flow_fields: "all" T of a clip, or the "even" ones, which are all that MSCL's flow encoder
+            looks at.
+        flow_crops: "own": each clip's flow in its own box. "both": the flow of query and key in the
+            query's box, then of both in the key's, which the released order of flow clips reads.
+        area: Range of the share of the frame that a crop covers.
         flip: Mirror half of the crops; off where left and right mean something.
     """
 
@@ -197,7 +213,7 @@ class FlowPairRules:
         return self.filter_stride or self.stride
 
     def usable(self, shards: ShardSet, rows: Ints) -> Flags:
-        """[n] which videos have flow, and a whole clip of it where short ones are skipped.
+        """Tell which videos [n] have flow, and a whole clip of it where short ones are skipped.
 
         Raises:
             ShardError: the shards hold no such flow or, with the filter, no scores of it.
@@ -210,7 +226,7 @@ class FlowPairRules:
         return long_enough
 
     def draw(self, draw: Draw, shards: ShardSet, row: int) -> tuple[list[Crop], list[Crop]]:
-        """Query and key of a video as pictures, and their flow."""
+        """Draw query and key of a video as pictures, and their flow."""
         series = shards.series(self.flow_series)
         grid = series.kept(row)  # [N] the frame of each position
         size: tuple[int, int] = tuple(shards.series("rgb").sizes[row].tolist())
@@ -228,7 +244,7 @@ class FlowPairRules:
         return views, flow
 
     def clip_starts(self, draw: Draw, series: Series, row: int) -> tuple[int, int]:
-        """Positions at which query and key start."""
+        """Draw the positions at which query and key start."""
         positions = len(series.kept(row))
         chosen: list[int] = []
         if self.motion_filter:
@@ -244,14 +260,18 @@ class FlowPairRules:
 
 
 def motion_scores(series: Series, row: int) -> Floats:
-    """[N] scores of a video's fields."""
+    """Return the scores [N] of a video's fields."""
     first = series.columns["first"]
     scores: Floats = series.columns[SCORES][first[row] : first[row + 1]]
     return scores
 
 
 def check_motion(shards: ShardSet, series: str, *, scores: bool) -> None:
-    """ShardError, with the command that makes it, unless the shards hold this series of flow and its scores."""
+    """Check that the shards hold this series of flow and, if asked, its scores.
+
+    Raises:
+        ShardError: they do not; the command that makes them is named.
+    """
     if series not in shards.series_names:
         raise ShardError(f'{shards.path} holds no flow "{series}"; add it with {adding_command(series, shards.path)}')
     if scores and SCORES not in shards.columns(series):

@@ -1,4 +1,4 @@
-"""Clips of labelled videos for probes of features: uniform ones for a test, a random one a video for training."""
+"""Draw clips of labelled videos for probes: uniform ones for a test, a random one for training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class ProbeRules:
         stride: Distance of its frames; a clip's window is frames * stride consecutive frames.
         size: Side of the square that it is resized to.
         clips: Uniform clips of a test video.
-        sampling: "windows"; or "segments", a frame of each of as many equal parts of the video, which knows no stride.
+        sampling: "windows"; or "segments", a frame of each of as many equal parts of the video,
+            which knows no stride.
         centre: Side of a test clip's square, as a share of a stored frame's shorter side.
         area: Least share of the frame that a training clip's box covers.
         flip: Half of the training clips are mirrored.
@@ -64,7 +65,10 @@ class ProbeRules:
         return 1 if self.sampling == "segments" else self.frames * self.stride
 
     def uniform(self, count: int) -> list[list[int]]:
-        """Return the frames of the test clips of a video of `count`; of one clip of segments, their middles."""
+        """Return the frames of the test clips of a video of `count`.
+
+        A single clip of segments has their middles.
+        """
         if self.sampling == "segments":
             places = (np.arange(self.clips)[:, None] + 0.5) / self.clips + np.arange(self.frames)  # [clips, frames]
             middles: list[list[int]] = (places * count / self.frames).astype(np.int64).tolist()
@@ -79,22 +83,25 @@ class ProbeRules:
         return self.frames_at(draw.randint(0, max(count - self.window, 0)), count)
 
     def frames_at(self, start: int, count: int) -> list[int]:
-        """Return the frames of the clip at `start` of a video of `count`; a shorter one stands still at its end."""
+        """Return the frames of the clip at `start` of a video of `count`.
+
+        A shorter one stands still at its end.
+        """
         return [min(start + self.stride * n, count - 1) for n in range(self.frames)]
 
 
 def uniform_clips(shards: ShardSet, rows: Sequence[int], rules: ProbeRules) -> ClipStream:
-    """Make the stream whose step n is video n of a list: its clips at uniform starts, from the centre square.
+    """Make the stream whose step n is video n: clips at uniform starts, from the centre square.
 
-    By default the starts are floor(linspace(0, windows - 1, clips)), and the square is 0.875 of the shorter side.
-    Source: FIMA's code (ZMHH-H/FIMA).
+    By default the starts are floor(linspace(0, windows - 1, clips)), and the square is 0.875 of the
+    shorter side. Source: FIMA's code (ZMHH-H/FIMA).
     """
     numbers = np.array(rows, dtype=np.int64)
     return ClipStream(shards, numbers, ProbeClips(rules, training=False), batch=1, seed=0, order=in_turn, whole=False)
 
 
 def random_clips(shards: ShardSet, rows: Sequence[int], rules: ProbeRules, *, batch: int, seed: int) -> ClipStream:
-    """Make the stream of training batches of a list of videos: a random clip of each, randomly cropped and mirrored.
+    """Make the stream of training batches: a random clip of each video, cropped and mirrored.
 
     Raises:
         ConfigError: there is no video.
@@ -120,13 +127,17 @@ def in_turn(seed: int, epoch: int, videos: int) -> Ints:
 
 
 def permuted(seed: int, epoch: int, videos: int) -> Ints:
-    """Return a random order [videos] of NumPy's own generator: the order of every classifier trained so far."""
+    """Return a random order [videos] of NumPy's own generator.
+
+    It is not that of `shuffled`, so that classifiers are trained in the order that they always
+    were.
+    """
     return np.random.default_rng((seed, epoch)).permutation(videos)
 
 
 @dataclass(frozen=True)
 class ProbeClips:
-    """The rule of test clips or, where `training`, of training clips; videos of any length have them."""
+    """The rule of test clips or, where `training`, of training clips, for videos of any length."""
 
     rules: ProbeRules
     training: bool
@@ -143,7 +154,7 @@ class ProbeClips:
         return np.ones(len(rows), np.bool_)
 
     def draw(self, draw: Draw, shards: ShardSet, row: int) -> tuple[list[Crop], list[Crop]]:
-        """Draw the training clip of a video, or return its test clips, for which nothing is drawn; no flow."""
+        """Draw the training clip of a video, or return its test clips; neither has flow."""
         rules, count = self.rules, int(shards.frames[row])
         height, width = shards.series("rgb").sizes[row].tolist()
         if self.training:
@@ -154,6 +165,6 @@ class ProbeClips:
 
 
 def centre_box(size: Sequence[int], share: float = CENTRE) -> Box:
-    """Return the centre square of a frame of (height, width), whose side is a share of the shorter one."""
+    """Return the centre square of a frame of (height, width), a share of its shorter side."""
     side = max(1, int(share * min(size)))
     return Box((size[0] - side) // 2, (size[1] - side) // 2, side, side)

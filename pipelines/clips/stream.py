@@ -1,4 +1,4 @@
-"""Plan a step of clips of videos: which pixels are read, which clips are made of them, and their crop boxes."""
+"""Plan a step of clips of videos: the pixels that are read, and the clips made of them."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def random_resized_box(
     area: tuple[float, float] = (0.2, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draw a box in a `frame` of (height, width) whose area and aspect ratio (width / height) lie in these ranges.
+    """Draw a box of a `frame` (height, width), of area and aspect (width / height) in these ranges.
 
-    The share of the area is uniform, the aspect ratio log-uniform, the corner uniform. After ten boxes that do not
-    fit it is the largest central one of an allowed ratio. The draws are area and log ratio, then row and column of
-    the box that fits, in the order of torchvision's RandomResizedCrop.
+    The share of the area is uniform, the aspect ratio log-uniform, the corner uniform. After ten
+    boxes that do not fit it is the largest central one of an allowed ratio. The draws are area and
+    log ratio, then row and column of the box that fits, in the order of torchvision's
+    RandomResizedCrop.
 
     Raises:
         ConfigError: a range is empty or not positive.
@@ -71,7 +72,7 @@ def _central_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
 
 
 def crop_coordinates(box: Box, frame: tuple[int, int], *, flip: bool) -> tuple[float, float, float, float]:
-    """Return the corners (x1, y1, x2, y2) of a box in a `frame` of (height, width), as shares of it.
+    """Return the corners (x1, y1, x2, y2) of a box of a `frame` (height, width), as shares of it.
 
     Pixel centres count, so 0 and 1 are the first and the last pixel; x1 > x2 marks a flipped crop.
     Source: FIMA's code (ZMHH-H/FIMA), which pairs places of two crops by them.
@@ -83,7 +84,7 @@ def crop_coordinates(box: Box, frame: tuple[int, int], *, flip: bool) -> tuple[f
 
 
 class Crop(NamedTuple):
-    """One clip as a rule draws it: positions among a video's members, their box in pixels, mirrored or not."""
+    """One clip as a rule draws it: positions among a video's members, box, mirrored or not."""
 
     frames: list[int]
     box: Box
@@ -93,14 +94,17 @@ class Crop(NamedTuple):
 def draw_crop(
     draw: Draw, frames: list[int], size: tuple[int, int], *, area: tuple[float, float] = (0.2, 1.0), flip: bool = True
 ) -> Crop:
-    """Draw a random resized box for a clip of these frames of (height, width); half of the clips are mirrored."""
+    """Draw a random resized box for a clip of these frames of (height, width).
+
+    Half of the clips are mirrored.
+    """
     box = random_resized_box(draw, size, area=area)
     mirrored = draw.random() < 0.5  # drawn either way: the other draws stay the same
     return Crop(frames, box, mirrored and flip)
 
 
 class CropView(NamedTuple):
-    """One clip of a plan: members `indices` [T] of its reads number `reads`, cut to the box, mirrored or not.
+    """One clip of a plan: members `indices` [T] of its reads number `reads`, box, mirrored or not.
 
     The box lies in the windows that are read.
     """
@@ -113,7 +117,9 @@ class CropView(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Everything that is random about the clips of one step; colours are drawn from (seed, n) on the device.
+    """Everything that is random about the clips of one step.
+
+    Colours are drawn from (seed, n) on the device.
 
     Attributes:
         n: Number of the step.
@@ -153,7 +159,11 @@ class ClipRules(Protocol):
         """Name of the series of flow fields; None where none is read."""
 
     def usable(self, shards: ShardSet, rows: Ints) -> Flags:
-        """Tell which videos [n] are long enough; ShardError where the shards lack what the rule reads."""
+        """Tell which videos [n] are long enough.
+
+        Raises:
+            ShardError: the shards lack what the rule reads.
+        """
 
     def draw(self, draw: Draw, shards: ShardSet, row: int) -> tuple[list[Crop], list[Crop]]:
         """Draw the clips of a video, as many for each, and its clips of flow."""
@@ -165,11 +175,11 @@ def shuffled(seed: int, epoch: int, videos: int) -> Ints:
 
 
 class ClipStream:
-    """Clips of videos, drawn by a rule: `plan(n)`, of step n, is a pure function of (seed, n), the whole state.
+    """Clips of videos, drawn by a rule: `plan(n)`, of step n, is a pure function of (seed, n).
 
-    An epoch is an order of the videos without the last ones that fill no batch. A process takes its part of each
-    step's batch, so that the step has the same clips for any number of processes. Each sample has draws of its own:
-    those of its number, n * batch + i.
+    An epoch is an order of the videos without the last ones that fill no batch. A process takes its
+    part of each step's batch, so that the step has the same clips for any number of processes. Each
+    sample has draws of its own: those of its number, n * batch + i.
 
     Args:
         shards: The opened shard set.
@@ -181,7 +191,8 @@ class ClipStream:
         ranks: Processes that train together.
         order: The order of each epoch.
         draws: Added to the numbers of samples, so that streams of one seed have other draws.
-        whole: Read whole frames, since the boxes of a video's clips differ; False: read their one box only.
+        whole: Read whole frames, since the boxes of a video's clips differ; False: read their one
+            box only.
 
     Attributes:
         rows: Rows that are long enough.
@@ -189,7 +200,8 @@ class ClipStream:
         epoch_steps: Steps of an epoch.
 
     Raises:
-        ConfigError: batch and ranks do not go together, or too few videos are long enough for one batch.
+        ConfigError: batch and ranks do not go together, or too few videos are long enough for one
+            batch.
         ShardError: the shards lack what the rules read.
     """
 
@@ -270,7 +282,9 @@ class ClipStream:
         return self.rows[self._epoch(epoch)[first : first + self._share]]
 
     def _epoch(self, epoch: int) -> Ints:
-        """Return the order [videos] of an epoch; two are kept, since steps at an epoch's end are planned ahead.
+        """Return the order [videos] of an epoch.
+
+        Two are kept, since steps at an epoch's end are planned ahead.
 
         Of two threads each may make it, and both make the same.
         """

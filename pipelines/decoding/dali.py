@@ -1,4 +1,4 @@
-"""Decoding with NVIDIA DALI: its threads on a CPU, its hardware decoder on a GPU."""
+"""Decode with NVIDIA DALI: with its threads on a CPU, or the hardware decoder of a GPU."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ def dali_is_installed() -> bool:
 
 
 class DaliExecutor:
-    """Decodes only the windows asked for, on `threads` threads or (device="gpu") on torch's current GPU.
+    """Decodes only the windows asked for, on `threads` threads or on torch's current GPU.
 
-    One pipeline takes every window size, since the shape is an input of it; it is built at the first call
-    and again when a call brings more frames than any before. Calls may come from several threads: one
-    reads payloads while another's are decoded. On a CPU the pixels equal the portable executor's.
-    Raises ConfigError when DALI is not installed, or there is no GPU to decode on.
+    One pipeline takes every window size, since the shape is an input of it. It is built at the
+    first call, and again when a call brings more frames than any before. Calls may come from
+    several threads: one reads payloads while another's are decoded. On a CPU the pixels equal the
+    portable executor's.
+
+    Raises:
+        ConfigError: DALI is not installed, or there is no GPU to decode on.
     """
 
     def __init__(

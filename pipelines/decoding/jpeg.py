@@ -1,4 +1,4 @@
-"""Decoding with simplejpeg and threads: runs everywhere, and is what other executors are held against."""
+"""Decode with simplejpeg and threads: runs everywhere, and other executors are checked by it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def clips_of(reads: Reads) -> list[tuple[int, int]]:
-    """Bounds [start, stop) of the runs of reads that belong to one video."""
+    """Return the bounds [start, stop) of the runs of reads that belong to one video."""
     edges = [0, *(np.flatnonzero(np.diff(reads.rows)) + 1).tolist(), len(reads)]
     return list(pairwise(edges))
 
 
 def read_payloads(shards: ShardSet, reads: Reads, start: int, stop: int) -> list[bytes]:
-    """Encoded frames of reads [start, stop), which all belong to one video."""
+    """Read the encoded frames of reads [start, stop), which all belong to one video."""
     series = shards.series(reads.modality)
     return series.read(int(reads.rows[start]), reads.frames[start:stop])
 
 
 def decode_jpeg(payload: bytes, scratch: Pixels, *, where: str) -> Pixels:
-    """Decode one RGB frame [H, W, 3] into scratch, exactly; ShardError saying where when it is damaged."""
+    """Decode one RGB frame [H, W, 3] into scratch, exactly.
+
+    Raises:
+        ShardError: it is damaged; `where` names it.
+    """
     try:
         # the fast modes are off by up to 53 levels at colour edges
         return np.asarray(simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False, buffer=scratch))
@@ -41,13 +45,16 @@ def decode_jpeg(payload: bytes, scratch: Pixels, *, where: str) -> Pixels:
 
 
 def frame_name(shards: ShardSet, reads: Reads, i: int) -> str:
-    """Words that say which frame read i is, for a message."""
+    """Name the frame of read i, for a message."""
     row, frame = int(reads.rows[i]), int(reads.frames[i])
     return f'stored {reads.modality} frame {frame} of video "{shards.name(row)}" in {shards.path}'
 
 
 class PortableExecutor:
-    """Decodes a clip a task on `threads` threads (default: one a core), bit for bit as libjpeg-turbo."""
+    """Decodes each clip as a task of `threads` threads (default: one a core).
+
+    Pixels are those of libjpeg-turbo, bit for bit.
+    """
 
     def __init__(self, shards: ShardSet, *, threads: int | None = None, pin_memory: bool = False) -> None:
         self._shards, self._pin_memory = shards, pin_memory
@@ -79,7 +86,7 @@ class PortableExecutor:
             out[i] = frame[top : top + height, left : left + width]
 
     def _scratch(self, count: int) -> Pixels:
-        """Pixels for one whole frame, kept for each thread: fresh memory costs more than the copy."""
+        """Return memory of one frame, kept for each thread: fresh memory costs more than a copy."""
         scratch: Pixels | None = getattr(self._local, "scratch", None)
         if scratch is None or len(scratch) < count:
             scratch = self._local.scratch = np.empty(count, dtype=np.uint8)

@@ -1,4 +1,7 @@
-"""Raw sets: the windows are copied out of the shard files, which are mapped into memory; nothing is decoded."""
+"""Copy windows of raw sets out of the shard files, which are mapped into memory.
+
+Nothing is decoded.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,21 @@ from shards_spec.errors import ShardError
 
 Pixels = npt.NDArray[np.uint8]
 
-LEAST_SHARE = 4 << 20  # bytes: to hand over less costs more than to copy it
+LEAST_SHARE = 4 << 20  # bytes a thread: to hand over less costs more than to copy it
 
 
 def _clips_of(reads: Reads, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Bounds of the runs within [start, stop) of reads of one video and one window."""
+    """Return the bounds of runs of reads of one video and one window, within [start, stop)."""
     same = np.stack([reads.rows, reads.tops, reads.lefts])[:, start:stop]  # [3, n]
     edges = np.flatnonzero((same[:, 1:] != same[:, :-1]).any(0)) + start + 1
     return pairwise([start, *edges.tolist(), stop])
 
 
 class RawExecutor:
-    """Copies the windows of raw frames on `threads` threads (default: one a core), the calling ones among them."""
+    """Copies windows of raw frames on `threads` threads (default: one a core).
+
+    The calling threads are among them.
+    """
 
     def __init__(self, shards: ShardSet, *, threads: int | None = None, pin_memory: bool = False) -> None:
         self._shards, self._pin_memory = shards, pin_memory
@@ -63,7 +69,11 @@ class RawExecutor:
         return frames
 
     def windows(self, reads: Reads) -> list[Pixels]:
-        """The R windows [h, w, 3] where they lie in the files, read-only; ShardError as `decode`."""
+        """Return the R windows [h, w, 3] where they lie in the files, read-only.
+
+        Raises:
+            ShardError: as of `decode`.
+        """
         self._check_windows(reads)
         self._shards.series(reads.modality).fetch(reads.rows)
         found = self._views(reads, 0, len(reads))
@@ -72,7 +82,8 @@ class RawExecutor:
         return found
 
     def _copy(self, reads: Reads, start: int, stop: int, out: Pixels) -> None:
-        # one call for all: no other thread has to wait for Python, and rows are copied faster than numpy does
+        # one call for all: no other thread has to wait for Python, and rows are copied faster than
+        # numpy does
         cv2.vconcat(self._views(reads, start, stop), out[start:stop].reshape(-1, *out.shape[2:]))
 
     def _views(self, reads: Reads, start: int, stop: int) -> list[Pixels]:
@@ -92,7 +103,7 @@ class RawExecutor:
         return views
 
     def _check_windows(self, reads: Reads) -> None:
-        """Refuse a window that is not all inside its frame: a slice would be cut short in silence."""
+        """Refuse a window that leaves its frame: a slice would be cut short in silence."""
         room = self._shards.series(reads.modality).sizes[reads.rows] - np.array(reads.size)  # [R, 2]
         corners = np.stack([reads.tops, reads.lefts], axis=1)  # [R, 2]
         outside = np.flatnonzero(((corners < 0) | (corners > room)).any(1))

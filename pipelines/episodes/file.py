@@ -1,4 +1,4 @@
-"""Episodes as a file: the videos of each by their original names, so that others can run exactly these."""
+"""Read and write files of episodes: the videos of each by name, for others to run exactly these."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line, parse_json, write_whole
 
-# What is read of the header, and of which type
+# Keys that are read of the header, and their types
 HEADER: dict[str, tuple[type, ...]] = {
     "episodes": (int,),
     "seed": (int,),
@@ -25,20 +25,20 @@ HEADER: dict[str, tuple[type, ...]] = {
     "split_sha256": (str,),
     "left_out": (list,),
 }
-KEYS = ("classes", "support", "query", "query_classes")  # of a line, besides its number n
+KEYS = ("classes", "support", "query", "query_classes")  # of every line, with its number n
 MORE = ("unlabelled", "unlabelled_classes")  # of a line with unlabelled videos
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all episodes of a file have alike.
+    """The numbers that are the same in all episodes of a file.
 
     Attributes:
         way: Classes of an episode.
         shot: Support videos of each class.
         queries: Queries of an episode, of all its classes.
         unlabelled_per_class: Unlabelled videos of each class.
-        distractor_classes: Other classes, of which it has unlabelled videos alone.
+        distractor_classes: Other classes, which have only unlabelled videos in it.
         distractors_per_class: Videos of each of them.
     """
 
@@ -66,7 +66,8 @@ class EpisodeFile:
     Attributes:
         shape: Their numbers of classes and videos.
         chosen: [N] their videos.
-        header: What the file says of itself; empty where it has no header.
+        header: The file's first line, which says how they were drawn; empty where the file has no
+            header.
         sha256: Hash of the file.
     """
 
@@ -128,9 +129,9 @@ def read_episodes(path: Path, shards: ShardSet, split: str) -> EpisodeFile:
     """Read a file of episodes and find their videos among those stored of a split.
 
     Raises:
-        ShardError: with file and line: a line that is broken, names what the split has not, has a video in two
-            places or another shape than the first; or the file was drawn from another split, says in its header what
-            its episodes are not, or was cut short.
+        ShardError: a line is broken, names a video or class that the split does not have, holds a
+            video twice, or differs in shape from the first; the file was drawn from another split,
+            contradicts its header, or was cut short. File and line are named.
     """
     try:
         data = path.read_bytes()
@@ -159,7 +160,7 @@ def read_episodes(path: Path, shards: ShardSet, split: str) -> EpisodeFile:
 
 
 def _checked_shape(chosen: Chosen, shards: ShardSet, first: Shape | None) -> Shape:
-    """The shape of an episode, which must be that of the first."""
+    """Return the shape of an episode; ShardError unless it is that of the first."""
     way = len(chosen.classes)
     counts = Counter(shards.labels[list(chosen.unlabelled)].tolist())
     own = {counts.pop(label, 0) for label in chosen.classes}
@@ -213,7 +214,7 @@ class _Finder:
         self._rows: dict[tuple[int, str], int] = {(int(shards.labels[row]), shards.name(row)): row for row in rows}
 
     def find(self, line: dict[str, Any], n: int) -> Chosen:
-        """The episode of a line, which must be number n."""
+        """Return the episode of a line, which must be number n."""
         if type(line.get("n")) is not int or line["n"] != n:
             raise ShardError(f"n is {line.get('n')!r} and not {n}: a line is missing or stands twice")
         line = {key: [] for key in MORE} | line
@@ -261,5 +262,5 @@ class _Finder:
 
 def _place(label: str, classes: list[str]) -> int:
     if label not in classes:
-        raise ShardError(f'query class "{label}" is none of the episode\'s classes')
+        raise ShardError(f'query class "{label}" is not a class of the episode')
     return classes.index(label)

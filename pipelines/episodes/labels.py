@@ -1,4 +1,7 @@
-"""Label files: CSV of `video,cluster` (or `video,label`) whose labels stand in for the classes of a split."""
+"""Read and write label files: CSV of `video,cluster` (or `video,label`).
+
+Their labels stand in for the classes of a split.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,11 @@ def write_labels(path: Path, labels: Mapping[str, int]) -> None:
 
 
 def read_labels(path: Path, shards: ShardSet, split: str) -> Labels:
-    """Labels of videos of a split; videos that the file does not name are in no episode.
+    """Read the labels of a split's videos; videos that the file does not name are in no episode.
 
     Raises:
-        ConfigError: the file is missing, is no such CSV, names a video twice, or one that the split does not have.
+        ConfigError: the file is missing, is no such CSV, names a video twice, or one that the split
+            does not have.
         ShardError: there is no such split.
     """
     named = _named(path)
@@ -56,7 +60,7 @@ def read_labels(path: Path, shards: ShardSet, split: str) -> Labels:
 
 
 def _named(path: Path) -> dict[str, str]:
-    """Video -> label, as text."""
+    """Read the label of each video, as text."""
     try:
         text = _read(path).decode("utf-8-sig", "surrogateescape")  # as the names of videos are read
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
@@ -77,7 +81,7 @@ def _named(path: Path) -> dict[str, str]:
 
 
 def labels_sha256(path: Path) -> str:
-    """Hash of a label file; ConfigError when it is missing."""
+    """Return the SHA-256 of a label file; ConfigError when it is missing."""
     return hashlib.sha256(_read(path)).hexdigest()
 
 

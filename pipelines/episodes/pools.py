@@ -1,4 +1,4 @@
-"""What episodes draw their classes from: the classes of a split, other labels of its videos, or single videos."""
+"""The classes that episodes draw from: those of a split, other labels, or single videos."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of videos: names by number, the numbers that are drawn from in order, and the label of each row.
+    """Labels of videos; without names, every video is a class of its own.
 
-    rows: [n] catalogue rows, ascending. of_rows: [n] their labels. Where `names` is empty, every video is a class
-    of its own: support and queries of an episode are views of one video.
+    Attributes:
+        names: Names of the labels by their numbers.
+        used: Numbers of the labels that are drawn from, in order.
+        rows: [n] catalogue rows, ascending.
+        of_rows: [n] their labels.
     """
 
     names: tuple[str, ...]
@@ -35,7 +38,11 @@ class Labels:
 
     @classmethod
     def of_split(cls, shards: ShardSet, split: str) -> Labels:
-        """The classes of a split, those without videos too; ShardError when there is no such split."""
+        """Take the classes of a split, those without videos too.
+
+        Raises:
+            ShardError: there is no such split.
+        """
         rows = shards.split_rows(split)
         place = {name: label for label, name in enumerate(shards.dataset.classes)}
         used = tuple(place[name] for name in shards.dataset.splits[split].classes)
@@ -43,21 +50,21 @@ class Labels:
 
     @classmethod
     def of_single_videos(cls, shards: ShardSet, split: str) -> Labels:
-        """Every video of a split as a class of its own, its true one unread."""
+        """Take every video of a split as a class of its own; the true classes are not read."""
         rows = shards.split_rows(split)
         return cls((), (), rows, np.full(len(rows), -1))
 
 
 class Pool(Protocol):
-    """What an episode asks of one of its classes; `ClassPool` says what each means."""
+    """One class as an episode uses it; `ClassPool` says what each member means."""
 
     @property
     def label(self) -> int:
-        """Number of the class, -1 where it has none."""
+        """Number of the class; -1 where it has no number."""
 
     @property
     def rows(self) -> Ints:
-        """Rows of the videos that serve as support and queries."""
+        """Return the rows of the videos that serve as support and queries."""
 
     def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
         """Tell whether an episode can be drawn."""
@@ -71,56 +78,57 @@ class Pool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VideoPool:
-    """One video as a class: its support and queries are views of it that differ in frames and augmentation.
+    """One video as a class: support and queries are views of it with other frames and colours.
 
-    UMTRA (Khodadadeh et al., NeurIPS 2019); the only pool in which support and queries share a video.
+    UMTRA (Khodadadeh et al., NeurIPS 2019); the only pool in which support and queries share a
+    video.
     """
 
     row: int
 
     @property
     def label(self) -> int:
-        """No class has such a number."""
+        """Return -1: the video has no class."""
         return -1
 
     @property
     def rows(self) -> Ints:
-        """The one row."""
+        """Return the one row."""
         return np.array([self.row])
 
     def can_serve(self, shot: int, queries: int, unlabelled: int = 0) -> bool:
-        """Tell whether no further video is asked for."""
+        """Tell whether no unlabelled video is asked for."""
         del shot, queries
         return unlabelled == 0
 
     def choose(self, draw: Draw, shot: int, queries: int) -> tuple[list[int], list[int]]:
-        """The video, once for each view; nothing is drawn."""
+        """Return the video, once for each view; nothing is drawn."""
         del draw
         return [self.row] * shot, [self.row] * queries
 
     def choose_unlabelled(self, draw: Draw, taken: Collection[int], count: int) -> list[int]:
-        """None: there is no further video."""
+        """Return no row: the class has no further video."""
         del draw, taken, count
         return []
 
 
 class Pools(Protocol):
-    """The pools of all classes in order. Many classes are columns, and a pool is made when it is asked for."""
+    """The pools of all classes, in order; each is made when it is asked for."""
 
     def __len__(self) -> int:
         """Number of classes."""
 
     def __getitem__(self, place: int) -> Pool:
-        """The pool of the class at a place."""
+        """Return the pool of the class at a place."""
 
     def serve(self, shot: int, queries: int, unlabelled: int) -> Flags:
-        """[C] whether each `can_serve`."""
+        """Tell which classes [C] `can_serve`."""
 
     def only(self, kept: Flags) -> Pools:
         """The pools of which `kept` [C] is true."""
 
     def videos(self) -> Ints:
-        """[n] rows of all videos that an episode may take, also as unlabelled ones, ascending."""
+        """Return the rows [n] of all videos that an episode may take, ascending."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class VideoPools:
         return VideoPool(self.rows.item(place))
 
     def serve(self, shot: int, queries: int, unlabelled: int) -> Flags:
-        """[C] whether each can serve: all do, or none."""
+        """Tell which classes [C] can serve: all, or none where unlabelled videos are asked for."""
         return np.full(len(self), VideoPool(-1).can_serve(shot, queries, unlabelled))
 
     def only(self, kept: Flags) -> VideoPools:
@@ -144,7 +152,7 @@ class VideoPools:
         return VideoPools(self.rows[kept])
 
     def videos(self) -> Ints:
-        """[C] all rows."""
+        """Return all rows [C]."""
         return np.unique(self.rows)
 
 
@@ -152,10 +160,19 @@ class VideoPools:
 class ClassPools:
     """Pools of classes as columns of all their videos, by class and then by row.
 
-    labels: [C] numbers of the classes. edges: [C, 2] where each begins and ends in rows [n] and groups [n], numbers of
-    the videos' groups. sizes: [G] videos of each group. group_edges: [C, 2] where the groups of each class begin and
-    end. biggest: [C] the largest of them. labelled: tells which videos of a class serve as support and queries;
-    None: all.
+    A million videos are sorted once, in NumPy; a pool is a slice of the columns, made when an
+    episode draws its class.
+
+    Attributes:
+        labels: [C] numbers of the classes.
+        rows: [n] catalogue rows.
+        groups: [n] numbers of the videos' groups.
+        sizes: [G] videos of each group.
+        edges: [C, 2] begin and end of each class in rows and groups.
+        group_edges: [C, 2] begin and end of each class in sizes.
+        biggest: [C] size of each class's largest group.
+        labelled: Tells which videos of a class serve as support and queries, from its label and
+            their number; None: all of them.
     """
 
     labels: Ints
@@ -172,14 +189,14 @@ class ClassPools:
     def build(
         cls, labels: Labels, groups: npt.NDArray[np.int32] | None, labelled: Callable[[int, int], Flags] | None = None
     ) -> ClassPools:
-        """Sort the videos of `labels`; groups [V] by catalogue row, None: no video has one."""
+        """Sort the videos of `labels`; groups [V] by catalogue row, None: no video has a group."""
         order = np.argsort(labels.of_rows, kind="stable")
         rows, of_rows = labels.rows[order], labels.of_rows[order]  # [n]
         used = np.array(labels.used, dtype=np.int64)
         edges = np.stack([np.searchsorted(of_rows, used, side) for side in ("left", "right")], axis=1)
         keys = group_keys(len(rows), None if groups is None else groups[rows])
         by_group = np.lexsort((keys, of_rows))  # [n] classes stay where they are
-        first = np.ones(len(rows), dtype=np.bool_)  # [n] whether a group begins
+        first = np.ones(len(rows), dtype=np.bool_)  # [n] true where a group begins
         first[1:] = (np.diff(of_rows) != 0) | (np.diff(keys[by_group]) != 0)
         starts = np.flatnonzero(first)  # [G]
         sizes = np.diff(starts, append=len(rows))
@@ -204,7 +221,10 @@ class ClassPools:
         return pool if self.labelled is None else pool.with_labelled(self.labelled(label, len(rows)))
 
     def serve(self, shot: int, queries: int, unlabelled: int) -> Flags:
-        """[C] whether each can serve: where its groups are small beside it, no pool is made to know that."""
+        """Tell which classes [C] can serve.
+
+        A pool is made only for one whose largest group is big.
+        """
         if unlabelled or self.labelled is not None:
             return np.array([self[place].can_serve(shot, queries, unlabelled) for place in range(len(self))], np.bool_)
         left = self.edges[:, 1] - self.edges[:, 0] - shot - queries  # [C]
@@ -220,16 +240,25 @@ class ClassPools:
         return ClassPools(labels, self.rows, self.groups, self.sizes, edges, group_edges, biggest, self.labelled)
 
     def videos(self) -> Ints:
-        """[n] rows of all videos of the classes, ascending."""
+        """Return the rows [n] of all videos of the classes, ascending."""
         rows = np.sort(np.concatenate([self.rows[start:stop] for start, stop in self.edges.tolist()]))
         return rows[np.diff(rows, prepend=-1) > 0]  # each once; NumPy's `unique` takes ten times as long
 
 
 def make_pools(labels: Labels, groups: npt.NDArray[np.int32], rules: EpisodeRules, *, seed: int) -> Pools:
-    """One pool a label that is used, in that order, or one a video; groups [V] by catalogue row.
+    """Make one pool for each label that is used, in that order, or one for each video.
 
-    With `labelled_fraction` < 1 a part of each class serves as unlabelled videos only: a function of the seed and
-    the name of the class, not of the episode.  ConfigError when single videos shall have unlabelled ones beside.
+    With `labelled_fraction` < 1 a part of each class serves only as unlabelled videos. That part is
+    a function of the seed and the name of the class, not of the episode.
+
+    Args:
+        labels: The labels of the videos.
+        groups: [V] by catalogue row.
+        rules: Rules of the episodes.
+        seed: Seed of the stream.
+
+    Raises:
+        ConfigError: every video is a class of its own, and unlabelled ones are asked for.
     """
     if not labels.names:
         if rules.unlabelled or rules.labelled_fraction < 1:
@@ -247,7 +276,7 @@ def make_pools(labels: Labels, groups: npt.NDArray[np.int32], rules: EpisodeRule
 
 
 def too_few(pool: Pool, what: str, rules: EpisodeRules) -> str:
-    """Why a class cannot fill an episode, and what to do; `what` names it."""
+    """Say why a class cannot fill an episode, and what to do; `what` names it."""
     assert isinstance(pool, ClassPool)  # a single video always can
     have, need = len(pool.rows), rules.videos_per_class
     parts = f"{rules.shot} support and {rules.queries} query videos"
@@ -271,7 +300,8 @@ def too_few(pool: Pool, what: str, rules: EpisodeRules) -> str:
 
 
 def _labelled(name: str, videos: int, fraction: float, seed: int) -> Flags:
-    """[videos] whether each is of the labelled part of its class."""
+    """Tell which videos [videos] belong to the labelled part of their class."""
+    # by the class's name, not its number: the part is the same whichever classes a split holds
     number = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8])
     places = list(range(videos))
     PhiloxDraw(seed, number).shuffle(places)

@@ -1,4 +1,4 @@
-"""The rules that episodes are drawn by."""
+"""The rules by which episodes are drawn."""
 
 from __future__ import annotations
 
@@ -16,16 +16,36 @@ _CHOICES = {"groups": ("disjoint", "any"), "small_classes": ("refuse", "drop")}
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRules:
-    """How episodes are drawn: `queries` is per class, sizes are in pixels.
+    """Rules by which episodes are drawn; sizes are in pixels.
 
-    Stored frames that are not resize x resize_width (0: a square) already are resized to exactly that first, aspect not
-    kept. With the frame rule "segment_clips" there are `frames` clips a video, each of `clip_frames` frames, every
-    `clip_stride`-th of the video. A class with too few videos for an episode is refused, or left out with
-    small_classes="drop".
-    An episode also takes `unlabelled_per_class` unlabelled videos of each of its classes, and
-    `distractors_per_class` (0: as many) of each of `distractor_classes` others. `labelled_fraction` < 1 keeps a
-    part of each class for them; at 1 all videos serve both, but none twice in an episode.
-    Raises ConfigError when a value is impossible.
+    Attributes:
+        way: Classes of an episode.
+        shot: Support videos of each class.
+        queries: Query videos of each class.
+        frames: Frames of a video; with the frame rule "segment_clips", clips.
+        frame_rule: Name of the rule that chooses them, a key of `pipelines.sampling.FRAME_RULES`.
+        clip_frames: Frames of each of these clips; 0 with any other rule.
+        clip_stride: Distance of a clip's frames.
+        random_frames: Draw frames; otherwise the rule's centre is taken.
+        resize: Height to which stored frames of another size are resized first; their aspect is not
+            kept.
+        resize_width: Width of that; 0: a square.
+        crop: Side of the square that is cropped after that.
+        random_crop: Draw its place; otherwise it is the centre.
+        query_flip: Mirror half of the query videos.
+        query_jitter: Change the colours of query videos.
+        groups: "disjoint": support and queries of a class share no group of videos; or "any".
+        small_classes: A class with too few videos for an episode: "refuse" it, or "drop" it from
+            the split.
+        unlabelled_per_class: Unlabelled videos of each class of the episode.
+        distractor_classes: Other classes that unlabelled videos are taken from.
+        distractors_per_class: Unlabelled videos of each of these; 0: as many as of the episode's
+            classes.
+        labelled_fraction: Part of each class that serves as support and queries; the others are
+            unlabelled ones. At 1 all videos serve both, but none twice in an episode.
+
+    Raises:
+        ConfigError: a value is impossible.
     """
 
     way: int = 5
@@ -75,17 +95,17 @@ class EpisodeRules:
             raise ConfigError(f"labelled_fraction is {self.labelled_fraction}: give a share above 0, at most 1")
 
     def chooser(self) -> FrameRule:
-        """What chooses a video's frames."""
+        """Return the function that chooses a video's frames."""
         return frame_rule(self.frame_rule, clip=self.clip_frames, stride=self.clip_stride)
 
     def parted(self, frames: torch.Tensor) -> torch.Tensor:
-        """Chosen frames [V, T, ...] as they are, or as clips [V, S, clip, ...] where the frame rule chooses clips."""
+        """Return frames [V, T, ...] as they are, or [V, S, clip, ...] for a rule of clips."""
         shape = (len(frames), self.frames, self.clip_frames, *frames.shape[2:])
         return frames.reshape(shape) if self.clip_frames else frames
 
     @property
     def least_frames(self) -> int:
-        """Frames of a video below which some are repeated."""
+        """Frames that a video must have for none to be repeated."""
         return (self.clip_frames - 1) * self.clip_stride + 1 if self.clip_frames else self.frames
 
     @property
@@ -95,7 +115,7 @@ class EpisodeRules:
 
     @property
     def random_views(self) -> bool:
-        """Whether a video looks different from episode to episode."""
+        """Tell whether a video looks different from episode to episode."""
         return self.random_frames or self.random_crop or self.query_flip or self.query_jitter
 
     @property

@@ -1,4 +1,4 @@
-"""An episode as data: which pixels are read, and which clips are made of them."""
+"""Plan an episode as data: which pixels are read, and which clips are made of them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _UNLABELLED = 1 << 63  # the bit that is turned in an episode's number: the draw
 
 
 class View(NamedTuple):
-    """One clip: frames `indices` [T] of the plan's reads number `reads`, flipped, cropped, jittered.
+    """One clip: frames `indices` [T] of the plan's reads number `reads`, flip, crop and jitter.
 
-    box is the crop's (top, left) after flip and resize; None where the window read is the crop already.
+    `box` is the crop's (top, left) after flip and resize; None where the window that is read is the
+    crop already.
     """
 
     reads: int
@@ -40,9 +41,20 @@ class View(NamedTuple):
 class EpisodePlan:
     """Everything that is random about episode n.
 
-    class_ids: int64 [way], places in the data set's class table, or in the names of other labels (-1: none).
-    support: way * shot views grouped by class; query: Q views; query_labels: int64 [Q] in [0, way).
-    support_rows, query_rows: catalogue rows. unlabelled, unlabelled_rows: U views in an order that says nothing.
+    Attributes:
+        n: Number of the episode.
+        way: Classes.
+        shot: Support videos of each.
+        class_ids: int64 [way], places in the data set's class table, or in the names of other
+            labels (-1: no class).
+        reads: Windows of pixels, each read once.
+        support: way * shot views, grouped by class.
+        query: Q views.
+        query_labels: int64 [Q] in [0, way).
+        support_rows: Catalogue rows of the support videos.
+        query_rows: Those of the queries.
+        unlabelled: U views, in an order that says nothing of their classes.
+        unlabelled_rows: Their catalogue rows.
     """
 
     n: int
@@ -60,7 +72,7 @@ class EpisodePlan:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All clips: support, queries, unlabelled."""
+        """Return all clips: support, queries, unlabelled."""
         return self.support + self.query + self.unlabelled
 
 
@@ -68,8 +80,11 @@ class EpisodePlan:
 class Chosen:
     """The videos of an episode, whatever their frames.
 
-    classes: [way] places in the data set's class table. support: way * shot catalogue rows grouped by class;
-    query: Q pairs of a row and a label in [0, way); unlabelled: U rows.
+    Attributes:
+        classes: [way] places in the data set's class table.
+        support: way * shot catalogue rows, grouped by class.
+        query: Q pairs of a row and a label in [0, way).
+        unlabelled: U rows.
     """
 
     classes: tuple[int, ...]
@@ -81,12 +96,23 @@ class Chosen:
 class EpisodeStream:
     """Episodes of one split: `plan(n)` is a pure function of (seed, n), so n is the whole state.
 
-    labels: What the episodes' classes are, where they are not the split's own.
-    short_videos counts the videos of fewer frames than are chosen, whose frames are repeated; dropped names the
-    classes that were left out since they have too few videos. `given` are the videos of episodes 0, 1, ...
-    where these are not to be drawn, and there are no others; frames and crops follow the rules as ever.
-    Raises ShardError when the split or the frames do not exist, ConfigError when an episode of these
-    rules cannot be drawn from every class of the split.
+    Args:
+        shards: The opened shard set.
+        split: Name of its split.
+        rules: Rules by which episodes are drawn.
+        seed: Seed of all draws.
+        labels: Labels that stand in for the split's own classes.
+        given: The videos of episodes 0, 1, ... where they are not drawn, and there are no others.
+            Frames and crops follow the rules as ever.
+
+    Attributes:
+        short_videos: Number of videos of fewer frames than are chosen; some of their frames are
+            repeated.
+        dropped: Names of the classes that were left out, having too few videos.
+
+    Raises:
+        ShardError: the split or the frames do not exist.
+        ConfigError: an episode of these rules cannot be drawn from every class of the split.
     """
 
     def __init__(
@@ -113,13 +139,18 @@ class EpisodeStream:
             self._pools = self._checked(make_pools(labels, shards.groups, rules, seed=seed))
         check_frame_rule(shards, rows, rule=rules.frame_rule, split=split)
         self.short_videos = int((self._frames[rows] < rules.least_frames).sum())
+        # Most evaluations draw nothing about frames and crops: all clips are then planned at once,
+        # in NumPy.
         whole = bool((self._sizes[rows] == rules.resized).all())
         self._fixed = self._rule is segment and not rules.random_views and whole and not self.short_videos
 
     def plan(self, n: int) -> EpisodePlan:
-        """Plan episode n, touching no stored frame; the draws come in the order of the reference code.
+        """Plan episode n, touching no stored frame.
 
-        Raises ConfigError when fewer episodes were given.
+        The draws come in the order of the reference code.
+
+        Raises:
+            ConfigError: the stream has a list of episodes, and it is shorter.
         """
         draw = PhiloxDraw(self.seed, n)
         chosen = self._chosen(draw, n)
@@ -146,21 +177,27 @@ class EpisodeStream:
         )
 
     def choose(self, n: int) -> Chosen:
-        """The videos of episode n, which frames, crops and augmentation have no part in.
+        """Return the videos of episode n; frames, crops and augmentation have no part in them.
 
-        A function of the seed, the classes' videos and groups, and the rules that say which of them an episode takes.
-        Raises ConfigError when fewer episodes were given.
+        They are a function of the seed, the classes' videos and groups, and the rules that say
+        which of them an episode takes.
+
+        Raises:
+            ConfigError: the stream has a list of episodes, and it is shorter.
         """
         return self._chosen(PhiloxDraw(self.seed, n), n)
 
     def videos(self) -> Ints:
-        """[n] catalogue rows that episodes may take, ascending."""
+        """Return the catalogue rows [n] that episodes may take, ascending."""
         if self.given is not None:
             return _rows_of(self.given)
         return self._pools.videos()
 
     def drawn_videos(self) -> Ints:
-        """[n] those of `videos` that these rules can draw: the labelled ones, where none is taken as unlabelled."""
+        """Return those of `videos` [n] that these rules can draw.
+
+        They are the labelled ones, where no unlabelled video is taken.
+        """
         if self.given is not None or self.rules.unlabelled or self.rules.labelled_fraction == 1:
             return self.videos()
         return np.sort(np.concatenate([self._pools[place].rows for place in range(len(self._pools))]))
@@ -175,8 +212,8 @@ class EpisodeStream:
     def _choose(self, draw: Draw, n: int) -> Chosen:
         """Draw classes and videos: all that is drawn before what depends on frames.
 
-        Unlabelled videos have draws of their own, so that the rest of the episode is the same without them, as long
-        as no class is dropped that has too few for them.
+        Unlabelled videos have draws of their own, so that the rest of the episode is the same
+        without them. A class that is dropped, having too few of them, changes it nevertheless.
         """
         rules = self.rules
         places = list(islice(distinct(draw, len(self._pools)), rules.way))
@@ -195,23 +232,26 @@ class EpisodeStream:
         return Chosen(tuple([pool.label for pool in pools]), tuple(support), tuple(query), tuple(unlabelled))
 
     def _choose_unlabelled(self, draw: Draw, places: list[int], taken: set[int]) -> list[int]:
-        """Rows of the unlabelled videos: of the classes at these places, then of others, shuffled."""
+        """Draw rows of unlabelled videos, of the classes at these places and of others."""
         rules, pools = self.rules, self._pools
         rows = [row for own in places for row in pools[own].choose_unlabelled(draw, taken, rules.unlabelled_per_class)]
         for other in islice(distinct(draw, len(pools) - len(places)), rules.distractor_classes):
-            for own in sorted(places):
-                other += own <= other  # its number among the others becomes its place among all
+            for own in sorted(places):  # ascending: a number among the other classes becomes a place among all
+                other += own <= other
             rows += pools[other].choose_unlabelled(draw, taken, rules.distractors)
         draw.shuffle(rows)  # the place of a video must say nothing about its class
         return rows
 
     def views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
-        """Draw a clip of each video, its windows added to `reads`: frames, then flip, crop x, crop y, jitter."""
+        """Draw a clip of each video, and add its windows to `reads`.
+
+        The draws of a clip are frames, flip, crop x, crop y, jitter, in this order.
+        """
         rules, rule, views = self.rules, self._rule, []
         if self._fixed and len(rows):
             return self._fixed_views(rows, reads)
         steps, random_frames, size = rules.frames, rules.random_frames, None
-        whole, crop = rules.resized, (rules.crop, rules.crop)
+        whole, crop = rules.resized, (rules.crop, rules.crop)  # (height, width)
         down, right = whole[0] - rules.crop, whole[1] - rules.crop
         rates = [0.0] * len(rows) if self._fps is None else self._fps[rows].tolist()
         clips = zip(rows.tolist(), self._frames[rows].tolist(), self._sizes[rows].tolist(), rates, strict=True)
@@ -221,7 +261,7 @@ class EpisodeStream:
             top, left = _crop_corner(draw, down, right) if rules.random_crop else (down // 2, right // 2)
             jitter = draw_jitter(draw) if query and rules.query_jitter else None
             exact = (height, width) == whole
-            if size != (read := crop if exact else (height, width)):
+            if size != (read := crop if exact else (height, width)):  # mostly that of the clip before
                 number, windows = reads.of_size(size := read)
             if exact:
                 # the crop box lies on the flipped frame, the window on the stored one
@@ -232,7 +272,7 @@ class EpisodeStream:
         return tuple(views)
 
     def _fixed_views(self, rows: Ints, reads: ReadLists) -> tuple[View, ...]:
-        """What `views` does where nothing is drawn and no video is short or resized, for all clips together."""
+        """Do as `views`, for all clips at once: nothing is drawn, no video is short or resized."""
         rules, (height, width) = self.rules, self.rules.resized
         number, windows = reads.of_size((rules.crop, rules.crop))
         frames = centre_frames(self._frames[rows], rules.frames)
@@ -240,7 +280,7 @@ class EpisodeStream:
         return tuple([View(number, indices, False, None, None) for indices in places])
 
     def _checked(self, pools: Pools) -> Pools:
-        """Leave out the classes that cannot fill an episode, where the rules say so, or refuse the first of them."""
+        """Leave out the classes that cannot fill an episode, or refuse the first of them."""
         rules = self.rules
         able = pools.serve(rules.shot, rules.queries, rules.unlabelled_of_a_class)
         small = [pools[place] for place in np.flatnonzero(~able).tolist()]
@@ -263,12 +303,15 @@ class EpisodeStream:
 
 
 def _rows_of(given: Sequence[Chosen]) -> Ints:
-    """[n] rows of the videos of some episodes, each once."""
+    """Return the rows [n] of the videos of some episodes, each once, ascending."""
     rows = {row for one in given for row in (*one.support, *(row for row, _ in one.query), *one.unlabelled)}
     return np.array(sorted(rows), dtype=np.int64)
 
 
 def _crop_corner(draw: Draw, down: int, right: int) -> tuple[int, int]:
-    """Top and left of a random crop, given the room below and beside it; x is drawn first."""
+    """Draw top and left of a crop that has this room below it and to its right.
+
+    The left one is drawn first.
+    """
     left = int(draw.uniform(0, right))
     return int(draw.uniform(0, down)), left

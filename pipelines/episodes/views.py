@@ -1,7 +1,8 @@
-"""Random views of videos that do not depend on the episode: R of each are made once, and episodes choose among them.
+"""Draw random views of videos: R of each are made once, and episodes choose among them.
 
-View v of a video is a pure function of its catalogue row and v; the views that episode n takes are one of (seed, n).
-Odd views are mirrored where the rules mirror queries: these serve as queries alone, since support never is mirrored.
+View v of a video is a pure function of its catalogue row and v; the views that episode n takes are
+one of (seed, n). Odd views are mirrored where the rules mirror queries. These serve only as
+queries, since support is never mirrored.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from shards_spec.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
-BITS = 16  # of a view's number beside its video's row
+BITS = 16  # a view is numbered by its video's row and, in the last 16 bits, by its place among the views
 MOST_VIEWS = 1 << BITS
 _OF_VIDEO, _OF_EPISODE = 1 << 61, 1 << 62  # bits in a draw's number that no episode's own draws have
 
 
 def number_views(rows: Ints, views: int) -> Ints:
-    """[V * views] numbers of all views of videos [V], those of a video side by side; at least one of each.
+    """Number all views of the videos `rows` [V]: [V * views], those of a video side by side.
 
-    ConfigError when that many views cannot be numbered.
+    There is at least one of each.
+
+    Raises:
+        ConfigError: so many views of a video cannot be numbered.
     """
     if views > MOST_VIEWS:
         raise ConfigError(f"{views} views of a video are too many: give at most {MOST_VIEWS}")
@@ -35,13 +39,17 @@ def number_views(rows: Ints, views: int) -> Ints:
 
 
 def rows_of(numbers: Ints) -> Ints:
-    """Catalogue rows of the videos whose views have these numbers."""
+    """Return the catalogue rows of the videos whose views have these numbers."""
     rows: Ints = numbers >> BITS
     return rows
 
 
 def draw_views(stream: EpisodeStream, numbers: Ints) -> tuple[tuple[Reads, ...], tuple[View, ...]]:
-    """What to read, and one clip for each number, at random frames and crops as the stream's rules say; no jitter."""
+    """Draw one clip for each number, with frames and crops by the stream's rules; not jittered.
+
+    Returns:
+        The reads, and the views [n] of them.
+    """
     lists, views = ReadLists(), []
     for number in numbers.tolist():
         draw = PhiloxDraw(0, _OF_VIDEO | number)
@@ -52,9 +60,17 @@ def draw_views(stream: EpisodeStream, numbers: Ints) -> tuple[tuple[Reads, ...],
 
 
 def choose_views(n: int, counts: Sequence[int], views: int, *, seed: int, flips: bool) -> tuple[Ints, Ints, Ints]:
-    """Which of its views each support, query and unlabelled video of episode n is seen in; flips: odd ones mirror.
+    """Draw which of its views each video of episode n takes.
 
-    counts: numbers of support, query and unlabelled videos.
+    Args:
+        n: Number of the episode.
+        counts: Numbers of support, query and unlabelled videos.
+        views: Views of each video.
+        seed: Seed of the episodes.
+        flips: Odd views are mirrored, so only queries take them.
+
+    Returns:
+        The numbers of the views of support, query and unlabelled videos.
     """
     draw, last = PhiloxDraw(seed, n ^ _OF_EPISODE), max(views, 1) - 1
 
@@ -67,7 +83,10 @@ def choose_views(n: int, counts: Sequence[int], views: int, *, seed: int, flips:
 
 
 def places_of(plan: EpisodePlan, videos: Ints, views: int, *, seed: int, flips: bool) -> tuple[Ints, Ints, Ints]:
-    """Where support, query and unlabelled videos of an episode stand among all views of `videos` (ascending rows)."""
+    """Return the places of an episode's videos among all views of `videos`, by their part in it.
+
+    `videos` are ascending rows; other arguments are those of `choose_views`.
+    """
     rows = (plan.support_rows, plan.query_rows, plan.unlabelled_rows)
     chosen = choose_views(plan.n, [len(own) for own in rows], views, seed=seed, flips=flips)
     support, query, unlabelled = (
