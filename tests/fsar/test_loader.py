@@ -188,7 +188,7 @@ def test_memory_is_used_again_only_when_nobody_holds_it(tiny_shards):
         episodes = loader.episodes()
         held = [next(episodes) for _ in range(7)]  # more than are kept
         copies = [(episode.support.clone(), episode.query.clone()) for episode in held]
-        part = held[2].query[0, :, 0].numpy()  # a view alone keeps its episode's memory
+        part = held[2].query[0, :, 0].numpy()  # this view keeps its episode's memory
         wanted, place = part.copy(), held[2].support.data_ptr()
         for episode, (support, query) in zip(held, copies, strict=True):
             assert torch.equal(episode.support, support)

@@ -1,4 +1,4 @@
-"""Video trunks in few-shot use: which frames their clips are made of, episodes of clips, the methods that read them."""
+"""Video trunks in few-shot use: the frames of their clips, episodes of clips, methods that read them."""
 
 from __future__ import annotations
 

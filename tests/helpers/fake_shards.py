@@ -1,4 +1,4 @@
-"""A shard set in memory, with the interface of the real one: smooth, noisy JPEG frames of a few classes."""
+"""A shard set in memory, with the interface of the real one: noisy JPEG frames of a few classes."""
 
 from __future__ import annotations
 

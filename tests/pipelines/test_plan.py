@@ -130,7 +130,7 @@ def test_planning_clips_together_gives_what_planning_each_gives(frames, size, un
         way=2, shot=2, queries=2, resize=size[0], resize_width=size[1], crop=32, unlabelled_per_class=unlabelled
     )
     usual = FakeShards(frames=np.array(frames), size=size)
-    odd = FakeShards(frames=np.array([3, *frames[1:]]), size=size)  # its short video has every clip planned alone
+    odd = FakeShards(frames=np.array([3, *frames[1:]]), size=size)  # its short video has every clip planned by itself
     plans = [EpisodeStream(shards, "all", rules, seed=0) for shards in (usual, odd)]
     for n in range(5):
         together, alone = (stream.plan(n) for stream in plans)

@@ -1,4 +1,4 @@
-"""What probes look at: divisions of videos into training and test, and the clips of each."""
+"""Divisions of videos into training and test for probes, and the clips of each."""
 
 from __future__ import annotations
 
