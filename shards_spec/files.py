@@ -11,10 +11,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from shards_spec.errors import FsarError
 
@@ -23,12 +25,15 @@ OURS = re.compile(
     r"([a-z0-9]+-\d{6}\.(tar|idx|json)(\.\d+)?|index\.zarr|old-index|(dataset|plan)\.json|failures\.jsonl|part-\d+-of-\d+(\.jsonl)?|parts|attempt-[0-9a-f]{32})\.tmp"
 )
 TEMPORARY = ".tmp"  # every unfinished file ends with it; no file that ends with it is ever read
+OPEN_FILES = 256  # that a reader keeps open; well below the usual limit of 1,024 a process
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
 NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # of network file systems, on a folder
 REFUSED = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EIO EROFS EACCES EPERM EFBIG EEXIST ENOTDIR EISDIR ENAMETOOLONG".split()  # noqa: SIM905
 }
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class DiskError(FsarError):
@@ -37,6 +42,43 @@ class DiskError(FsarError):
 
 class NoLocksError(FsarError):
     """A file system that locks no files; the text is the reason of the system."""
+
+
+class Recent(Generic[Key, Value]):
+    """The open files, or other things, that were used last; safe in threads.
+
+    Args:
+        limit: Most that are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Key, Value] = OrderedDict()  # the one used last at the end
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """Return the value of a key; make it where it is not kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        value = make()  # without the lock: it may be a download, and other threads need not wait
+        with self._lock:
+            value = self._kept.setdefault(key, value)  # another thread may have been faster
+            self._kept.move_to_end(key)
+            if len(self._kept) > self._limit:
+                self._kept.popitem(last=False)  # a file is closed when its last reader lets go
+        return value
+
+    def clear(self) -> list[Value]:
+        """Keep nothing any more; return what was kept."""
+        with self._lock:
+            values = list(self._kept.values())
+            self._kept.clear()
+        return values
 
 
 def is_url(text: str) -> bool:

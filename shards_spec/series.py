@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
+from shards_spec.files import OPEN_FILES, Recent
 from shards_spec.index.checks import check_shards
 from shards_spec.index.columns import Columns, crc_starts, payload_starts
 from shards_spec.index.layout import shard_path
 from shards_spec.remote.shards import RemoteSet
 from shards_spec.schema import BLOCK, adding_command, padded, picture_name, sample_key
 
-OPEN_FILES = 256  # shards kept open; well below the usual limit of 1,024 a process
 Mapped = tuple[mmap.mmap, dict[int, NDArray[np.uint8]]]
 
 
@@ -68,9 +66,8 @@ class Series:
         self._first, self._size = columns["first"], columns["size"]
         self.codec = columns.codec
         self._crcs = PictureCrcs(columns) if check else None
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
-        self._maps: OrderedDict[int, Mapped] = OrderedDict()
-        self._lock = threading.Lock()
+        self._files: Recent[int, BinaryIO] = Recent(OPEN_FILES)
+        self._maps: Recent[int, Mapped] = Recent(OPEN_FILES)
         self._videos = remote.videos(name, columns) if remote else None
         if self._videos is None:
             numbers, sizes = columns["shard_number"], columns["shard_bytes"]
@@ -181,10 +178,9 @@ class Series:
         """Close its files; arrays from `pixels` stay valid."""
         if self._videos is not None:
             self._videos.close()
-        with self._lock:
-            self._maps.clear()  # unmapped when the last view of them is gone
-            while self._files:
-                self._files.popitem()[1].close()
+        self._maps.clear()  # unmapped when the last view of them is gone
+        for file in self._files.clear():
+            file.close()
 
     def _view(self, mapped: mmap.mmap, row: int) -> NDArray[np.uint8]:
         first, last = int(self._first[row]), int(self._first[row + 1])
@@ -201,15 +197,7 @@ class Series:
     def _map(self, row: int) -> Mapped:
         """Return the mapped file of a video, and the views that were made of it so far."""
         number = int(self._shard[row]) if self._videos is None else row
-        found = self._maps.get(number)
-        if found is None:
-            found = mmap.mmap(self._open(row).fileno(), 0, access=mmap.ACCESS_READ), {}
-        with self._lock:
-            found = self._maps.setdefault(number, found)  # another thread may have been faster
-            self._maps.move_to_end(number)
-            if len(self._maps) > OPEN_FILES:
-                self._maps.popitem(last=False)
-        return found
+        return self._maps.get(number, lambda: (mmap.mmap(self._open(row).fileno(), 0, access=mmap.ACCESS_READ), {}))
 
     def _begin(self, row: int) -> int:
         """Return where a video begins in the file that `_open` returns.
@@ -224,9 +212,4 @@ class Series:
             raise ShardError(f"{self._folder}: video {row} failed in preprocessing; see failures.jsonl")
         if self._videos is not None:
             return self._videos.open(row)
-        with self._lock:
-            file = self._files.pop(number, None) or shard_path(self._folder, self.name, number).open("rb")
-            self._files[number] = file
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)  # closed when the last thread that reads it lets go
-            return file
+        return self._files.get(number, lambda: shard_path(self._folder, self.name, number).open("rb"))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_spec.errors import FsarError, ShardError
-from shards_spec.files import disk_errors, json_line
+from shards_spec.files import OPEN_FILES, Recent, disk_errors, json_line
 from shards_spec.index.checks import check_layout
 from shards_spec.index.columns import Columns, crc_starts, payload_starts, read_column
 from shards_spec.index.layout import CHUNK_FILE, COLUMN_PATH, INDEX, PINNED, Layout, column_sha256, shard_path
@@ -28,7 +26,6 @@ from shards_spec.schema import padded
 
 CACHE_DIR, CACHE_SIZE = Path("~/.cache/fsar/shards"), "50GB"
 AT_ONCE = 16  # requests: each waits for the store, not for us
-OPEN_FILES = 256
 SMALL = (f"{INDEX}/zarr.json", *PINNED)
 
 
@@ -163,9 +160,8 @@ class RemoteVideos:
         self._starts = crc_starts(columns)
         # A name by content: sets of equal shards share the videos in the cache.
         self._folder = f"{series}-{columns.sha256('shard_sha256')[:16]}"
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
-        self._sound: set[int] = set()
-        self._lock = threading.Lock()
+        self._files: Recent[int, BinaryIO] = Recent(OPEN_FILES)
+        self._checked: set[int] = set()  # rows
 
     def open(self, row: int) -> BinaryIO:
         """Open the file of the pictures of a video: the bytes of its shard from `offset` on.
@@ -174,20 +170,11 @@ class RemoteVideos:
             ShardError: the pictures that arrive are not those of the index.
             RemoteError: the store refuses us or does not answer.
         """
-        with self._lock:
-            file = self._files.pop(row, None)
-        file = file or self._cached(row) or self._download(row)
-        with self._lock:
-            file = self._files.setdefault(row, file)
-            self._files.move_to_end(row)
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)  # closed when the last thread that reads it lets go
-        return file
+        return self._files.get(row, lambda: self._cached(row) or self._download(row))
 
     def fetch(self, rows: Iterable[int]) -> None:
         """Fetch videos to the cache, many at once; errors as of `open`."""
-        with self._lock:
-            missing = [row for row in dict.fromkeys(rows) if row not in self._files]
+        missing = [row for row in dict.fromkeys(rows) if row not in self._files]
         if missing:
             with ThreadPoolExecutor(min(AT_ONCE, len(missing))) as pool:
                 for _ in pool.map(self.open, missing):
@@ -195,16 +182,15 @@ class RemoteVideos:
 
     def close(self) -> None:
         """Close its files."""
-        with self._lock:
-            while self._files:
-                self._files.popitem()[1].close()
+        for file in self._files.clear():
+            file.close()
 
     def _cached(self, row: int) -> BinaryIO | None:
         file = self._cache.open(self._name(row))
-        if file is None or row in self._sound:
+        if file is None or row in self._checked:
             return file
         if self._fault(row, file.read()) is None:
-            self._sound.add(row)
+            self._checked.add(row)
             return file
         file.close()
         self._cache.drop(self._name(row))
@@ -219,7 +205,7 @@ class RemoteVideos:
             data = self._remote.read(path.name, start, stop)
             fault = self._fault(row, data)
             if fault is None:
-                self._sound.add(row)
+                self._checked.add(row)
                 return self._cache.add(self._name(row), data)
         raise ShardError(f"{path}: {fault}: not what the index has; copy it there again")
 
