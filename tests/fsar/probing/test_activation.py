@@ -46,6 +46,7 @@ def test_a_map_shows_where_the_last_maps_are_strong():
     assert found[0, -1, 0, 0] == 1
     assert found[0, 0, -1, -1] == 0.25  # a channel of two, against a mean of two
     assert found[0, -1, 16:, 16:].max() == 0
+    torch.manual_seed(0)  # with some weights two frames are nearly as hot, and resizing decides
     frames = torch.rand(1, 4, 3, 32, 32)
     image = create_trunk("tiny").eval()
     strength = image(frames).maps.mean(dim=2)[0]  # [T, h, w]
