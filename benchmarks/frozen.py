@@ -10,6 +10,7 @@ other; a loader does so in the background.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,15 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.measure.bounds import synchronise
 from benchmarks.measure.environment import load_average, write_result
 from benchmarks.measure.timing import Contestant, markdown_table, time_in_turn
 from benchmarks.sides.step_side import Sizes, make_episode
 from fsar.episode import Episode
-from fsar.evaluation.feature_store import FeatureStore, make_features
+from fsar.evaluation.store import Found, Group, Values, fill
 from fsar.methods import METHODS, FewShotMethod, create_method, method_options
-from fsar.training.frozen import freeze_trunk
+from fsar.training.frozen import IN_A_PART, TYPES, freeze_trunk
 from fsar.training.step import TrainingStep
 from shards_spec.errors import ConfigError
 
@@ -115,7 +115,7 @@ class Cached:
         return slice(0, self.setting.sizes.way), slice(self.setting.sizes.way, None)
 
 
-def noise_store(model: FewShotMethod, setting: Setting, folder: Path) -> FeatureStore:
+def noise_store(model: FewShotMethod, setting: Setting, folder: Path) -> Found:
     """Noise in the shape of the features that a method reads."""
     assert model.trunk is not None
     sizes = setting.sizes
@@ -124,11 +124,12 @@ def noise_store(model: FewShotMethod, setting: Setting, folder: Path) -> Feature
     shapes = {"pooled": (model.channels,), "maps": tuple(maps.shape[2:]), "images": (3, sizes.size, sizes.size)}
     kinds = ["maps" if "maps" in model.reads else "pooled", *(["images"] if "images" in model.reads else [])]
 
-    def make(numbers: NDArray[np.int64]) -> dict[str, Tensor]:
-        return {kind: torch.rand(len(numbers), sizes.frames, *shapes[kind]) for kind in kinds}
+    def make(numbers: NDArray[np.int64]) -> Iterator[Values]:
+        for _ in range(0, len(numbers), 8):
+            yield {kind: torch.rand(8, sizes.frames, *shapes[kind]).to(TYPES[kind]) for kind in kinds}
 
-    folder.mkdir()
-    return make_features(folder, kinds, np.arange(VIEWS), make, batch=8)
+    group, size = Group(folder, {"kinds": kinds}, verify=False), IN_A_PART[kinds[0]]
+    return fill(group, np.arange(VIEWS), make, size=size, batch=8, unit="view", hint="name another $TMPDIR")
 
 
 def measure(setting: Setting, methods: list[str], *, rounds: int) -> list[dict[str, Any]]:

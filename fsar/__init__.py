@@ -2,7 +2,7 @@
 
 from fsar.checkpoints import load_reference_state_dict
 from fsar.episode import Episode
-from fsar.evaluation.accuracy import evaluate
+from fsar.evaluation import evaluate
 from fsar.loader import EpisodeDataset, EpisodeLoader
 from fsar.methods import METHODS, create_method
 from pipelines.episodes.rules import EpisodeRules

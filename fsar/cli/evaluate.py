@@ -23,8 +23,8 @@ from fsar.cli.weights import (
 )
 from fsar.evaluation.accuracy import Answers, Result, summarise
 from fsar.evaluation.comparison import check_same
+from fsar.evaluation.embeddings import EmbeddingStore
 from fsar.evaluation.shared_episodes import UNLABELLED, Candidate, Trial, open_trial
-from fsar.evaluation.store import EmbeddingStore
 from fsar.methods import METHODS, FewShotMethod, find_method, method_options
 from fsar.report.examples import Examples, collect_examples
 from fsar.report.result import coverage_text, describe

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fsar.episode import Episode
-from fsar.evaluation.embeddings import embed_rows, places_in_embedding, shuffle_clips
+from fsar.evaluation.embeddings import EmbeddingStore, embed_rows, places_in_embedding, shuffle_clips
 from fsar.evaluation.logits import EpisodeVideos, episode_logits
-from fsar.evaluation.store import EmbeddingStore
 from fsar.loader import EpisodeLoader
 from fsar.methods import FewShotMethod
 from fsar.run import ranks

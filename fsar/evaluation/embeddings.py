@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fsar.evaluation.keys import model_sha256, view_facts
-from fsar.evaluation.logits import EpisodeVideos
-from fsar.evaluation.store import EmbeddingStore
+from fsar.evaluation.logits import EpisodeVideos, tensors_of
+from fsar.evaluation.store import FORMAT, Group, Values
 from fsar.loader import EpisodeLoader
 from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
@@ -28,12 +29,111 @@ from pipelines.episodes.views import draw_views, number_views, rows_of
 from pipelines.loader import Executor
 from pipelines.reads import Reads
 from shards_spec import ShardSet
+from shards_spec.errors import ConfigError, FsarError
+from shards_spec.files import read_json
 
 Ints = NDArray[np.int64]
 Three = tuple[float, float, float]
-ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> what makes them
+ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> how they are made
+Make = Callable[[Ints], Iterable[Embedding]]  # numbers of views -> their embeddings in order, some at a time
 
 BATCH = 8  # videos that go through the model together
+PART = 128 << 20  # bytes of a stored part: what a killed run may lose
+TOGETHER = 512  # embeddings that are read at a time
+NAMES = {field.name for field in fields(Embedding)}
+FORMATS = (FORMAT, "fsar-embeddings 1")  # the second one's groups have other keys, and are left as they are
+
+
+class EmbeddingStore:
+    """A folder of embeddings, one group for each model and way of looking at videos.
+
+    Raises:
+        ConfigError: the path is a file or a folder of other things.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        other = path.is_dir() and any(path.iterdir()) and _format_of(path) not in FORMATS
+        if other or path.is_file():
+            raise ConfigError(f"{path} is no store of embeddings: name a new folder, or one that fsar-eval made")
+
+    def fetch(self, facts: Mapping[str, Any], numbers: Ints, make: Make, *, device: torch.device) -> Embedding:
+        """Read the embedding [n, ...] of views; those that are not stored are made and stored first.
+
+        All processes of a run get the embedding, and the first one stores.
+
+        Args:
+            facts: All that the embeddings depend on besides the numbers.
+            numbers: [n] of the views, rising.
+            make: Makes embeddings.
+            device: Where the embedding is wanted.
+
+        Raises:
+            FsarError: a stored part is damaged, or another process is adding to the same group.
+            DiskError: the disk is full; what was stored before stays.
+        """
+        group, gathered = Group(self.path, facts), _Gathered(numbers, device)
+        found = group.find(numbers)
+        if found.names and not {"tokens"} <= found.names <= NAMES:
+            raise FsarError(f"{group.folder} holds other columns than embeddings; delete it")
+        places = np.flatnonzero(found.there)
+        for start in range(0, len(places), TOGETHER):
+            own = places[start : start + TOGETHER]
+            gathered.put(numbers[own], found.read(own))
+        missing = found.lacking()
+        tqdm.write(f"{self.path}: {len(numbers) - len(missing):,} of {len(numbers):,} embeddings were there")
+        if len(missing):
+            with group.adding() as part:
+                for number, (made, values) in enumerate(_in_parts(missing, make(missing)), part):
+                    gathered.put(made, values)  # not read back: another machine may not see the first one's disk
+                    if ranks.is_first():
+                        group.write(number, made, values)
+        return Embedding(**gathered.tensors)
+
+
+class _Gathered:
+    """The tensors [n, ...] of an embedding, filled in as its rows are read or made."""
+
+    def __init__(self, numbers: Ints, device: torch.device) -> None:
+        self.numbers, self.device = numbers, device
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, numbers: Ints, values: Values) -> None:
+        """Take the rows of these numbers, all of which are wanted."""
+        index = torch.from_numpy(np.searchsorted(self.numbers, numbers)).to(self.device)
+        for name, rows in values.items():
+            if name not in self.tensors:
+                shape = (len(self.numbers), *rows.shape[1:])
+                self.tensors[name] = torch.empty(shape, dtype=rows.dtype, device=self.device)
+            self.tensors[name][index] = rows.to(self.device)
+
+
+def _format_of(path: Path) -> str | None:
+    """Read which format a zarr group says that it has; None for anything else."""
+    try:
+        found: str = read_json(path / "zarr.json")["attributes"]["format"]
+    except (FsarError, KeyError, TypeError):
+        return None
+    return found
+
+
+def _in_parts(numbers: Ints, made: Iterable[Embedding]) -> Iterator[tuple[Ints, Values]]:
+    """Join embeddings of these numbers, which come in order, to parts of `PART` bytes on the host."""
+    first, waiting, size = 0, [], 0
+    for embedding in made:
+        waiting.append(_columns(embedding))
+        size += sum(values.nbytes for values in waiting[-1].values())
+        stop = first + sum(len(columns["tokens"]) for columns in waiting)
+        if size >= PART or stop == len(numbers):
+            yield numbers[first:stop], {name: torch.cat([each[name] for each in waiting]) for name in waiting[0]}
+            first, waiting, size = stop, [], 0
+
+
+def _columns(embedding: Embedding) -> Values:
+    """Copy the tensors of an embedding to the host."""
+    if type(embedding) is not Embedding:
+        raise ConfigError(f"a {type(embedding).__name__} of a method's own cannot be stored: leave --embeddings out")
+    return {name: values.cpu().contiguous() for name, values in tensors_of(embedding).items()}
 
 
 def embed_rows(
@@ -155,16 +255,14 @@ def _firsts(start: int, stop: int) -> range:
 
 
 def _of_all(embedding: Embedding, sizes: Sequence[int]) -> Iterator[Embedding]:
-    """This process's embedding [v, ...] -> those of all processes, of which the first ones have these sizes."""
+    """Exchange this process's embedding [v, ...] for those of all processes, the first ones of these sizes."""
     if ranks.count() == 1:
         yield embedding
         return
-    values = {field.name: getattr(embedding, field.name) for field in fields(embedding)}
-    gathered = {name: None if value is None else _padded(value) for name, value in values.items()}
+    gathered = {name: _padded(values) for name, values in tensors_of(embedding).items()}
     for number, size in enumerate(sizes):
         place = slice(number * BATCH, number * BATCH + size)
-        own: dict[str, Any] = {name: None if value is None else value[place] for name, value in gathered.items()}
-        yield type(embedding)(**own)
+        yield type(embedding)(**{name: values[place] for name, values in gathered.items()})
 
 
 def _padded(values: Tensor) -> Tensor:
@@ -226,9 +324,6 @@ def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) ->
 
 
 def join(parts: Sequence[Embedding]) -> Embedding:
-    """Embeddings of several sets of videos as one."""
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(parts[0])}
-    joined: dict[str, Any] = {
-        name: None if values[0] is None else torch.cat(values) for name, values in columns.items()
-    }
-    return type(parts[0])(**joined)
+    """Join the embeddings of several sets of videos to one."""
+    names = tensors_of(parts[0])
+    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -194,7 +194,7 @@ class Matching:
         """Episodes of a batch."""
         if self.device.type == "cpu" and isinstance(self.model, ALONE_ON_CPU):
             return 1
-        of_video = sum(tensor[0].nbytes for tensor in parts_of(self.embedding).values())
+        of_video = sum(tensor[0].nbytes for tensor in tensors_of(self.embedding).values())
         videos: int = sum(part[0].size for part in (episodes.support, episodes.query, episodes.unlabelled))
         most = BATCH_BYTES.get(self.device.type, BATCH_BYTES["cpu"])
         return max(1, min(len(episodes), most // (of_video * videos)))
@@ -272,7 +272,7 @@ class Matching:
         """
         index = torch.from_numpy(places.ravel()).to(self.device)
         picked = {}
-        for name, tensor in parts_of(self.embedding).items():
+        for name, tensor in tensors_of(self.embedding).items():
             room = self._room.get((role, name))
             if room is None or len(room) < len(index):
                 room = self._room[role, name] = tensor.new_empty(len(index), *tensor.shape[1:])
@@ -285,7 +285,7 @@ class Matching:
         return None if self.texts is None else self.texts(torch.from_numpy(classes))
 
 
-def parts_of(embedding: Embedding) -> dict[str, Tensor]:
+def tensors_of(embedding: Embedding) -> dict[str, Tensor]:
     """The tensors that an embedding has, by name."""
     values = {part.name: getattr(embedding, part.name) for part in fields(embedding)}
     return {name: value for name, value in values.items() if value is not None}

@@ -12,8 +12,8 @@ import torch
 
 from fsar.checkpoints import Seen
 from fsar.evaluation.accuracy import Answers, answer
+from fsar.evaluation.embeddings import EmbeddingStore
 from fsar.evaluation.overlap import Overlap, check_overlap, find_overlap
-from fsar.evaluation.store import EmbeddingStore
 from fsar.loader import EpisodeLoader, check_views
 from fsar.methods import FewShotMethod, find_method
 from fsar.run import ranks

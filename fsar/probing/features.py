@@ -1,39 +1,43 @@
-"""Features of the test clips of videos, each computed once; kept on disk where a folder is named.
-
-    FOLDER/KEY/facts.json            all that the features depend on; KEY is its SHA-256
-    FOLDER/KEY/part-000000.npy       [n, clips, C] float32 of the first n videos
-
-A part is whole or absent, so that a killed command goes on with the first one that is missing.
-"""
+"""Compute features of the test clips of videos once each; keep them on disk where a folder is named."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from fsar.evaluation.store import Group, Values, fill
 from fsar.probing.loader import ProbeLoader
 from fsar.probing.weights import Probed
 from fsar.run.device import autocast
 from fsar.trunks import Trunk, VideoTrunk
 from shards_spec.errors import FsarError
-from shards_spec.files import json_bytes, json_line, only_writer, write_whole
+
+Ints = NDArray[np.int64]
 
 PART = 256  # videos, some MB
 
 
 def trunk_features(trunk: Trunk, clips: Tensor) -> Tensor:
-    """One vector [N, C] a clip [N, T, 3, S, S]; a trunk that reads single frames gives the mean over them."""
+    """Compute one vector a clip; a trunk that reads single frames gives the mean over them.
+
+    Args:
+        trunk: The network.
+        clips: [N, T, 3, S, S].
+
+    Returns:
+        [N, C].
+    """
     if isinstance(trunk, VideoTrunk):
         pooled: Tensor = trunk(clips[:, None]).pooled[:, 0]
         return pooled
@@ -44,10 +48,10 @@ def trunk_features(trunk: Trunk, clips: Tensor) -> Tensor:
 def video_features(
     probed: Probed, loader: ProbeLoader, rows: Sequence[int], *, precision: str = "fp32", cache: Path | None = None
 ) -> Iterator[Tensor]:
-    """Features [n, clips, C] of the test clips of videos, some videos at a time, in order, on the host; eval mode.
+    """Give the features [n, clips, C] of the test clips of videos on the host, `PART` videos at a time, in order.
 
     Args:
-        probed: The trunk, on the loader's device.
+        probed: The trunk, on the loader's device; it is put in eval mode.
         loader: Where the clips come from.
         rows: Catalogue rows of the videos.
         precision: fp32 or bf16 (autocast).
@@ -55,27 +59,25 @@ def video_features(
 
     Raises:
         FsarError: features are not finite, a stored part is damaged, or another process writes to the same ones.
-        DiskError: the disk is full.
+        DiskError: there is no room.
     """
-    facts = feature_facts(probed, loader, rows, precision)
-    folder = None if cache is None else cache / hashlib.sha256(json_line(facts)).hexdigest()
     probed.trunk.eval()
-    missing = [first for first in range(0, len(rows), PART) if folder is None or not _path(folder, first).exists()]
-    wanted = [row for first in missing for row in rows[first : first + PART]]
-    clips = iter(tqdm(loader.uniform(wanted), total=len(wanted), unit="video", desc="features", leave=False))
-    for first in range(0, len(rows), PART):
-        if first not in missing:
-            assert folder is not None
-            yield _read(_path(folder, first))
-            continue
-        part = _make(probed.trunk, islice(clips, len(rows[first : first + PART])), precision)
-        if folder is not None:
-            _write(folder, first, part, facts)
-        yield part
+    numbers, starts = np.array(rows, dtype=np.int64), range(0, len(rows), PART)
+    make = partial(_features_of, loader=loader, trunk=probed.trunk, precision=precision)
+    if cache is None:
+        made = iter(tqdm(make(numbers), total=len(rows), unit="video", desc="features", leave=False))
+        for start in starts:
+            yield torch.cat([next(made)["features"] for _ in rows[start : start + PART]])
+        return
+    group = Group(cache, feature_facts(probed, loader, rows, precision))
+    how: dict[str, Any] = {"size": PART, "batch": 1, "unit": "video", "hint": "name another folder with --features"}
+    found = fill(group, numbers, make, **how)
+    for start in starts:
+        yield found.read(np.arange(start, min(start + PART, len(rows))))["features"]
 
 
 def feature_facts(probed: Probed, loader: ProbeLoader, rows: Sequence[int], precision: str) -> dict[str, Any]:
-    """All that the features of these videos depend on."""
+    """Collect all that the features of these videos depend on."""
     return asdict(loader.rules) | {
         "trunk": probed.name,
         "weights": probed.sha256,
@@ -89,33 +91,11 @@ def feature_facts(probed: Probed, loader: ProbeLoader, rows: Sequence[int], prec
     }
 
 
-@torch.no_grad()
-def _make(trunk: Trunk, clips: Iterator[Tensor], precision: str) -> Tensor:
-    """[n, clips, C] of some videos."""
-    parts = []
-    for each in clips:
-        with autocast(each.device, precision):
-            parts.append(trunk_features(trunk, each).float())
-    part = torch.stack(parts).cpu()
-    if not bool(part.isfinite().all()):
-        raise FsarError("features of the trunk are not finite: choose other --weights, or --precision fp32")
-    return part
-
-
-def _path(folder: Path, first: int) -> Path:
-    return folder / f"part-{first // PART:06d}.npy"
-
-
-def _write(folder: Path, first: int, part: Tensor, facts: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, part.numpy())
-    with only_writer(folder):
-        write_whole(folder / "facts.json", json_bytes(facts))
-        write_whole(_path(folder, first), buffer.getvalue())
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(np.load(path, mmap_mode="r")))  # mapped: no more than is there
-    except Exception as error:  # a damaged header can fail anywhere
-        raise FsarError(f"{path} is damaged ({error}): delete it and type the same command again") from error
+def _features_of(rows: Ints, *, loader: ProbeLoader, trunk: Trunk, precision: str) -> Iterator[Values]:
+    """Make the features [1, clips, C] of videos, one after the other."""
+    for clips in loader.uniform(rows.tolist()):
+        with torch.no_grad(), autocast(clips.device, precision):
+            features = trunk_features(trunk, clips).float()[None].cpu()
+        if not bool(features.isfinite().all()):
+            raise FsarError("features of the trunk are not finite: choose other --weights, or --precision fp32")
+        yield {"features": features}

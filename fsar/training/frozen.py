@@ -14,20 +14,23 @@ from torch import Tensor
 
 from fsar.episode import Episode
 from fsar.evaluation.embeddings import BATCH, clips_of
-from fsar.evaluation.feature_store import make_features
-from fsar.evaluation.keys import key_of, model_sha256, view_facts
+from fsar.evaluation.keys import model_sha256, view_facts
+from fsar.evaluation.store import Group, Values, fill
 from fsar.loader import EpisodeLoader
 from fsar.methods import FewShotMethod
-from fsar.run import ranks
 from fsar.run.device import autocast
 from fsar.trunks import Trunk
 from pipelines.augment.clips import normalise
 from pipelines.episodes.stream import EpisodePlan
 from pipelines.episodes.views import draw_views, number_views, places_of
-from shards_spec.errors import ConfigError
-from shards_spec.files import disk_errors, json_bytes, write_whole
+from shards_spec.errors import ConfigError, FsarError
 
 Ints = NDArray[np.int64]
+
+# Pooled features are small, and float32 keeps them as the trunk made them.  Maps are forty-nine times larger, and
+# float16 changes them (1 part in 2,000) far less than another crop does.
+TYPES = {"pooled": torch.float32, "maps": torch.float16, "images": torch.uint8}
+IN_A_PART = {"pooled": 512, "maps": 32}  # views: some tens of MB
 
 
 def freeze_trunk(model: FewShotMethod, method: str) -> None:
@@ -76,14 +79,17 @@ class CachedEpisodes:
         facts = view_facts(loader, precision) | {
             "trunk": model_sha256(model.trunk),
             "numbers": hashlib.sha256(numbers.tobytes()).hexdigest(),
+            "kinds": kinds,
         }
-        folder = cache / key_of(facts)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        if ranks.is_first():
-            write_whole(folder / "facts.json", json_bytes(facts))
-        make = partial(features_of, kinds=kinds, loader=loader, trunk=model.trunk, precision=precision)
-        self.store = make_features(folder, kinds, numbers, make, batch=BATCH)
+        self.store = fill(
+            Group(cache, facts, verify=False),  # episodes draw single views: no part is read as a whole
+            numbers,
+            partial(features_of, kinds=kinds, loader=loader, trunk=model.trunk, precision=precision),
+            size=IN_A_PART[kinds[0]],
+            batch=BATCH,
+            unit="view",
+            hint="take fewer --cached-views, or another disk with --feature-cache",
+        )
 
     def planned(
         self, start: int = 0, stop: int | None = None, *, step: int = 1, block: int = 1
@@ -105,18 +111,26 @@ class CachedEpisodes:
         return self.loader.assemble(plan, clips, features=on_device.get("maps", on_device.get("pooled")))
 
 
-@torch.no_grad()
 def features_of(
     numbers: Ints, *, kinds: Sequence[str], loader: EpisodeLoader, trunk: Trunk, precision: str
-) -> dict[str, Tensor]:
-    """Compute the features of views by a trunk in evaluation mode.
+) -> Iterator[Values]:
+    """Compute the features of views [n] by a trunk in evaluation mode, as they are stored.
 
-    Returns, as far as asked for, pooled [v, T, C], maps [v, T, C, h, w] and images [v, T, 3, H, W]
-    in grey levels.
+    Yields, batch after batch and as far as asked for, pooled [v, T, C], maps [v, T, C, h, w] and
+    images [v, T, 3, H, W] in grey levels.
 
     Raises:
         ConfigError: maps are asked for, and the trunk has none.
+        FsarError: a feature is not finite as it is stored.
     """
+    for start in range(0, len(numbers), BATCH):
+        made = _features(numbers[start : start + BATCH], kinds, loader, trunk, precision)
+        yield {kind: _stored(kind, values) for kind, values in made.items()}
+
+
+@torch.no_grad()
+def _features(numbers: Ints, kinds: Sequence[str], loader: EpisodeLoader, trunk: Trunk, precision: str) -> Values:
+    """Make the features of a batch of views, on the loader's device."""
     was_training = trunk.training
     trunk.eval()
     clips = clips_of(loader, draw_views(loader.stream, numbers))  # [v, T, 3, H, W]
@@ -130,3 +144,11 @@ def features_of(
     if any(made[kind] is None for kind in kinds):
         raise ConfigError(f"the method reads maps, which {type(trunk).__name__} has not: choose another trunk")
     return {kind: made[kind] for kind in kinds}
+
+
+def _stored(kind: str, values: Tensor) -> Tensor:
+    """Bring features to the host in the type in which they are stored."""
+    values = values.to(TYPES[kind])
+    if not bool(values.isfinite().all()):
+        raise FsarError(f"features ({kind}) of the trunk are not finite as {values.dtype}: leave freeze_trunk out")
+    return values.cpu()

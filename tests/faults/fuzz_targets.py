@@ -21,8 +21,8 @@ from sealed import write_column
 from second_reader import second_reader
 
 from fsar.checkpoints import Seen, load_seen, load_state, save_state
-from fsar.evaluation.feature_store import FeatureStore
 from fsar.evaluation.prediction import read_geometry
+from fsar.evaluation.store import Group
 from fsar.methods.class_text import ClassText, read_class_text, write_class_text
 from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
 from fsar.run.config import build_config, read_recipe, run_config
@@ -200,8 +200,9 @@ def tensors(top: Path) -> list[Target]:
 
     torch.save(model.state_dict(), top / "w")
     write_class_text(top / "t", ClassText(("ant", "bee"), torch.ones(2, 3), "{}", "x"))
-    array = io.BytesIO()
-    np.save(array, np.ones((4, 2, 3), np.float32))
+    group = Group(top / "f", {}, verify=False)
+    with group.adding() as number:
+        group.write(number, np.arange(4), {"pooled": torch.ones(4, 2, 3)})
     module = (
         b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage"
     )
@@ -211,15 +212,16 @@ def tensors(top: Path) -> list[Target]:
         for name, data in (("m/data.pkl", module), ("m/constants.pkl", b"\x80\x02)."), ("m/data/0", b"\0" * 8)):
             file.writestr(name, data)
 
-    def features(path: Path) -> None:
-        FeatureStore.open(path.parent, ("pooled",), 4).read(np.arange(4))
+    def features() -> None:
+        found = group.find(np.arange(4))
+        found.read(np.flatnonzero(found.there))
 
     weights = {"pth": (top / "w").read_bytes(), "safetensors": save(model.state_dict()), "pt": archive.getvalue()}
     return [
         file_target("checkpoint", top / "c.safetensors", (top / "c").read_bytes(), checkpoint),
         *(file_target(f"weights.{end}", top / f"w.{end}", data, read_tensors) for end, data in weights.items()),
         file_target("class texts", top / "t.safetensors", (top / "t").read_bytes(), read_class_text),
-        file_target("features", top / "f" / "pooled-000000.npy", array.getvalue(), features),
+        Target("features", [path for path in group.folder.rglob("*") if path.is_file()], features),
     ]
 
 

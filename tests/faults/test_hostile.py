@@ -20,7 +20,7 @@ from harm import Touch, refusal, write_tar
 from sealed import change_metadata, lie, seal, write_column
 from videos import moving_frames, write_video
 
-from fsar.evaluation.store import EmbeddingStore
+from fsar.evaluation.embeddings import EmbeddingStore
 from fsar.run.config import build_config, read_recipe
 from pipelines.episodes.labels import read_labels
 from preprocess.cli import cli
@@ -218,7 +218,8 @@ def test_arrays_with_pickled_content_are_never_read(small: Path, tmp_path: Path,
     (column / "0").write_bytes(pickle.dumps(np.array([Touch()], dtype=object)))
     assert "label/zarr.json is missing" in refusal(open_all, small)
     part = tmp_path / "store" / "key" / "part-000000"
-    shutil.copytree(column, part / "view")
+    shutil.copytree(column, part / "number")
+    (part / "zarr.json").write_text('{"attributes": {"columns": ["number"]}}')
     store = EmbeddingStore(tmp_path / "new")
     store.path = tmp_path / "store"
     monkeypatch.setattr("fsar.evaluation.store.key_of", lambda _: "key")

@@ -20,8 +20,8 @@ from sealed import change_metadata, write_column
 from videos import moving_frames, write_video
 
 from fsar.checkpoints import load_seen, load_state
-from fsar.evaluation.feature_store import FeatureStore
-from fsar.evaluation.store import EmbeddingStore
+from fsar.evaluation.embeddings import EmbeddingStore
+from fsar.evaluation.store import Group
 from fsar.methods import Embedding
 from fsar.run.config import read_recipe
 from fsar.run.folder import read_log
@@ -140,8 +140,11 @@ def test_the_limits_decide_no_byte(tmp_path: Path) -> None:
 def test_logs_checkpoints_and_features_that_are_broken(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"kind": "train", "n"')
     assert "log.jsonl is damaged" in refusal(read_log, tmp_path)
-    np.save(tmp_path / "pooled-000000.npy", np.ones((0, 2, 3), np.float32))
-    assert "holds float32 (0, 2, 3)" in refusal(FeatureStore.open, tmp_path, ("pooled",), 4)
+    group = Group(tmp_path / "features", {}, verify=False)
+    with group.adding() as number:
+        group.write(number, np.arange(4), {"pooled": torch.ones(4, 2, 3)})
+    write_column(group.folder / "part-000000" / "pooled", np.ones((0, 2, 3), np.float32))
+    assert "is damaged" in refusal(group.find, np.arange(4))
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters())
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -169,6 +172,8 @@ def test_parts_of_a_store_that_do_not_fit(tmp_path: Path) -> None:
     sha256 = write_column(part / "tokens", wide)
     change_metadata(part / "tokens", attributes={"sha256": sha256})
     assert "holds other columns" in refusal(store.fetch, facts, numbers, iter, device=cpu)
+    shutil.rmtree(part / "tokens")
+    assert "tokens/zarr.json is missing" in refusal(store.fetch, facts, numbers, iter, device=cpu)
 
 
 def test_deep_json_and_toml(tmp_path: Path) -> None:

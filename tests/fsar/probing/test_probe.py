@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from itertools import combinations
 
@@ -150,16 +151,22 @@ def test_features_are_computed_once(tiny_shards, tmp_path, monkeypatch):
         stored = list(video_features(probed, loader, range(8), cache=tmp_path))
         assert [len(part) for part in stored] == [3, 3, 2]
         assert torch.equal(torch.cat(fresh), torch.cat(stored))
-        (folder,) = tmp_path.iterdir()
-        (folder / "part-000001.npy").unlink()  # as of a run that was killed
+        (folder,) = tmp_path.glob("*/")
+        shutil.rmtree(folder / "part-000001")  # as of a run that was killed
         seen = []
         monkeypatch.setattr(loader, "uniform", lambda rows: seen.extend(rows) or ProbeLoader.uniform(loader, rows))
         again = list(video_features(probed, loader, range(8), cache=tmp_path))
         assert torch.equal(torch.cat(again), torch.cat(stored))
         assert seen == [3, 4, 5]
-        (folder / "part-000000.npy").write_bytes(b"broken")
-        with pytest.raises(FsarError, match=r"part-000000\.npy is damaged"):
-            list(video_features(probed, loader, range(8), cache=tmp_path))
+        chunk = folder / "part-000000" / "features" / "c" / "0" / "0" / "0"
+        content = chunk.read_bytes()
+        for broken, what in (
+            (b"broken", r"c/0/0/0 is damaged .*part-000000"),
+            (content[::-1], r"features is damaged; .*part-000000"),
+        ):
+            chunk.write_bytes(broken)
+            with pytest.raises(FsarError, match=what):
+                list(video_features(probed, loader, range(8), cache=tmp_path))
 
 
 def test_the_command_probes_an_untrained_trunk(tiny_path, tmp_path, capsys):

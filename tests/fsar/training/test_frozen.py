@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from fsar import EpisodeLoader, EpisodeRules, create_method
 from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import cli as train_cli
 from fsar.cli.train import resolve
-from fsar.evaluation import feature_store
 from fsar.evaluation.embeddings import clips_of
+from fsar.evaluation.store import Found, Group, fill
 from fsar.methods import FewShotMethod, method_options
 from fsar.run import ranks
-from fsar.training.frozen import CachedEpisodes, freeze_trunk
+from fsar.training.frozen import IN_A_PART, CachedEpisodes, freeze_trunk
 from fsar.training.trainer import Trainer
 from pipelines.episodes.views import choose_views, draw_views
 from shards_spec import ShardSet
@@ -79,8 +80,8 @@ def test_losses_and_gradients_are_those_behind_the_trunk(tiny_shards: ShardSet, 
                     ours, theirs, rtol=close, atol=close * float(theirs.detach().abs().max()) + 1e-7
                 )
             assert all(torch.equal(*pair) for pair in zip(before, model.trunk.buffers(), strict=True))
-    kinds = {path.name.partition("-")[0] for path in tmp_path.glob("*/*.npy")}
-    assert kinds == ({"maps", "images"} if method == "molo" else {"pooled"})
+    columns = {path.name for path in tmp_path.glob("*/part-*/*/")}
+    assert columns == {"number"} | ({"maps", "images"} if method == "molo" else {"pooled"})
 
 
 @pytest.mark.parametrize(("method", "options"), [("prototype", {"temperature": None}), ("otam", {})])
@@ -96,8 +97,8 @@ def test_methods_that_learn_nothing_after_the_trunk_refuse(
     assert 'tasks = "augment" needs a new view' in capsys.readouterr().err
 
 
-def test_features_are_made_once_a_file_at_a_time(tiny_shards: ShardSet, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(feature_store.IN_A_FILE, "pooled", 8)
+def test_features_are_made_once_a_part_at_a_time(tiny_shards: ShardSet, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(IN_A_PART, "pooled", 8)
     model, made = make_model("hyrsm"), []
     trunk_forward = model.trunk.forward
 
@@ -121,42 +122,60 @@ def test_features_are_made_once_a_file_at_a_time(tiny_shards: ShardSet, tmp_path
         other = CachedEpisodes(loader, model, 1, cache=tmp_path)  # of other views: other features
         assert sum(made[5:]) == 15
         assert torch.equal(other.store.read(places[1:2])["pooled"], first.store.read(places[1:2])["pooled"])
-        (path,) = tmp_path.glob("*/pooled-000003.npy")
+        (path,) = tmp_path.glob("*/part-000003/pooled/c/0/0/0")
         path.write_bytes(path.read_bytes()[:-9])
-        with pytest.raises(FsarError, match=r"pooled-000003\.npy is damaged"):
+        with pytest.raises(FsarError, match=r"pooled/c/0/0/0 is damaged .*; delete .*part-000003"):
             CachedEpisodes(loader, model, 2, cache=tmp_path)
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
         with pytest.raises(DiskError, match="take fewer --cached-views"):
             CachedEpisodes(loader, model, 3, cache=tmp_path)
 
 
-def test_processes_meet_after_every_batch_however_many_files_each_makes(tmp_path: Path, monkeypatch) -> None:
-    """The second one is told what is missing: the first file was there when it looked."""
-    monkeypatch.setitem(feature_store.IN_A_FILE, "pooled", 4)
+def test_processes_meet_after_every_batch_however_many_parts_each_makes(tmp_path: Path, monkeypatch) -> None:
+    """The second one makes what the first one lacked: the first part was there when it looked."""
     numbers, made, met = np.arange(9), [], []
 
-    def make(views: np.ndarray) -> dict[str, torch.Tensor]:
-        made.append(views.tolist())
-        return {"pooled": torch.from_numpy(views).float()[:, None, None]}
+    def make(views: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
+        for start in range(0, len(views), 3):
+            made.append(views[start : start + 3].tolist())
+            yield {"pooled": torch.from_numpy(views[start : start + 3]).float()[:, None, None]}
+
+    def make_or_find() -> Found:
+        group = Group(tmp_path, {"trunk": "x"}, verify=False)
+        return fill(group, numbers, make, size=4, batch=3, unit="view", hint="")
 
     def as_process(rank: int) -> None:
         made.clear()
         met.clear()
         monkeypatch.setattr(ranks, "rank", lambda: rank)
-        with contextlib.suppress(FsarError):  # of files that the other one makes
-            feature_store.make_features(tmp_path, ["pooled"], numbers, make, batch=3)
+        with contextlib.suppress(FsarError):  # of parts that the other one makes
+            make_or_find()
 
-    monkeypatch.setattr(ranks, "count", lambda: 2)
-    monkeypatch.setattr(ranks, "of_first", lambda _: [0, 4, 8])
-    monkeypatch.setattr(ranks, "wait_for_all", lambda: met.append(len(made)))
-    as_process(0)
-    assert made == [[0, 1, 2], [3], [8]]
-    assert met == [0, 1, 2, 3, 3]  # until the folder is held, after each batch, and at the end
-    as_process(1)
-    assert made == [[4, 5, 6], [7]]
-    assert met == [0, 1, 2, 2, 2]
-    store = feature_store.make_features(tmp_path, ["pooled"], numbers, make, batch=3)
-    assert store.read(numbers)["pooled"].flatten().tolist() == numbers.tolist()
+    with monkeypatch.context() as two:
+        two.setattr(ranks, "count", lambda: 2)
+        two.setattr(ranks, "of_first", lambda _: 0)  # the number of the next part
+        two.setattr(ranks, "gather_values", lambda own: [own, numbers])
+        two.setattr(ranks, "wait_for_all", lambda: met.append(len(made)))
+        as_process(0)
+        assert made == [[0, 1, 2], [3], [8]]
+        assert met == [1, 2, 3, 3]  # after each batch, and at the end
+        as_process(1)
+        assert made == [[4, 5, 6], [7]]
+        assert met == [1, 2, 2, 2]
+    assert sorted(path.name for path in tmp_path.glob("*/part-*")) == [f"part-00000{number}" for number in range(3)]
+    made.clear()
+    assert make_or_find().read(numbers)["pooled"].flatten().tolist() == numbers.tolist()
+    assert not made
+
+
+def test_more_parts_are_mapped_than_files_may_be_open(tmp_path: Path) -> None:
+    group, before = Group(tmp_path, {"trunk": "x"}), len(list(Path("/proc/self/fd").iterdir()))
+    with group.adding() as first:
+        for part in range(first, first + 20):
+            group.write(part, np.array([part]), {"pooled": torch.full((1, 3), part)})
+    found = group.find(np.arange(20))
+    assert found.read(np.array([7, 3]))["pooled"][:, 0].tolist() == [7, 3]
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 20
 
 
 def test_only_labelled_videos_are_put_through_the_trunk(tiny_shards: ShardSet) -> None:
