@@ -151,7 +151,7 @@ def measure(matched: Matched, *, episodes: int, seconds: float) -> dict[str, Any
         "taken": taken,
         "seconds_10000": round(10_000 / rates[taken], 1),
         "batched_seconds_10000": round(10_000 / rates["batched"], 1),
-        "gflop": round(gflop(partial(matched.matching.together, one)), 4),
+        "gflop": round(gflop(partial(matched.matching.match_batch, one)), 4),
     }
 
 

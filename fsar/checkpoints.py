@@ -1,4 +1,4 @@
-"""Save and load weights: our checkpoints, the names of published code, and what a training has seen."""
+"""Save and load weights: our checkpoints, published names, and the record of a training."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ from shards_spec.files import disk_errors, write_whole
 
 Hashes = NDArray[np.int64]
 CLASSIFIER = "classification_layer."
-# Tables, computed and not learned: positions, and the frame tuples of TRX; ours are made at the size asked for.
+# Tables, computed and not learned: positions, and the frame tuples of TRX.  We make ours anew.
 TABLES = re.compile(r"(transformers\.\d+\.)?(pe\.pe|tuples\.\d+)")
-# Parts of published pre-training models that nothing reads: a second neck, and classifiers.
+# Parts of published pre-training models that nothing reads: a second neck, and classifiers
 UNREAD = re.compile(r"recognizer\.neck_k\..+|recognizer(_flow)?\.encoder_[qk]\.fc\..+")
-# The first is read by nothing at a fixed BatchNorm momentum; the second, MSCL's clock, is not in published files.
+# Nothing reads the first at a fixed BatchNorm momentum.  Published files lack MSCL's clock.
 COUNTERS = (".num_batches_tracked", ".iters")
 MODEL, OPTIMIZER = "model.", "optimizer."
-SEEN_CLASSES, SEEN_VIDEOS = "seen.classes", "seen.videos"
-COLOURS, SOURCES = "colours", "sources"  # beside the loop's values
+TRAINING_CLASSES, TRAINING_VIDEOS = "seen.classes", "seen.videos"  # in the files, so that old ones are read
+COLOURS, SOURCES = "colours", "sources"  # keys next to the loop's values
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Sorted 64-bit hashes of the training classes [C] and of the original names of the training videos [V].
+class TrainingRecord:
+    """Classes and videos that weights were trained on, as sorted 64-bit hashes.
 
-    `sources` says in words which videos they were, for people.
+    Attributes:
+        classes: [C] int64, of the class names.
+        videos: [V] int64, of the videos' original names.
+        sources: Names of the sets of videos, for people.
     """
 
     classes: Tensor
@@ -49,17 +52,17 @@ class Seen:
     sources: tuple[str, ...] = ()
 
 
-def together(first: Seen, second: Seen | None) -> Seen:
-    """What two trainings have seen, one after the other."""
+def join_records(first: TrainingRecord, second: TrainingRecord | None) -> TrainingRecord:
+    """Join the records of two trainings of the same weights, one after the other."""
     if second is None:
         return first
     pairs = ((first.classes, second.classes), (first.videos, second.videos))
     classes, videos = (torch.from_numpy(np.union1d(*pair)) for pair in pairs)
-    return Seen(classes, videos, tuple(dict.fromkeys(first.sources + second.sources)))
+    return TrainingRecord(classes, videos, tuple(dict.fromkeys(first.sources + second.sources)))
 
 
 def reference_names(model: nn.Module) -> dict[str, str]:
-    """Our name -> official name (without "head.") of each entry of the model's state dict.
+    """Map our name of each entry of the model's state dict to the official one, without "head.".
 
     An entry that no published code has keeps its own name.
     """
@@ -68,7 +71,7 @@ def reference_names(model: nn.Module) -> dict[str, str]:
 
 
 def reference_prefixes(model: nn.Module) -> dict[str, str]:
-    """Our name prefix -> official one, of a method and its trunk."""
+    """Map our name prefixes of a method and its trunk to the official ones."""
     if not isinstance(model, FewShotMethod):
         return {}
     trunk = {} if model.trunk is None else model.trunk.REFERENCE_NAMES
@@ -76,7 +79,7 @@ def reference_prefixes(model: nn.Module) -> dict[str, str]:
 
 
 def official_name(name: str, prefixes: Mapping[str, str]) -> str:
-    """The name with the one prefix that fits replaced."""
+    """Replace the one prefix of a name that fits."""
     for ours, theirs in prefixes.items():
         if f"{name}.".startswith(f"{ours}."):
             return theirs + name.removeprefix(ours)
@@ -88,10 +91,18 @@ def load_reference_state_dict(
 ) -> None:
     """Load weights with official names, with or without the prefixes "module." and "head.".
 
-    For a trunk alone, its entries are taken from a larger model's too, such as a pre-training method's `encoder_q`.
-    Position tables and step counters may be absent.  `drop_classifier` leaves the auxiliary
-    classifier as it is, for weights trained with another number of classes.  ConfigError names every entry
-    that is missing, unexpected or of a wrong shape, and then nothing has been loaded.
+    Position tables and step counters may be absent.  A trunk also takes its entries from a larger
+    model, such as the `encoder_q` of a pre-training method.
+
+    Args:
+        model: A method or a trunk.
+        state_dict: The weights by their official names.
+        drop_classifier: Leave the auxiliary classifier as it is, for weights trained with another
+            number of classes.
+
+    Raises:
+        ConfigError: entries are missing, unexpected or of a wrong shape; it names all, and nothing
+            is loaded.
     """
     given = {bare_name(name): value for name, value in state_dict.items()}
     given = trunk_entries(given) if isinstance(model, Trunk) else given
@@ -105,12 +116,16 @@ def load_reference_state_dict(
 
 
 def bare_name(name: str) -> str:
-    """The name without the prefixes of a parallel wrapper and of the outer model."""
+    """Remove the prefixes of a parallel wrapper and of the outer model from a name."""
     return name.removeprefix("module.").removeprefix("head.")
 
 
 def check_entries(given: Mapping[str, object], wanted: Mapping[str, Tensor]) -> None:
-    """ConfigError unless `given` has what is wanted, in the wanted shapes, and nothing else."""
+    """Check that a state dict has the entries that are wanted, in their shapes, and no others.
+
+    Raises:
+        ConfigError: it has not.
+    """
     missing = [name for name in wanted if name not in given and not name.endswith(COUNTERS)]
     unexpected = [
         name for name in given if name not in wanted and not (TABLES.fullmatch(name) or UNREAD.fullmatch(name))
@@ -131,12 +146,12 @@ def check_entries(given: Mapping[str, object], wanted: Mapping[str, Tensor]) -> 
 
 
 def shape_text(value: object) -> str:
-    """Shape of a tensor as text, or the type of what is none."""
+    """Write the shape of a tensor as text; of anything else, its type."""
     return str(list(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def listing(names: Iterable[str], most: int = 8) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
@@ -148,11 +163,16 @@ def save_state(
     optimizer: torch.optim.Optimizer | None,
     loop: dict[str, Any],
     *,
-    seen: Seen | None = None,
+    trained_on: TrainingRecord | None = None,
 ) -> None:
-    """Write weights, optimiser state, the loop's own values (JSON) and what the weights have seen, atomically.
+    """Write a checkpoint atomically: weights, optimiser state, and the trunk's colour constants.
 
-    The constants of colour of the model's trunk go with them.
+    Args:
+        path: The file.
+        model: Its weights.
+        optimizer: Its state; None: weights only.
+        loop: The training loop's own values, as JSON has them.
+        trained_on: The record of the training.
 
     Raises:
         DiskError: the disk is full; the previous checkpoint is untouched.
@@ -162,26 +182,26 @@ def save_state(
         for number, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"{OPTIMIZER}{number}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    if seen is not None:
-        tensors |= {SEEN_CLASSES: seen.classes, SEEN_VIDEOS: seen.videos}
-        loop = loop | {SOURCES: seen.sources}
+    if trained_on is not None:
+        tensors |= {TRAINING_CLASSES: trained_on.classes, TRAINING_VIDEOS: trained_on.videos}
+        loop = loop | {SOURCES: trained_on.sources}
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     if (trunk := _trunk(model)) is not None:
         loop = loop | {COLOURS: {"mean": trunk.mean, "std": trunk.std}}
-    # One text alone: several would be written in an order of chance.
+    # One text for all values: safetensors writes several in an order of chance.
     write_whole(path, save(tensors, metadata={"loop": json.dumps(loop)}))
 
 
 def _trunk(model: nn.Module) -> Trunk | None:
-    """The trunk that pictures go to: the first, since others are its copies or read flow."""
+    """Find the trunk that pictures go to: the first, since others are its copies or read flow."""
     return next((module for module in model.modules() if isinstance(module, Trunk)), None)
 
 
 def take_colours(model: nn.Module, path: Path) -> None:
-    """Give the trunk of a model the constants of colour that a checkpoint's weights were trained with.
+    """Give the trunk of a model the colour constants that a checkpoint's weights were trained with.
 
-    A checkpoint that does not say them leaves the trunk's own.
+    An older checkpoint does not hold them; the trunk then keeps its own.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -190,7 +210,7 @@ def take_colours(model: nn.Module, path: Path) -> None:
 
 
 def _colours(said: Any) -> list[Any] | None:  # noqa: ANN401 -- out of a file
-    """Mean and std of three channels; None for anything else."""
+    """Parse mean and std of three channels; None for anything else."""
     try:
         colours = [tuple(map(float, said[name])) for name in ("mean", "std")]
     except (KeyError, TypeError, ValueError):
@@ -211,7 +231,7 @@ def _set_colours(model: nn.Module, loop: dict[str, Any], path: Path) -> None:
 
 
 def choose_checkpoint(run: Path, name: str | None = None) -> Path:
-    """The checkpoint `best` or `last` of a run folder; by default the best where validation chose one."""
+    """Find the checkpoint `best` or `last` of a run folder; by default the best, if it is there."""
     best, last = (run / "checkpoints" / f"{which}.safetensors" for which in ("best", "last"))
     return best if name == "best" or (name is None and best.exists()) else last
 
@@ -238,25 +258,25 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     return {key: value for key, value in loop.items() if key not in (COLOURS, SOURCES)}
 
 
-def load_seen(path: Path) -> Seen | None:
-    """What the weights of a checkpoint have seen in training; None where an older one does not say.
+def load_training_record(path: Path) -> TrainingRecord | None:
+    """Read the record of the training of a checkpoint's weights; None where an older one has none.
 
     Raises:
         ConfigError: the file is missing or damaged.
     """
-    tensors, loop = _read(path, only=(SEEN_CLASSES, SEEN_VIDEOS))
+    tensors, loop = _read(path, only=(TRAINING_CLASSES, TRAINING_VIDEOS))
     if not tensors:
         return None
-    hashes = [tensors.get(name, torch.empty(0)) for name in (SEEN_CLASSES, SEEN_VIDEOS)]
+    hashes = [tensors.get(name, torch.empty(0)) for name in (TRAINING_CLASSES, TRAINING_VIDEOS)]
     sources = loop.get(SOURCES, [])
     named = isinstance(sources, list) and all(isinstance(source, str) for source in sources)
     if any(each.dtype != torch.int64 or each.ndim != 1 for each in hashes) or not named:
         raise ConfigError(f"{path} is damaged or no checkpoint of ours (what it says of its training is no hashes)")
-    return Seen(hashes[0], hashes[1], tuple(sources))
+    return TrainingRecord(hashes[0], hashes[1], tuple(sources))
 
 
 def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, or those named alone, and the loop's values."""
+    """Read the tensors, all or those named `only`, and the loop's values."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing; give the folder of a run that reached its first checkpoint")
     try:
@@ -269,6 +289,7 @@ def _read(path: Path, *, only: tuple[str, ...] | None = None) -> tuple[dict[str,
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    # torch itself takes state of any shape, and fails only at the next step.
     state: dict[int, dict[str, Tensor]] = {}
     parameters = dict(enumerate(each for group in optimizer.param_groups for each in group["params"]))
     for name, value in tensors.items():
@@ -281,7 +302,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of a model's weights: names and values."""
+    """Hash a model's weights: names and values."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

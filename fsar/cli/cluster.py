@@ -1,4 +1,4 @@
-"""The command `fsar-cluster`: videos of a split -> clusters that stand in for its classes in training."""
+"""The command `fsar-cluster`: cluster the videos of a split, to train on clusters as classes."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def cli(
 ) -> None:
     """Cluster the videos of a split for training without labels: fsar-train --labels clusters.csv.
 
-    Each video is one vector: the mean over time of a trunk's features, or with --features flow the stored optical
-    flow of its segments, in order, which needs no weights and tells directions apart. Labels decide nothing, unless
-    the features come from a run that was trained with them.
+    Each video is one vector: the mean over time of a trunk's features, or with --features flow the
+    stored optical flow of its segments, in order, which needs no weights and tells directions
+    apart. Labels decide nothing, unless the features come from a run that was trained with them.
     """
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
@@ -102,7 +102,7 @@ def cli(
 
 
 def _check_flow(*, frames: int | None, **others: object) -> None:
-    """Refuse the options that flow features, of which `frames` is the number of segments, do not read."""
+    """Refuse options that flow features do not read; `frames` is their number of segments."""
     del frames
     unread = [f"--{key.replace('_', '-')}" for key, value in others.items() if value is not None]
     if unread:
@@ -112,7 +112,7 @@ def _check_flow(*, frames: int | None, **others: object) -> None:
 def _config(
     trunk: str | None, trunk_weights: str | None, run: Path | None, given: Mapping[str, int | str | None]
 ) -> RunConfig:
-    """What the videos are looked at with: a run's configuration, or that of a trunk alone, and what was given."""
+    """Configure the features: a run's configuration, or a trunk's, with the given options."""
     changes = {key: value for key, value in given.items() if value is not None}
     if "clip_frames" in changes:
         changes["frame_rule"] = "segment_clips"
@@ -132,7 +132,7 @@ def _base_config(trunk: str | None, trunk_weights: str | None, run: Path | None)
 
 
 def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
-    """Prototypes of the trunk: their embedding is the mean over time."""
+    """Build prototypes of the trunk: their embedding is the mean over time."""
     device = choose_device(config.device)
     if run is None:
         return frozen_prototypes(config).to(device)
@@ -142,7 +142,7 @@ def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
 
 
 def embed(model: FewShotMethod, shards: ShardSet, rows: list[int], config: RunConfig) -> Tensor:
-    """One vector [n, C] a video, float32."""
+    """Embed videos to one vector each [n, C], float32."""
     device, rules = next(model.parameters()).device, evaluation_rules(config)
     executor = executor_for(shards, device, name=config.executor, threads=config.threads)
     with closing(executor):

@@ -1,4 +1,4 @@
-"""`fsar-eval --compare`: several runs, the same episodes -> tables of what sets them apart."""
+"""`fsar-eval --compare`: test several runs on the same episodes, and tell their differences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import click
 import torch
 
 from fsar.checkpoints import weights_sha256
-from fsar.cli.weights import prototype_candidate
+from fsar.cli.weights import untrained_prototypes
 from fsar.evaluation.accuracy import Answers
 from fsar.evaluation.comparison import Comparison, compare
 from fsar.evaluation.overlap import Overlap
-from fsar.evaluation.shared_episodes import UNLABELLED, Candidate, Trial, unlabelled_text
+from fsar.evaluation.shared_episodes import UNLABELLED, ModelUnderTest, SharedEpisodes, unlabelled_text
 from fsar.report.comparison import comparison_page
 from fsar.report.result import coverage, inference
 from fsar.run import ranks
@@ -29,7 +29,7 @@ from shards_spec.peek.html import write_html
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is done with the answers; `baseline`, styles and tables go with --compare alone."""
+    """Options for the results; baseline, styles, markdown and csv go only with --compare."""
 
     baseline: str | None
     allow_styles: bool
@@ -41,31 +41,32 @@ class CompareOptions:
     csv: Path | None
 
 
-def check_runs(found: Sequence[Candidate], runs: Sequence[Path], options: CompareOptions) -> list[Candidate]:
-    """The runs under names that tell them apart, and the control where it is asked for.
+def check_runs(models: Sequence[ModelUnderTest], runs: Sequence[Path], options: CompareOptions) -> list[ModelUnderTest]:
+    """Give the runs names that tell them apart, and add the control where it is asked for.
 
     Raises:
-        ConfigError: a run alone or given twice, or runs that differ in recipe style.
+        ConfigError: there is only one run, a run is given twice, or the runs differ in recipe
+            style.
     """
-    if len(found) + options.control < 2:
+    if len(models) + options.control < 2:
         raise ConfigError("--compare needs two runs, or one and --prototype-control")
     names = distinct_names(runs)
-    styles = {name: one.config.recipe_style for name, one in zip(names, found, strict=True)}
+    styles = {name: one.config.recipe_style for name, one in zip(names, models, strict=True)}
     if len(set(styles.values())) > 1 and not options.allow_styles:
         listing = ", ".join(f"{name} {style}" for name, style in styles.items())
         raise ConfigError(
             f"the runs differ in recipe style ({listing}), which decides how they are trained and tested; compare "
             "runs of one style, or --allow-styles to have the result stamped with it"
         )
-    named = [replace(one, name=name) for one, name in zip(found, names, strict=True)]
-    return [*named, prototype_candidate(found[0].config)] if options.control else named
+    named = [replace(one, name=name) for one, name in zip(models, names, strict=True)]
+    return [*named, untrained_prototypes(models[0].config)] if options.control else named
 
 
 def distinct_names(runs: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of the folders above them as tell them apart.
+    """Name the folders, with as many of the folders above them as tell them apart.
 
     Raises:
-        ConfigError: a folder stands there twice.
+        ConfigError: a folder is given twice.
     """
     paths = [run.resolve() for run in runs]
     twice = [str(run) for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]
@@ -78,46 +79,47 @@ def distinct_names(runs: Sequence[Path]) -> list[str]:
     return names
 
 
-def compare_runs(found: Sequence[Candidate], trial: Trial, options: CompareOptions) -> None:
-    """Ask all of them the same episodes; print and write what they answered.
+def compare_runs(models: Sequence[ModelUnderTest], shared: SharedEpisodes, options: CompareOptions) -> None:
+    """Ask all models the same episodes; print and write the comparison.
 
     Raises:
-        ConfigError: there is no such baseline, a run has seen the classes, or its weights do not fit.
+        ConfigError: there is no such baseline, a run was trained on the classes, or its weights do
+            not fit.
     """
-    names = [one.name for one in found]
+    names = [one.name for one in models]
     baseline = options.baseline or names[0]
     if baseline not in names:
         raise ConfigError(f"--baseline {baseline} is none of the runs; {suggest(baseline, names)}")
-    overlaps = {one.name: trial.overlap(one, allowed=options.allow_overlap) for one in found}
+    overlaps = {one.name: shared.overlap(one, allowed=options.allow_overlap) for one in models}
     answers: dict[str, Answers] = {}
-    described = {one.name: _describe(one, trial) for one in found}
-    for one in found:
-        model, answers[one.name], device = trial.run(one)
+    described = {one.name: _describe(one, shared) for one in models}
+    for one in models:
+        model, answers[one.name], device = shared.run(one)
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         described[one.name] |= {"weights_sha256": weights_sha256(model), "device": where}
-    comparison = compare(answers, trial.shards.dataset.classes, baseline=baseline)
-    _write(comparison, found, trial, overlaps, described, options)
+    comparison = compare(answers, shared.shards.dataset.classes, baseline=baseline)
+    _write(comparison, models, shared, overlaps, described, options)
 
 
-def _describe(candidate: Candidate, trial: Trial) -> dict[str, Any]:
-    config = trial.configured(candidate.config)
+def _describe(tested: ModelUnderTest, shared: SharedEpisodes) -> dict[str, Any]:
+    config = shared.configured(tested.config)
     keys = ("method", "trunk", "recipe_style", "frames", "frame_rule", "test_frames", "views", "resize", "crop")
     others = ("clip_frames", "clip_stride", *UNLABELLED, "precision", "class_text", "labels", "tasks")
     described = {key: getattr(config, key) for key in keys + others}
-    return described | inference(config) | {"class_text_sha256": class_text_sha256(config)} | candidate.stamp
+    return described | inference(config) | {"class_text_sha256": class_text_sha256(config)} | tested.stamp
 
 
 def _write(
     comparison: Comparison,
-    found: Sequence[Candidate],
-    trial: Trial,
+    models: Sequence[ModelUnderTest],
+    shared: SharedEpisodes,
     overlaps: dict[str, Overlap],
     described: dict[str, dict[str, Any]],
     options: CompareOptions,
 ) -> None:
-    details = {one.name: _details(one, trial, overlaps[one.name]) for one in found}
-    styles = sorted({one.config.recipe_style for one in found})
-    text = _heading(trial, styles) + comparison.to_markdown(details)
+    details = {one.name: _details(one, shared, overlaps[one.name]) for one in models}
+    styles = sorted({one.config.recipe_style for one in models})
+    text = _heading(shared, styles) + comparison.to_markdown(details)
     click.echo(text, nl=False)
     if not ranks.is_first():
         return
@@ -127,27 +129,27 @@ def _write(
         write_whole(options.csv, comparison.to_csv(details).encode("utf-8", "backslashreplace"))
     if options.report:
         facts = {name: one["weights_sha256"] for name, one in described.items()}
-        page = comparison_page(comparison, details, facts, _provenance(trial) | {"styles": styles})
+        page = comparison_page(comparison, details, facts, _provenance(shared) | {"styles": styles})
         write_html(options.report, page)
     if options.out:
         rows = [
             {"run": name} | described[name] | {"overlap": overlaps[name].to_json()} | figures
             for name, figures in comparison.to_json().items()
         ]
-        table = _provenance(trial) | {"styles": styles, "baseline": comparison.baseline, "runs": rows}
+        table = _provenance(shared) | {"styles": styles, "baseline": comparison.baseline, "runs": rows}
         write_whole(options.out, json_bytes(table))
 
 
 def frames_text(config: RunConfig) -> str:
-    """How many frames of a video are looked at, or clips of how many, every how many-th; and where they are taken."""
+    """Describe the frame rule: frames, or clips of frames/stride; their place; views."""
     clips = f" clips of {config.clip_frames}/{config.clip_stride}" if config.clip_frames else ""
     views = f", {config.views} views" if config.views else ""
     return f"{config.frames}{clips} {config.test_frames}{views}"
 
 
-def _details(candidate: Candidate, trial: Trial, overlap: Overlap) -> dict[str, str]:
-    """The columns that say what a run is."""
-    config, stamp = trial.configured(candidate.config), candidate.stamp
+def _details(tested: ModelUnderTest, shared: SharedEpisodes, overlap: Overlap) -> dict[str, str]:
+    """Make the columns that describe a run."""
+    config, stamp = shared.configured(tested.config), tested.stamp
     chosen_on = stamp.get("selected_on", "last")
     return {
         "method": config.method,
@@ -164,19 +166,19 @@ def _details(candidate: Candidate, trial: Trial, overlap: Overlap) -> dict[str, 
     }
 
 
-def _heading(trial: Trial, styles: Sequence[str]) -> str:
-    config, dataset = trial.config, trial.shards.dataset
-    lines = [f"{dataset.name}, {trial.split}: {config.test_way}-way {config.test_shot}-shot, seed {config.eval_seed}"]
-    if trial.shuffled:
+def _heading(shared: SharedEpisodes, styles: Sequence[str]) -> str:
+    config, dataset = shared.config, shared.shards.dataset
+    lines = [f"{dataset.name}, {shared.split}: {config.test_way}-way {config.test_shot}-shot, seed {config.eval_seed}"]
+    if shared.shuffled:
         lines.append("The frames of each clip are shuffled.")
     if len(styles) > 1:
         lines.append(f"The runs differ in recipe style ({', '.join(styles)}): more than their methods sets them apart.")
     return "".join(line + "\n\n" for line in lines)
 
 
-def _provenance(trial: Trial) -> dict[str, Any]:
-    shards, config = trial.shards, trial.config
-    return trial.stamp() | {
+def _provenance(shared: SharedEpisodes) -> dict[str, Any]:
+    shards, config = shared.shards, shared.config
+    return shared.stamp() | {
         "dataset": shards.dataset.name,
         "way": config.test_way,
         "shot": config.test_shot,

@@ -1,4 +1,4 @@
-"""The command `fsar-eval`: trained runs, others' weights or a pretrained trunk -> accuracy on episodes of a split."""
+"""The command `fsar-eval`: test runs, others' weights or a pretrained trunk on episodes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fsar.cli.compare import CompareOptions, check_runs, compare_runs
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, parse_pairs
 from fsar.cli.weights import (
-    file_candidate,
     file_config,
     is_pretraining,
-    prototype_candidate,
-    run_candidate,
-    trunk_candidate,
+    model_of_file,
+    model_of_run,
+    model_of_trunk,
+    untrained_prototypes,
 )
 from fsar.evaluation.accuracy import Answers, Result, summarise
 from fsar.evaluation.comparison import check_same
 from fsar.evaluation.embeddings import EmbeddingStore
-from fsar.evaluation.shared_episodes import UNLABELLED, Candidate, Trial, open_trial
+from fsar.evaluation.shared_episodes import UNLABELLED, ModelUnderTest, SharedEpisodes, open_shared_episodes
 from fsar.methods import METHODS, FewShotMethod, find_method, method_options
 from fsar.report.examples import Examples, collect_examples
 from fsar.report.result import coverage_text, describe
@@ -65,7 +65,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Source:
-    """What was said of the one model to be tested: a run, a file of weights, or a method on a pretrained trunk."""
+    """Options that name one model: a run, a file of weights, or a method on a trunk."""
 
     weights: Path | None
     checkpoint: str | None
@@ -133,7 +133,7 @@ def cli(
     check: bool,
     **given: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of KEYS
 ) -> None:
-    """Evaluate a model on episodes of a split that it has not seen, or compare runs on the same episodes.
+    """Test a model on episodes of a split that it was not trained on, or compare runs on them.
 
     \b
     fsar-eval --weights RUN --shards DIR
@@ -148,32 +148,32 @@ def cli(
     asked = {KEYS[name]: value for name, value in given.items() if value is not None}
     changes = asked | {"inference": inference, "trunk_weights": source.trunk_weights}
     with ShardSet.open(folder, check=check) as shards:
-        found = [run_candidate(run, source.checkpoint) for run in first + more] or [_candidate(source, shards)]
-        found = _changed(found, {key: value for key, value in changes.items() if value is not None})
+        models = [model_of_run(run, source.checkpoint) for run in first + more] or [_tested(source, shards)]
+        models = _changed(models, {key: value for key, value in changes.items() if value is not None})
         if first:
-            found = check_runs(found, first + more, options)
+            models = check_runs(models, first + more, options)
         elif options.control:
-            found.append(prototype_candidate(found[0].config))
+            models.append(untrained_prototypes(models[0].config))
         kept: dict[str, Any] = {"episodes_file": episodes_file, "embeddings": store}
-        trial = open_trial(shards, split, found, asked=asked, shuffled=shuffled, **kept)
-        for line in (coverage_text(shards), _left_out(trial), *map(trial.chosen_on, found)):
+        shared = open_shared_episodes(shards, split, models, asked=asked, shuffled=shuffled, **kept)
+        for line in (coverage_text(shards), _left_out(shared), *map(shared.selection_warning, models)):
             if line:
                 click.echo(line)
-        for one in found:
-            trial.check(one)
+        for one in models:
+            shared.check(one)
         if first:
-            compare_runs(found, trial, options)
+            compare_runs(models, shared, options)
         else:
-            _evaluate(found, trial, options)
+            _evaluate(models, shared, options)
 
 
-def _changed(found: list[Candidate], changes: dict[str, Any]) -> list[Candidate]:
-    """The models with other values of their configurations; what some methods alone read reaches these alone.
+def _changed(models: list[ModelUnderTest], changes: dict[str, Any]) -> list[ModelUnderTest]:
+    """Change the models' configurations; a key that only some methods read changes only theirs.
 
     Raises:
-        ConfigError: no model reads what was given.
+        ConfigError: no model reads a key that was given.
     """
-    methods = sorted({one.config.method for one in found})
+    methods = sorted({one.config.method for one in models})
     for key, value in changes.items():
         if value and not any(_reads(method, key) for method in methods):
             readers = ", ".join(method for method in METHODS if _reads(method, key))
@@ -181,7 +181,7 @@ def _changed(found: list[Candidate], changes: dict[str, Any]) -> list[Candidate]
                 f"--{key.replace('_', '-')} is nothing that {' or '.join(methods)} reads: leave it out, or choose a "
                 f"method that does ({readers})"
             )
-    return [replace(one, config=_with(one.config, changes)) for one in found]
+    return [replace(one, config=_with(one.config, changes)) for one in models]
 
 
 def _with(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
@@ -191,7 +191,7 @@ def _with(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 
 def _reads(method: str, key: str) -> bool:
-    """Whether a method reads a key: not all read unlabelled videos, texts of classes or --inference."""
+    """Tell whether a method reads a key, such as those of unlabelled videos and class texts."""
     if key in UNLABELLED:
         return "unlabelled" in find_method(method).reads
     if key == "class_text":
@@ -200,12 +200,12 @@ def _reads(method: str, key: str) -> bool:
 
 
 def _take(kind: type[T], given: dict[str, Any]) -> T:
-    """The options that are the fields of a class."""
+    """Take the options that are the fields of a class."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], more: tuple[Path, ...]) -> None:
-    """Refuse options that say nothing together."""
+    """Refuse options that contradict each other."""
     if source.trunk_weights and (first or source.weights) and not options.control:
         raise ConfigError("--trunk-weights are those of --method alone, or of --prototype-control: leave them out")
     _check_control(source, options, first)
@@ -229,7 +229,7 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
 
 
 def _check_control(source: Source, options: CompareOptions, first: tuple[Path, ...]) -> None:
-    """Refuse the control of a run that is a trunk alone, unless told the weights that the trunk had before."""
+    """Refuse the control of a pre-training run, unless told its trunk's weights before."""
     run = first[0] if first else source.weights  # whose control it is
     if options.control and run and not source.trunk_weights and is_pretraining(run):
         raise ConfigError(
@@ -238,7 +238,7 @@ def _check_control(source: Source, options: CompareOptions, first: tuple[Path, .
 
 
 def _on_pretrained(source: Source) -> bool:
-    """Whether prototypes on the trunk of a run of pre-training are asked for, by their name."""
+    """Tell whether prototypes on the trunk of a run of pre-training are asked for by name."""
     prototypes = source.method == "prototype" and not source.trunk
     return prototypes and source.weights is not None and is_pretraining(source.weights)
 
@@ -251,20 +251,20 @@ def _check_folders(options: CompareOptions, others: dict[str, Path | None]) -> N
             raise ConfigError(f"--{name} {path}: there is no folder {path.parent}; make it first")
 
 
-def _candidate(source: Source, shards: ShardSet) -> Candidate:
-    """The one model that was named."""
+def _tested(source: Source, shards: ShardSet) -> ModelUnderTest:
+    """Open the one model that was named."""
     if source.weights and source.weights.is_file():
         config = file_config(source.recipe, source.method, source.trunk, parse_pairs(source.pairs))
         training = shards.dataset.splits.get("train")
         classes = config.num_classes or (len(training.classes) if training else 1)
-        return file_candidate(source.weights, replace(config, num_classes=classes))
+        return model_of_file(source.weights, replace(config, num_classes=classes))
     if source.weights:
-        return run_candidate(source.weights, source.checkpoint)
-    return trunk_candidate(_of_trunk(source))
+        return model_of_run(source.weights, source.checkpoint)
+    return model_of_trunk(_of_trunk(source))
 
 
 def _of_trunk(source: Source) -> RunConfig:
-    """The configuration of a method that stands on a pretrained trunk alone."""
+    """Configure a method that has no weights but those of a pretrained trunk."""
     if not source.method or not source.trunk:
         raise ConfigError("give --weights RUN, --compare RUN RUN, or --method prototype with --trunk, --trunk-weights")
     given = {"method": source.method, "trunk": source.trunk, "trunk_weights": source.trunk_weights or ""}
@@ -272,43 +272,43 @@ def _of_trunk(source: Source) -> RunConfig:
     return build_config(given | {"num_classes": 1} | options)
 
 
-def _examples(trial: Trial, candidate: Candidate, model: FewShotMethod, answers: Answers) -> Examples:
-    """Collect examples of the queries that `trial.run` has asked."""
-    config = trial.configured(candidate.config)
-    with closing(trial.episodes(config, model, choose_device(config.device))) as loader:
+def _examples(shared: SharedEpisodes, tested: ModelUnderTest, model: FewShotMethod, answers: Answers) -> Examples:
+    """Collect examples of the queries that `SharedEpisodes.run` has asked."""
+    config = shared.configured(tested.config)
+    with closing(shared.open_loader(config, model, choose_device(config.device))) as loader:
         how: dict[str, Any] = {"precision": config.precision, "seed": config.eval_seed}
-        return collect_examples(model, loader, answers, shuffled=trial.shuffled, **how)
+        return collect_examples(model, loader, answers, shuffled=shared.shuffled, **how)
 
 
-def _left_out(trial: Trial) -> str | None:
-    return f"left out, having too few videos: {', '.join(trial.left_out)}" if trial.left_out else None
+def _left_out(shared: SharedEpisodes) -> str | None:
+    return f"left out, having too few videos: {', '.join(shared.left_out)}" if shared.left_out else None
 
 
-def _evaluate(found: list[Candidate], trial: Trial, options: CompareOptions) -> None:
-    """Test one model, and the control that may stand behind it; print and write its result."""
-    candidate, *controls = found
-    overlap = trial.overlap(candidate, allowed=options.allow_overlap)
-    class_text = class_text_sha256(candidate.config)
-    model, answers, device = trial.run(candidate)
-    config, classes = trial.configured(candidate.config), trial.shards.dataset.classes
+def _evaluate(models: list[ModelUnderTest], shared: SharedEpisodes, options: CompareOptions) -> None:
+    """Test one model, and its control where there is one; print and write the result."""
+    tested, *controls = models
+    overlap = shared.overlap(tested, allowed=options.allow_overlap)
+    class_text = class_text_sha256(tested.config)
+    model, answers, device = shared.run(tested)
+    config, classes = shared.configured(tested.config), shared.shards.dataset.classes
     result = summarise(answers, classes)
-    table = describe(config, trial.shards, model, result, device=device, class_text=class_text)
-    table |= candidate.stamp | trial.stamp()
+    table = describe(config, shared.shards, model, result, device=device, class_text=class_text)
+    table |= tested.stamp | shared.stamp()
     table["overlap"] = overlap.to_json()
-    task = f"{config.test_way}-way {config.test_shot}-shot on {trial.split}"
-    seen_in = f", each video in {config.views} random views" if config.views else ""
-    _print(f"{config.method}, {task}{seen_in} ({overlap})", result)
+    task = f"{config.test_way}-way {config.test_shot}-shot on {shared.split}"
+    in_views = f", each video in {config.views} random views" if config.views else ""
+    _print(f"{config.method}, {task}{in_views} ({overlap})", result)
     for control in controls:
-        _, others, _ = trial.run(control)
-        check_same(others, answers, f"{control.name} and {candidate.name}")
+        _, others, _ = shared.run(control)
+        check_same(others, answers, f"{control.name} and {tested.name}")
         result = summarise(others, classes)
         table["frozen_prototypes"] = result.to_json()
         _print("the same episodes, prototypes of the untrained trunk", result)
     if options.out and ranks.is_first():
         write_whole(options.out, json_bytes(table))
     if options.report and ranks.is_first():
-        examples = _examples(trial, candidate, model, answers)
-        write_html(options.report, page(candidate.name, table, config.flat(), [], examples=examples))
+        examples = _examples(shared, tested, model, answers)
+        write_html(options.report, page(tested.name, table, config.flat(), [], examples=examples))
 
 
 def _print(what: str, result: Result) -> None:

@@ -1,4 +1,4 @@
-"""Commands that torchrun may start as several processes: one of them speaks, and an error is said once."""
+"""Run commands that torchrun may start as several processes: one speaks, and says errors once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shards_spec.errors import FsarError
 
 
 def launch(command: click.Command, *, again: str) -> NoReturn:
-    """Run a click command in this process, or in each of those that torchrun has started, and leave it.
+    """Run a click command, in each of the processes that torchrun has started, and exit.
 
     A process that fails leaves at once: the clean end of a group would wait for the others.
     """
@@ -37,7 +37,7 @@ def launch(command: click.Command, *, again: str) -> NoReturn:
 
 @contextmanager
 def _joined() -> Iterator[None]:
-    """A group of processes, of which the first one speaks; the same error of several is said by one."""
+    """Join the group of processes; the first speaks, and one says an error of several."""
     store = ranks.join()
     try:
         with nullcontext() if ranks.is_first() else _silent():
@@ -57,13 +57,13 @@ def _joined() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without any output; what is raised passes."""
+    """Silence all output; errors pass."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
 def _first_to_say(store: Store, sentence: str) -> bool:
-    """Whether no process has said this sentence yet; of an empty one, whether none has said anything."""
+    """Tell whether no process has said this sentence yet; if empty, whether none spoke."""
     key = hashlib.sha256(sentence.encode("utf-8", "backslashreplace")).hexdigest()
     try:
         said = store.add("said", 1) > 1

@@ -1,4 +1,4 @@
-"""The command `fsar-predict`: a trained run, a folder of examples a class, videos -> their classes."""
+"""The command `fsar-predict`: tell the classes of videos from a few examples of each."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ def cli(
 ) -> None:
     """Tell the class of videos from a few examples of each class.
 
-    The classes are the folders of --support: at least two, each with one example or more, none of which the model
-    needs to have seen in training.  A class's score is the softmax of the model's logits over these classes: it
-    ranks them, and is no calibrated probability.  Frames lie in a temporary folder ($TMPDIR) meanwhile.
+    The classes are the folders of --support: at least two, each with one example or more, none of
+    which the model needs to have seen in training.  A class's score is the softmax of the model's
+    logits over these classes: it ranks them, and is no calibrated probability.  Frames lie in a
+    temporary folder ($TMPDIR) meanwhile.
 
-    Exit codes: 0 done; 2 bad input, or no video could be read; 3 done, but some videos could not be read.
+    Exit codes: 0 done; 2 bad input, or no video could be read; 3 done, but some videos could not be
+    read.
     """
     if not first + more:
         raise ConfigError("no --query given; name videos, or folders of videos, to classify")

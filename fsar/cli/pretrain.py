@@ -8,10 +8,10 @@ from typing import Any
 import click
 import torch
 
-from fsar.checkpoints import load_seen, together, weights_sha256
+from fsar.checkpoints import join_records, load_training_record, weights_sha256
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, key_options, overrides
-from fsar.evaluation.overlap import seen_in
+from fsar.evaluation.overlap import training_record
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.batches import ViewLoader
 from fsar.pretraining.config import (
@@ -32,7 +32,7 @@ from fsar.report.result import coverage_text, describe_data, provenance
 from fsar.run import ranks
 from fsar.run.device import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data, last_checkpoint
-from fsar.run.weights import weights_seen
+from fsar.run.weights import training_record_of
 from shards_spec import ShardSet
 from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
@@ -167,11 +167,11 @@ def pretrain(
         check_queue(config, len(views.rows))
         samples = config.epochs * views.epoch_steps * config.batch
         model = build_pretraining(config, samples=samples, weights=not resume).to(device)
-        before = load_seen(last_checkpoint(run)) if resume else weights_seen(config.weights)
+        before = load_training_record(last_checkpoint(run)) if resume else training_record_of(config.weights)
         if not resume and ranks.is_first():
             begin_run(run, config, data, option="--out")
-        seen = together(seen_in(shards, views.rows, source=views.videos.text), before)
-        trainer = Pretrainer(config, model, views, run, seen=seen, resume=resume)
+        record = join_records(training_record(shards, views.rows, source=views.videos.text), before)
+        trainer = Pretrainer(config, model, views, run, trained_on=record, resume=resume)
         _announce(trainer, views, shards, device)
         trainer.train()
         result = describe_pretraining(trainer, views, shards, device=device)

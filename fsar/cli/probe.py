@@ -1,4 +1,4 @@
-"""The command `fsar-probe`: features of pre-training, or of any trunk -> what they are good for on labelled videos."""
+"""The command `fsar-probe`: measure a trunk's features on labelled videos."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OF_RECIPES = {*CUT, *FIT, "test_frames", "test_size", "clip_average"}
 
 
 def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """Rising numbers with commas between them."""
+    """Parse rising numbers with commas between them."""
     if text is None:
         return None
     try:
@@ -49,7 +49,7 @@ def _epochs(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
 
 
 def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> None:
-    """Let a recipe's values stand where no option is given."""
+    """Make a recipe's values the defaults of the options."""
     if name is None:
         return
     shipped = {path.replace("/", "-"): file for path, file in recipe_files("probe").items()}
@@ -177,11 +177,12 @@ def cli(
     check: bool,
     **given: Any,  # noqa: ANN401 -- fields of ProbeRules, Rules and Fit, and the options of single modes
 ) -> None:
-    """Probe features on labelled videos: retrieval, nearest neighbours, a linear classifier, fine-tuning.
+    """Probe features on labelled videos: by retrieval, neighbours, a classifier, fine-tuning.
 
-    Training and test videos have the same classes here: --lists names UCF101's or HMDB51's official lists; without
-    them a share of the videos of each class is held out, whole groups together.  The mode activation measures nothing:
-    it draws where the trunk responds in some test videos, as activation.png.
+    Training and test videos have the same classes here: --lists names UCF101's or HMDB51's official
+    lists; without them a share of the videos of each class is held out, whole groups together.  The
+    mode activation measures nothing: it draws where the trunk responds in some test videos, as
+    activation.png.
 
     \b
     fsar-probe --weights RUN --shards DIR --mode retrieval --mode knn --lists ucfTrainTestlist
@@ -238,7 +239,7 @@ def _check(
     modes: tuple[str, ...],
     number: int,
 ) -> None:
-    """Refuse options that say nothing together, and folders that could not be written."""
+    """Refuse options that contradict each other, and folders that cannot be written."""
     if lists is not None and not lists.exists():
         raise ConfigError(f"--lists {lists}: there is no such file or folder")
     if lists is None and number > 1:
@@ -261,8 +262,8 @@ def _check(
 
 
 def _overlap(probed: Probed, shards: ShardSet, division: Division, *, allowed: bool) -> Overlap:
-    """What the weights saw of the test videos; classes may be shared, since their labels are what a probe learns."""
-    overlap = UNKNOWN if probed.seen is None else find_overlap(probed.seen, shards, division.test)
+    """Find the test videos in the weights' training; classes may be shared in a probe."""
+    overlap = UNKNOWN if probed.trained_on is None else find_overlap(probed.trained_on, shards, division.test)
     if overlap.videos and not allowed:
         raise ConfigError(
             f"{probed.source} was trained on {overlap.videos:,} of the {len(division.test):,} test videos: take "
@@ -278,7 +279,7 @@ def _division_text(division: Division) -> str:
 
 
 def _rules(probed: Probed, given: Mapping[str, Any]) -> Rules:
-    """What was given, else how the run cut its clips, else the published values."""
+    """Choose what was given, else the run's own clips, else the published values."""
     chosen = {name: given[name] for name in CUT if given[name] is not None}
     cut = ProbeRules(**({"size": SIZES.get(probed.name, ProbeRules.size)} | probed.clips | chosen))
     test = replace(cut, frames=given["test_frames"] or cut.frames, size=given["test_size"] or cut.size)

@@ -1,4 +1,4 @@
-"""What the probes of one command share: the videos, how they are looked at, and where results are written."""
+"""Run the probes of one command on its videos, and write their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIT = ("lr", "weight_decay", "batch", "epochs", "milestones", "dropout", "l2norm
 
 
 class ProbeRun:
-    """What all probes of a command share."""
+    """Videos, rules, device and folders that all probes of a command share."""
 
     def __init__(
         self,
@@ -48,7 +48,11 @@ class ProbeRun:
     def probe(
         self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Neighbours]]:
-        """The results of a trunk by mode, fine-tuning last, and examples of its retrieval."""
+        """Probe a trunk in each mode, fine-tuning last.
+
+        Returns:
+            The results by mode, and examples of its retrieval.
+        """
         results: dict[str, Any] = {}
         examples: list[Neighbours] = []
         with Prober(self.shards, self.division, probed, self.rules, device=self.device, cache=self.cache) as prober:
@@ -72,7 +76,7 @@ class ProbeRun:
         return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
 
     def draw_activation(self, probed: Probed, control: Probed | None) -> Path:
-        """Write activation.png, of test videos that are drawn class by class."""
+        """Write activation.png, of some test videos of each class; return its path."""
         assert self.out is not None
         rows = choose_by_class(self.shards, self.division.test, PICTURED, seed=self.rules.seed)
         first = "untrained" if probed.source == RANDOM else "weights"
@@ -85,21 +89,21 @@ class ProbeRun:
         return path
 
     def differences(self, found: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-        """What each mode's first figure is above the control's, on the same videos."""
+        """Subtract the control's first figure of each mode, on the same videos."""
         pairs = {mode: (found[mode]["accuracy"], other[mode]["accuracy"]) for mode in found if mode != "retrieval"}
         if "retrieval" in found:
             pairs["retrieval R@1"] = (found["retrieval"]["recall"]["R@1"], other["retrieval"]["recall"]["R@1"])
         return {name: self.asked.difference(*pair) for name, pair in pairs.items()}
 
     def fit(self, mode: str, given: Mapping[str, Any]) -> Fit:
-        """How a mode's classifier is trained: its defaults, and what was given."""
+        """Choose how a mode's classifier is trained: its defaults, and what was given."""
         default = LINEAR
         if mode == "finetune":
             default = replace(FINETUNE, dropout=0.7 if self.shards.dataset.name == "ucf101" else FINETUNE.dropout)
         return replace(default, **{name: given[name] for name in FIT if given[name] is not None})
 
     def stamps(self, probed: Probed, overlap: Overlap) -> dict[str, Any]:
-        """What the figures rest on."""
+        """Collect what the figures rest on."""
         division = self.division
         return {
             "dataset": self.shards.dataset.name,

@@ -1,4 +1,4 @@
-"""The command `fsar-text`: names of classes -> a file of their text vectors, by CLIP's text tower."""
+"""The command `fsar-text`: encode the names of classes by CLIP's text tower."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ TOGETHER = 64  # texts that go through the tower at once
 def cli(
     clip: Path, vocabulary: Path, folder: Path | RemoteShards | None, classes: Path | None, template: str, out: Path
 ) -> None:
-    """Write the text vectors of classes for clip-fsar: fsar-train --method clip-fsar --class-text FILE.
+    """Write the text vectors of classes, for fsar-train --method clip-fsar --class-text FILE.
 
-    Underscores in names become blanks, and CamelCase is split: HandstandPushups becomes "handstand pushups".
+    Underscores in names become blanks, and CamelCase is split: HandstandPushups becomes "handstand
+    pushups".
     """
     names = list({class_words(name): name for name in class_names(folder, classes)}.values())  # one for "a_b" and "AB"
     texts = prompts(names, template)
@@ -52,7 +53,7 @@ def cli(
 
 
 def class_names(folder: Path | RemoteShards | None, file: Path | None) -> list[str]:
-    """The classes of a shard set or of a text file, whichever is given.
+    """List the classes of a shard set or of a text file, whichever is given.
 
     Raises:
         ConfigError: both or none are given, or there is no such file, or no class in it.
@@ -75,7 +76,7 @@ def class_names(folder: Path | RemoteShards | None, file: Path | None) -> list[s
 
 @torch.no_grad()
 def encode(tower: ClipText, tokens: ClipTokenizer, texts: list[str]) -> Tensor:
-    """Vectors [n, w] of texts.
+    """Encode texts to vectors [n, w].
 
     Raises:
         ConfigError: the vocabulary is not that of the tower.

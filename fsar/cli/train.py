@@ -190,14 +190,14 @@ def train_and_test(
         result = summarise(answers, shards.dataset.classes)
         table = describe(config, shards, trainer.model, result, device=device, class_text=class_text)
         table["left_out"] = list(test.stream.dropped)
-        overlap = find_overlap(trainer.seen, shards, test.stream.videos())
+        overlap = find_overlap(trainer.trained_on, shards, test.stream.videos())
         table["overlap"] = overlap.to_json()
         if overlap.found:  # splits are disjoint; classes whose names differ in case or spaces alone are not
             click.echo(str(overlap))
         if test.stream.dropped:
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
-        seen_in = f", each video in {config.views} random views" if config.views else ""
-        click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes{seen_in}: {result}")
+        in_views = f", each video in {config.views} random views" if config.views else ""
+        click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes{in_views}: {result}")
         if controls.shuffled:
             control = trainer.evaluate(test, config.test_episodes, shuffled=True, label="shuffled")
             table["shuffled_frames"] = control.to_json()

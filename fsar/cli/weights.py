@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsar.checkpoints import choose_checkpoint, load_reference_state_dict, load_seen, load_state
-from fsar.evaluation.shared_episodes import Candidate
+from fsar.checkpoints import choose_checkpoint, load_reference_state_dict, load_state, load_training_record
+from fsar.evaluation.shared_episodes import ModelUnderTest
 from fsar.methods import FewShotMethod
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import frame_stride, pretrain_config_of
 from fsar.run.build import TRUNK_ALONE, build_model, prototypes_of_trunk
 from fsar.run.config import RunConfig, build_config, read_recipe, run_config
-from fsar.run.weights import weights_seen
+from fsar.run.weights import training_record_of
 from fsar.trunks.weight_files import read_tensors
 from pipelines.clips.labelled import CENTRE
 from shards_spec.errors import ConfigError
@@ -24,7 +24,7 @@ from shards_spec.errors import ConfigError
 CLIPS = 4  # of a video, that a pre-trained trunk looks at
 
 
-def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:
+def model_of_run(run: Path, checkpoint: str | None = None) -> ModelUnderTest:
     """The checkpoint `best` or `last` of a run folder; by default the best where there is one.
 
     Of pre-training there is one checkpoint; prototypes stand on its trunk.
@@ -37,11 +37,12 @@ def run_candidate(run: Path, checkpoint: str | None = None) -> Candidate:
             raise ConfigError(
                 f"--checkpoint best: {run} is of pre-training, which keeps the last one alone: leave it out"
             )
-        return pretrained_candidate(run)
+        return model_of_pretraining(run)
     config = run_config(run)
     path = choose_checkpoint(run, checkpoint)
     stamp = {"checkpoint": path.stem, "selected_on": config.select_on if path.stem == "best" else "last"}
-    return Candidate(run.resolve().name, config, partial(_of_checkpoint, config, path), load_seen(path), stamp)
+    load, record = partial(_of_checkpoint, config, path), load_training_record(path)
+    return ModelUnderTest(run.resolve().name, config, load, record, stamp)
 
 
 def is_pretraining(run: Path) -> bool:
@@ -50,7 +51,7 @@ def is_pretraining(run: Path) -> bool:
     return path.is_file() and str(read_recipe(str(path)).get("method")) in PRETRAINING
 
 
-def pretrained_candidate(run: Path) -> Candidate:
+def model_of_pretraining(run: Path) -> ModelUnderTest:
     """Prototypes on the trunk of a run of fsar-pretrain: of a few clips a video, as long as those it was trained on.
 
     Raises:
@@ -60,7 +61,7 @@ def pretrained_candidate(run: Path) -> Candidate:
     clips = {"frames": CLIPS, "frame_rule": "segment_clips", "clip_frames": own.clip_frames}
     clips |= {"clip_stride": frame_stride(own), "resize": round(own.crop / CENTRE), "crop": own.crop}
     given = {"method": "prototype", "trunk": own.trunk, "trunk_weights": str(run), "num_classes": 1} | TRUNK_ALONE
-    return replace(trunk_candidate(build_config(given | clips)), name=run.resolve().name)
+    return replace(model_of_trunk(build_config(given | clips)), name=run.resolve().name)
 
 
 def _of_checkpoint(config: RunConfig, path: Path) -> FewShotMethod:
@@ -82,7 +83,7 @@ def file_config(recipe: str | None, method: str | None, trunk: str | None, optio
     return build_config(table | dict(options))
 
 
-def file_candidate(path: Path, config: RunConfig) -> Candidate:
+def model_of_file(path: Path, config: RunConfig) -> ModelUnderTest:
     """Weights with the names of the published code; the auxiliary classifier is left out, as no test reads it.
 
     Raises:
@@ -92,7 +93,7 @@ def file_candidate(path: Path, config: RunConfig) -> Candidate:
     if (run / "config.toml").is_file():
         raise ConfigError(f"{path} is a checkpoint of the run {run}; give that folder, and choose with --checkpoint")
     stamp = {"weights_file": path.name, "weights_file_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return Candidate(path.name, config, partial(_of_file, config, path), stamp=stamp)
+    return ModelUnderTest(path.name, config, partial(_of_file, config, path), stamp=stamp)
 
 
 def _of_file(config: RunConfig, path: Path) -> FewShotMethod:
@@ -104,10 +105,10 @@ def _of_file(config: RunConfig, path: Path) -> FewShotMethod:
     return model
 
 
-def trunk_candidate(config: RunConfig) -> Candidate:
+def model_of_trunk(config: RunConfig) -> ModelUnderTest:
     """A method that stands on a pretrained trunk alone."""
-    seen = weights_seen(config.trunk_weights)
-    return Candidate(f"{config.method} on {config.trunk}", config, partial(_of_trunk, config), seen)
+    record = training_record_of(config.trunk_weights)
+    return ModelUnderTest(f"{config.method} on {config.trunk}", config, partial(_of_trunk, config), record)
 
 
 def _of_trunk(config: RunConfig) -> FewShotMethod:
@@ -121,7 +122,7 @@ def _of_trunk(config: RunConfig) -> FewShotMethod:
     return model
 
 
-def prototype_candidate(config: RunConfig) -> Candidate:
+def untrained_prototypes(config: RunConfig) -> ModelUnderTest:
     """The control: prototypes of the trunk as a run of this configuration starts with it; it is loaded at once.
 
     Raises:
@@ -129,4 +130,5 @@ def prototype_candidate(config: RunConfig) -> Candidate:
     """
     config = prototypes_of_trunk(config)
     model = build_model(config)
-    return Candidate(f"prototypes of {config.trunk}", config, lambda: model, weights_seen(config.trunk_weights))
+    record = training_record_of(config.trunk_weights)
+    return ModelUnderTest(f"prototypes of {config.trunk}", config, lambda: model, record)

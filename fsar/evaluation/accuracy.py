@@ -1,4 +1,4 @@
-"""Episodes -> accuracy, with what can be claimed from it: two intervals, per class, confusion."""
+"""Ask a model episodes, and compute its accuracy, with two intervals, by class, and confusion."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fsar.run import ranks
 from fsar.run.device import autocast, keep_freed_memory
 from pipelines.episodes.stream import EpisodePlan
 
-Z95 = 1.96
+Z95 = 1.96  # half width of a 95 % interval, in standard deviations of a normal distribution
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said to each query of N episodes of Q queries: catalogue rows and class numbers.
+    """A model's answers to N episodes of Q queries, as catalogue rows and class numbers.
 
     Attributes:
         classes: [N, way] classes of each episode.
         support: [N, way * shot] rows of the support videos, grouped by class.
         query: [N, Q] rows of the query videos.
-        truth: [N, Q] their classes.
-        said: [N, Q] the classes that the model chose.
+        truth: [N, Q] classes of the queries.
+        said: [N, Q] classes that the model chose.
     """
 
     classes: NDArray[np.int64]
@@ -48,13 +48,14 @@ class Result:
     """Accuracy with its intervals (half widths, 95 %), all as shares of 1.
 
     Attributes:
-        interval_episodes: 1.96 s / sqrt(episodes), over episodes drawn from these videos; what papers print.
-            None where there is one episode alone.
-        interval_videos: From a bootstrap over the test videos within class; what may be claimed of new videos.
-            None where a class has no more videos than an episode takes of it: nothing can then be drawn anew.
+        interval_episodes: 1.96 s / sqrt(episodes), over episodes drawn from these videos; papers
+            print it. None for a single episode.
+        interval_videos: From a bootstrap over the test videos within class; it may be claimed of
+            new videos. None where a class has no more videos than an episode takes of it: nothing
+            can then be drawn anew.
         chance: One over the classes of an episode.
         per_class: Accuracy of the queries of each class.
-        confusion: Class -> class that was said -> number of queries.
+        confusion: Class -> answered class -> number of queries.
     """
 
     accuracy: float
@@ -82,7 +83,7 @@ class Result:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """Return all of it."""
         return dict(vars(self))
 
 
@@ -96,26 +97,28 @@ def evaluate(
     label: str = "evaluate",
     store: EmbeddingStore | None = None,
 ) -> Result:
-    """Accuracy of a model on episodes 0 to `episodes` of a loader; the model is left in the mode it had.
+    """Compute the accuracy of a model on episodes 0 to `episodes` of a loader.
 
-    Where a video looks the same in every episode (no random frames or crops), each is decoded and embedded
-    once, and an episode costs its matching alone; the answers are those of the direct way.  So is each of the views
-    that the loader was made with.  Unlabelled videos of an episode are given to a model that reads them; neither
-    the intervals nor the number of videos count them.
+    A video that looks the same in every episode (no random frames or crops) is decoded and embedded
+    once.  An episode then costs only its matching, and the answers stay the same.  The same holds
+    for each of the views that the loader was made with.  A model that reads unlabelled videos gets
+    those of an episode; neither the intervals nor the number of videos count them.
 
-    Of several processes, which must all call this, each answers a part of the episodes; all return the same.
+    All processes of a run must call this; each answers a part of the episodes, and all return the
+    same.
 
     Args:
-        model: The model, on the loader's device.
-        loader: Where the episodes come from.
-        episodes: How many; by default those that the loader was given, or 1,000 of those that it draws.
+        model: The model, on the loader's device; it keeps its mode.
+        loader: The episodes.
+        episodes: Their number; by default all fixed episodes of the loader, or 1,000 of those that
+            it draws.
         precision: fp32 or bf16 (autocast).
         shuffled: Put the frames of each clip in another order: the control for the use of time.
         label: Name of the progress bar.
-        store: Where embeddings are kept from one evaluation to the next.
+        store: Store of embeddings from one evaluation to the next.
 
     Raises:
-        ConfigError: the loader was given fewer episodes than that.
+        ConfigError: the loader has fewer fixed episodes than that.
     """
     if episodes is None:
         episodes = 1000 if loader.stream.given is None else len(loader.stream.given)
@@ -133,8 +136,8 @@ def answer(
     label: str = "evaluate",
     store: EmbeddingStore | None = None,
 ) -> Answers:
-    """What a model says to the queries of episodes 0 to `episodes` of a loader; arguments as of `evaluate`."""
-    loader.stream.choose(episodes - 1)  # refused before anything is computed, where fewer were given
+    """Ask a model the queries of episodes 0 to `episodes` of a loader.  See `evaluate`."""
+    loader.stream.choose(episodes - 1)  # refuses, before anything is computed, where there are fewer fixed ones
     if loader.draws_each_time:
         return collect(model, _watched(loader, episodes, label, shuffled=shuffled), precision=precision)
     options: dict[str, Any] = {"precision": precision, "shuffled": shuffled, "label": label, "store": store}
@@ -154,18 +157,18 @@ def _watched(
 def collect(
     model: FewShotMethod, episodes: Iterator[tuple[EpisodePlan, Episode]], *, precision: str = "fp32"
 ) -> Answers:
-    """Run a model in eval mode over whole episodes of equal size and note its answers, and those of other processes."""
+    """Run a model in eval mode over whole episodes of equal size; collect its answers."""
     was_training = model.training
     model.eval()
     rows = []
     try:
         for plan, episode in episodes:
-            # Losses are not wanted, and a model of other training classes has no rows for these.
+            # No losses: the auxiliary classifier has rows only for the classes of training.
             episode = replace(episode, base_ids=torch.full_like(episode.base_ids, -1))
             with autocast(episode.query_labels.device, precision):
                 rows.append(_row(plan, model(episode).logits))
             if len(rows) == 1:
-                keep_freed_memory(episode.query_labels.device)  # now that an episode's memory has been had
+                keep_freed_memory(episode.query_labels.device)  # once an episode has taken its memory
     finally:
         model.train(was_training)
     return _stack([row for part in ranks.gather_values(rows) for row in part])
@@ -182,7 +185,7 @@ def collect_embedded(
     label: str = "evaluate",
     store: EmbeddingStore | None = None,
 ) -> Answers:
-    """The same answers from videos that are embedded once each, or once in each view."""
+    """Collect the same answers from videos that are embedded once each, or once in each view."""
     chosen = [loader.stream.choose(n) for n in range(episodes)]
     rows = EpisodeVideos.of(chosen, unlabelled="unlabelled" in model.reads)
     videos = rows.videos()
@@ -214,7 +217,7 @@ def collect_embedded(
 
 
 def _row(plan: EpisodePlan, logits: torch.Tensor) -> tuple[NDArray[np.int64], ...]:
-    """One line of the answers from logits [Q, way]."""
+    """Make one row of the answers from logits [Q, way]."""
     said = logits.argmax(dim=1).cpu().numpy()  # [Q] episode labels
     truth = plan.class_ids[plan.query_labels]
     return plan.class_ids, plan.support_rows, plan.query_rows, truth, plan.class_ids[said]
@@ -225,7 +228,7 @@ def _stack(rows: Sequence[tuple[NDArray[np.int64], ...]]) -> Answers:
 
 
 def summarise(answers: Answers, classes: Sequence[str]) -> Result:
-    """All figures from the answers."""
+    """Compute all figures from the answers."""
     correct = answers.truth == answers.said  # [N, Q]
     present = np.unique(answers.truth)
     confusion = {
@@ -251,30 +254,36 @@ def _counts(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:
 
 
 def spare_videos(answers: Answers) -> bool:
-    """Whether every class has more videos than an episode takes of it."""
+    """Tell whether every class has more videos than an episode takes of it."""
     taken = (answers.support.shape[1] + answers.query.shape[1]) // answers.classes.shape[1]
     _, label = _places(answers)
     return bool((np.unique(label, return_counts=True)[1] > taken).all())
 
 
 def episode_interval(values: NDArray[Any]) -> float | None:
-    """Half width of the 95 % interval of the mean of values [N, Q] over N episodes; None where there is one alone."""
+    """Return half the width of the 95 % interval of the mean of values [N, Q] over N episodes.
+
+    None for a single episode.
+    """
     by_episode = values.mean(axis=1)
     return Z95 * float(by_episode.std(ddof=1)) / math.sqrt(len(by_episode)) if len(by_episode) > 1 else None
 
 
 def video_interval(answers: Answers, values: NDArray[Any] | None = None) -> float:
-    """Half width of the 95 % interval over videos: a bootstrap that draws the videos of each class anew.
+    """Return half the width of the 95 % interval over videos.
 
-    It is that of the mean of `values` [N, Q], one for each answer: by default whether it is right, so that the mean
-    is the accuracy; for two models on the same episodes, the difference of the two.
+    A bootstrap draws the videos of each class anew.  A replicate weights every answer by how often
+    each of its videos was drawn.  Taken to first order (Efron's infinitesimal jackknife), the
+    bootstrap's variance has a closed form: the variance of the videos' influences. The influence of
+    a video is the sum of (value - mean) over the answers that it took part in, divided by the
+    number of all answers.  That sum holds much chance where few videos meet in many episodes.  The
+    influence of the queries without the support has little of it, and is the least that is claimed.
+    The chance of the episodes is added.
 
-    A replicate weights every answer with how often each of its videos was drawn. That product is taken to first
-    order (Efron's infinitesimal jackknife), which gives the bootstrap's variance in closed form: the variance of
-    the videos' influences, an influence being the sum of (value - mean) over the answers that a video took part in,
-    over all answers. As that sum holds much chance where few videos meet in many episodes, the influence of the
-    queries alone, which has little of it, is the least that is claimed; the chance of the episodes is added.
-    Needs `spare_videos`.
+    Args:
+        answers: The answers; `spare_videos` must hold for them.
+        values: [N, Q], whose mean the interval is of: by default 1 for a right answer, so that the
+            mean is the accuracy; for two models on the same episodes, the difference of the two.
     """
     values = (answers.truth == answers.said) if values is None else values
     residual = (values - values.mean()) / values.size  # [N, Q]
@@ -292,7 +301,11 @@ def video_interval(answers: Answers, values: NDArray[Any] | None = None) -> floa
 
 
 def _places(answers: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of the video in each place of the answers, support first and then queries; class of each video."""
+    """Number the videos in all places of the answers, support before queries.
+
+    Returns:
+        [N * way * shot + N * Q] number of each place's video, and the class of each video.
+    """
     rows, place = np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]), return_inverse=True)
     shots = answers.support.shape[1] // answers.classes.shape[1]
     label = np.zeros(len(rows), np.int64)
@@ -301,11 +314,12 @@ def _places(answers: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _spread(parts: NDArray[np.float64], place: NDArray[np.int64], label: NDArray[np.int64], *, taken: int) -> float:
-    """Variance over videos, within class, of influences that are sums of `parts`; it may come out below 0.
+    """Compute the variance over videos, within class, of influences; it may come out below 0.
 
-    The squares of the parts are chance of the episodes and are taken out. n (n - 1) / (n - taken)^2 corrects for a
-    class of n videos of which an episode takes several without replacement (Wager and Athey 2018, the
-    infinitesimal jackknife of subsamples): a video that is in the support cannot be the query.
+    An influence is a sum of `parts`.  Their squares are chance of the episodes and are taken out.
+    An episode takes several of a class's n videos without replacement: a video in the support
+    cannot be the query.  n (n - 1) / (n - taken)^2 corrects for that (Wager and Athey 2018, the
+    infinitesimal jackknife of subsamples).
     """
     influence, chance = np.bincount(place, parts), np.bincount(place, np.square(parts))
     total = 0.0
@@ -317,7 +331,7 @@ def _spread(parts: NDArray[np.float64], place: NDArray[np.int64], label: NDArray
 
 
 def shuffle_frames(plan: EpisodePlan, episode: Episode) -> Episode:
-    """The same episode with the frames of each clip in another order, which is each video's own."""
+    """Put the frames of each clip of an episode in another order, which is each video's own."""
     assert episode.support is not None
     assert episode.query is not None
     unlabelled = episode.unlabelled

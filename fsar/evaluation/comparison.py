@@ -1,4 +1,4 @@
-"""Several models on the same episodes -> their accuracies and what sets them apart, with paired intervals."""
+"""Compare models on the same episodes: their differences in accuracy, with paired intervals."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ CSV_FIGURES = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy less that of the baseline, on the same queries; intervals are half widths, 95 %, shares of 1.
+    """Accuracy less that of the baseline on the same queries, as a share of 1.
+
+    Intervals are half widths, 95 %.
 
     Attributes:
-        interval_episodes: Over episodes drawn from these videos; None where there is one episode alone.
+        interval_episodes: Over episodes drawn from these videos; None for a single episode.
         interval_videos: Over the test videos; None where it cannot be known, as in `Result`.
         per_class: Difference in the queries of each class.
     """
@@ -43,17 +45,17 @@ class Difference:
 
     @property
     def judged_over(self) -> str:
-        """What the interval that counts is over: videos, or episodes where that is not known."""
+        """Name the interval that counts: over videos, or over episodes where that is unknown."""
         return "episodes" if self.interval_videos is None else "videos"
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval that counts does not hold 0; False where neither is known."""
+        """Tell whether the interval that counts leaves out 0; False where neither is known."""
         half = self.interval_episodes if self.interval_videos is None else self.interval_videos
         return half is not None and abs(self.value) > half
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """Return all of it."""
         return vars(self) | {"judged_over": self.judged_over, "excludes_zero": self.excludes_zero}
 
 
@@ -66,7 +68,7 @@ class Comparison:
     differences: dict[str, Difference]
 
     def to_json(self) -> dict[str, Any]:
-        """Name -> result and difference (null for the baseline)."""
+        """Map each name to its result and difference (null for the baseline)."""
         return {
             name: {"test": result.to_json(), "difference": self.differences[name].to_json()}
             if name in self.differences
@@ -75,7 +77,7 @@ class Comparison:
         }
 
     def to_markdown(self, details: Mapping[str, Mapping[str, str]]) -> str:
-        """A table of the runs, with further columns from `details` where they differ, and one of their classes."""
+        """Write a table of the runs and one of their classes; of `details`, columns that differ."""
         alike, told_apart = tell_apart(details)
         shared = f"All runs: {', '.join(f'{c} {_plain(value)}' for c, value in alike.items())}.\n\n" if alike else ""
         return f"{shared}{self._overall(told_apart)}\n{_footnote(self)}\n\n{self._classes()}"
@@ -108,7 +110,7 @@ class Comparison:
         return sorted(self.results[self.baseline].per_class)
 
     def to_csv(self, details: Mapping[str, Mapping[str, str]]) -> str:
-        """One line for each run (scope `overall`) and for each class of each run (scope `class`)."""
+        """Write a line for each run (scope `overall`) and each class of a run (scope `class`)."""
         columns = list(details[self.baseline])
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -127,19 +129,19 @@ class Comparison:
 
 
 def tell_apart(details: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """The columns that have one value in all rows, and each row's others."""
+    """Separate the columns that have one value in all rows; return these, and each row's others."""
     first = next(iter(details.values()))
     alike = {c: value for c, value in first.items() if all(d[c] == value for d in details.values())}
     return alike, {name: {c: d[c] for c in d if c not in alike} for name, d in details.items()}
 
 
 def compare(answers: Mapping[str, Answers], classes: Sequence[str], *, baseline: str) -> Comparison:
-    """Compare what several models said to the same queries.
+    """Compare the answers of several models to the same queries.
 
     Args:
         answers: Their answers, by name.
         classes: The data set's class names.
-        baseline: Name of the one that the others are compared with.
+        baseline: Name of the model that the others are compared with.
 
     Raises:
         FsarError: they were not asked the same.
@@ -170,7 +172,7 @@ def check_same(a: Answers, b: Answers, who: str) -> None:
 
 
 def subtract(own: Answers, base: Answers, classes: Sequence[str]) -> Difference:
-    """The paired difference of two models' accuracies on the same queries."""
+    """Compute the paired difference of two models' accuracies on the same queries."""
     values = _right(own) - _right(base)  # [N, Q] in -1, 0, 1
     return Difference(
         value=float(values.mean()),
@@ -190,7 +192,7 @@ def _points(share: float | None) -> str:
 
 
 def _filled(figures: list[Any]) -> list[Any]:
-    """One line's figures, empty where there are none."""
+    """Fill one line's figures up with empty ones."""
     return [*("" if value is None else value for value in figures), *[""] * (len(CSV_FIGURES) - len(figures))]
 
 
@@ -204,12 +206,12 @@ def _footnote(comparison: Comparison) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text for Markdown, in which a bar would end a cell and viewers take tags as they are."""
+    """Escape text for Markdown, where a bar ends a cell and viewers take tags as they are."""
     return text.translate({ord(letter): f"\\{letter}" for letter in "\\|<"} | {ord("\n"): " "})
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -> str:
-    """Markdown with aligned columns, the first `text` of them to the left."""
+    """Write a Markdown table with aligned columns, the first `text` of them to the left."""
     cells = [[_plain(cell) for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     rule = ["-" * width if i < text else "-" * (width - 1) + ":" for i, width in enumerate(widths)]

@@ -1,4 +1,4 @@
-"""Stored videos -> their embeddings: each decoded and embedded once, whatever number of episodes it serves."""
+"""Embed stored videos: each is decoded and embedded once, however many episodes it serves."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class EmbeddingStore:
             raise ConfigError(f"{path} is no store of embeddings: name a new folder, or one that fsar-eval made")
 
     def fetch(self, facts: Mapping[str, Any], numbers: Ints, make: Make, *, device: torch.device) -> Embedding:
-        """Read the embedding [n, ...] of views; those that are not stored are made and stored first.
+        """Read the embedding [n, ...] of views; those that are missing are made and stored.
 
         All processes of a run get the embedding, and the first one stores.
 
@@ -118,7 +118,7 @@ def _format_of(path: Path) -> str | None:
 
 
 def _in_parts(numbers: Ints, made: Iterable[Embedding]) -> Iterator[tuple[Ints, Values]]:
-    """Join embeddings of these numbers, which come in order, to parts of `PART` bytes on the host."""
+    """Join embeddings of numbers, which come in order, to parts of `PART` bytes on the host."""
     first, waiting, size = 0, [], 0
     for embedding in made:
         waiting.append(_columns(embedding))
@@ -148,15 +148,16 @@ def embed_rows(
     """Embed videos as the episodes of a loader show them.
 
     Args:
-        loader: The episodes; it says which frames and views are taken.
+        loader: The episodes, whose rules decide frames and views.
         model: The model, on the loader's device.
         rows: [V] catalogue rows, ascending.
         precision: "fp32" or "bf16".
         shuffled: Shuffle the frames of each clip.
-        store: Holds embeddings from one evaluation to the next; what it lacks is computed and added.
+        store: Embeddings from one evaluation to the next; missing ones are computed and added.
 
     Returns:
-        [V, ...], or [V * views, ...] with the views of a video side by side; without views, centre frames and crop.
+        [V, ...] at centre frames and crop; or, with views, [V * views, ...] with those of a video
+        side by side.
     """
     numbers = number_views(rows, loader.views)
     read = partial(draw_views, loader.stream) if loader.views else _centre_reader(loader)
@@ -176,13 +177,13 @@ def _centre_reader(loader: EpisodeLoader) -> ReadViews:
 
 
 def clips_of(loader: EpisodeLoader, chosen: tuple[Sequence[Reads], Sequence[View]]) -> Tensor:
-    """Render clips [v, T, 3, H, W] of views on the loader's device, whatever the episode."""
+    """Render clips [v, T, 3, H, W] of views on the loader's device."""
     how: dict[str, Any] = {"mean": loader.mean, "std": loader.std, "executor": loader.executor}
     return render_views(chosen, loader.rules, device=loader.device, **how)
 
 
 def places_in_embedding(loader: EpisodeLoader, episodes: EpisodeVideos, videos: Ints) -> EpisodeVideos:
-    """Find the videos of episodes 0, 1, ... in what `embed_rows` makes of `videos` [V] (ascending rows)."""
+    """Find the videos of episodes 0, 1, ... in what `embed_rows` makes of `videos` [V]."""
     found = episodes.within(videos)
     if not loader.views:
         return found
@@ -200,10 +201,18 @@ def embed_videos(
     shuffled: bool = False,
     progress: bool = False,
 ) -> Embedding:
-    """Embedding [V, ...] of stored videos at their segments' centres and the centre crop, the model in eval mode.
+    """Embed stored videos at their segments' centres and the centre crop; return [V, ...].
 
-    `shuffled` puts each clip's frames in another order.  In eval mode a video's embedding does not depend on the
-    episode; the model is left in the mode it had.
+    Args:
+        model: It embeds in eval mode, where an embedding does not depend on the episode, and keeps
+            its mode.
+        shards: The opened shard set.
+        rows: [V] catalogue rows.
+        rules: Frames, resize and crop.
+        executor: It decodes.
+        precision: "fp32" or "bf16".
+        shuffled: Put each clip's frames in another order.
+        progress: Show a bar.
     """
     numbers = number_views(np.asarray(rows, dtype=np.int64), 1)
     read = partial(centre_views, shards, rules=rules)
@@ -223,9 +232,10 @@ def embed_views(
     shuffled: bool = False,
     progress: bool = False,
 ) -> Iterator[Embedding]:
-    """Embeddings [v, ...] of numbered views of videos, some at a time and in order; otherwise as `embed_videos`.
+    """Embed numbered views of videos; yield [v, ...] batch after batch, in order.
 
-    Of several processes each makes every k-th batch, and all get all of them.
+    Of several processes each makes every k-th batch, and all get all of them.  Arguments are those
+    of `embed_videos`.
     """
     assert model.trunk is not None
     device, was_training = next(model.parameters()).device, model.training
@@ -236,26 +246,28 @@ def embed_views(
             starts, desc="embed", unit_scale=BATCH * ranks.count(), unit="video", leave=False, disable=not progress
         ):
             together = [numbers[first : first + BATCH] for first in _firsts(start, len(numbers))]
-            batch = together[min(ranks.rank(), len(together) - 1)]  # at the end some do what is done already
+            # In the last round, processes without a batch repeat the last one: all take part in
+            # the exchange.
+            batch = together[min(ranks.rank(), len(together) - 1)]
             how = {"mean": model.trunk.mean, "std": model.trunk.std}
             clips = render_views(read(batch), rules, executor=executor, device=device, **how)
             clips = shuffle_clips(clips, rows_of(batch).tolist()) if shuffled else clips
             with autocast(device, precision):
                 embedding = model.embed(model.trunk(clips))
             if not start:
-                keep_freed_memory(device)  # now that a batch's memory has been had
+                keep_freed_memory(device)  # once a batch has taken its memory
             yield from _of_all(embedding, [len(each) for each in together])
     finally:
         model.train(was_training)
 
 
 def _firsts(start: int, stop: int) -> range:
-    """Where the next batch of each process begins."""
+    """Return where the next batch of each process begins."""
     return range(start, min(start + BATCH * ranks.count(), stop), BATCH)
 
 
 def _of_all(embedding: Embedding, sizes: Sequence[int]) -> Iterator[Embedding]:
-    """Exchange this process's embedding [v, ...] for those of all processes, the first ones of these sizes."""
+    """Exchange the embeddings [v, ...] of all processes; the first ones are of these sizes."""
     if ranks.count() == 1:
         yield embedding
         return
@@ -266,14 +278,14 @@ def _of_all(embedding: Embedding, sizes: Sequence[int]) -> Iterator[Embedding]:
 
 
 def _padded(values: Tensor) -> Tensor:
-    """[v, ...] of this process -> [processes * BATCH, ...] of all, each with zeros behind its own."""
+    """Gather [v, ...] of each process to [processes * BATCH, ...], each padded with zeros."""
     padded = values.new_zeros(BATCH, *values.shape[1:])
     padded[: len(values)] = values
     return ranks.gather(padded)
 
 
 def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
-    """[V, T, 3, H, W] with the T frames of each video in an order that its catalogue row decides.
+    """Put the T frames of each video [V, T, 3, H, W] in an order that its catalogue row decides.
 
     The frames of clips [V, S, clip, 3, H, W] are mixed throughout the video.
     """
@@ -292,20 +304,24 @@ def render_views(
     executor: Executor,
     device: torch.device,
 ) -> Tensor:
-    """Frames [V, T, 3, crop, crop], or clips [V, S, clip, ...] of them, of what is to be read and seen; normalised."""
+    """Decode and render chosen views.
+
+    Returns:
+        Normalised frames [V, T, 3, crop, crop], or clips [V, S, clip, 3, crop, crop] of them.
+    """
     reads, views = chosen
     frames = [executor.decode(each).to(device) for each in reads]
     return rules.parted(render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resized))
 
 
 def centre_views(shards: ShardSet, numbers: Ints, *, rules: EpisodeRules) -> tuple[list[Reads], list[View]]:
-    """The centre view of each video of these numbers."""
+    """Choose the centre view of each video of these numbers."""
     pairs = [centre_view(shards, row, place, rules) for place, row in enumerate(rows_of(numbers).tolist())]
     return [reads for reads, _ in pairs], [view for _, view in pairs]
 
 
 def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) -> tuple[Reads, View]:
-    """What to read of a video, and the clip at the centres of its segments and of its frames, from reads `number`."""
+    """Choose the clip at the centres of a video's segments and frames, from reads `number`."""
     chosen = rules.chooser()(
         PhiloxDraw(0, 0),  # draws nothing
         int(shards.frames[row]),
@@ -316,7 +332,7 @@ def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) ->
     frames, places = np.unique(np.array(chosen, dtype=np.int64), return_inverse=True)
     height, width = shards.series("rgb").sizes[row].tolist()
     top, left = ((side - rules.crop) // 2 for side in rules.resized)
-    whole = (height, width) != rules.resized  # to be resized first
+    whole = (height, width) != rules.resized  # such frames are read whole, since they are resized before the crop
     tops, lefts = (np.full(len(frames), 0 if whole else edge) for edge in (top, left))
     size = (height, width) if whole else (rules.crop, rules.crop)
     reads = Reads("rgb", np.full(len(frames), row), frames, tops, lefts, size)

@@ -1,4 +1,4 @@
-"""What computed values depend on, as hashes: two keys are equal only where the numbers are."""
+"""Hash all that computed values depend on, so that two keys are equal only where the values are."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch import nn
 from fsar.loader import EpisodeLoader
 from shards_spec.files import json_line
 
-# What decides the pixels of a view; the other rules say which videos an episode takes.
+# Rules that decide the pixels of a view; the others decide which videos an episode takes
 OF_VIEWS = (
     "frames", "frame_rule", "clip_frames", "clip_stride", "random_frames", "resize", "resize_width", "crop",
     "random_crop", "query_flip",
 )  # fmt: skip
+# Modules whose code decides them
 MAKERS = (
     "fsar.evaluation.embeddings",
     "pipelines.augment.clips",
@@ -34,7 +35,7 @@ PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype, torch.memory_for
 
 
 def model_sha256(model: nn.Module) -> str:
-    """Hash of all that a model computes with: weights, tables, plain attributes and source code of its modules."""
+    """Hash all that a model computes with: weights, tables, options and its modules' code."""
     digest = hashlib.sha256()
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -47,7 +48,7 @@ def model_sha256(model: nn.Module) -> str:
 
 
 def source_sha256(modules: Iterable[str]) -> str:
-    """Hash the source files of modules, by name; torch and Python itself are left to their versions.
+    """Hash the source files of modules by name; torch's version stands for its own.
 
     Raises:
         ModuleNotFoundError: there is no such module.
@@ -62,7 +63,7 @@ def source_sha256(modules: Iterable[str]) -> str:
 
 
 def view_facts(loader: EpisodeLoader, precision: str) -> dict[str, Any]:
-    """Collect what the pixels of a view depend on besides its video, and how a network computes with them here."""
+    """Collect what the values of a view depend on besides its video and the network."""
     values, device = asdict(loader.rules), loader.device
     return {name: values[name] for name in OF_VIEWS} | {
         "shards": loader.shards.sha256,
@@ -76,5 +77,5 @@ def view_facts(loader: EpisodeLoader, precision: str) -> dict[str, Any]:
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """SHA-256 of facts."""
+    """Hash facts by SHA-256."""
     return hashlib.sha256(json_line(facts)).hexdigest()

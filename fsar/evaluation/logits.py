@@ -1,4 +1,13 @@
-"""Episodes of embedded videos -> logits: from a table of all pairs of videos, or many episodes at a time."""
+"""Compute the logits of episodes of embedded videos: from a table of pairs, or in batches.
+
+Both are faster than one episode after the other, and both give its logits up to rounding:
+
+* Some methods compare videos two by two, and the logit of a class is the mean over its shots.  A
+  test split has few videos, and its episodes compare the same pairs again and again.
+  `Matching.table` matches each pair once, and an episode then reads its pairs from the table.
+* Other methods look at an episode as a whole.  `torch.func.vmap` then matches a batch of episodes
+  in one call, which spares a GPU its many small kernels.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +36,20 @@ from pipelines.episodes.views import choose_views
 
 Ints = NDArray[np.int64]
 
-# Bytes of embeddings that are gathered at a time: what a CPU's cache holds, what keeps a GPU busy.
+# Bytes of embeddings of a batch: they fit into a CPU's cache, and keep a GPU busy.
 BATCH_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
-BLOCK = (128, 16)  # queries and support videos of a block of the table: few, since a pair may need many numbers
-TABLE_VIDEOS = 8192  # its most rows and columns
-LOOKED_UP = 256  # episodes that are looked up in it at a time
+BLOCK = (128, 16)  # queries and support videos of a block of the table: few, since a pair may take many numbers
+TABLE_VIDEOS = 8192  # most rows and columns of the table
+TABLE_EPISODES = 256  # episodes that are read from it at a time
 # One episode fills the cores, and batched attention has no fused kernel.
 ALONE_ON_CPU: tuple[type[FewShotMethod], ...] = (HyRSM,)
 
 
 @dataclass(frozen=True)
 class EpisodeVideos:
-    """The videos of N episodes of one shape, as numbers: rows of the catalogue, or places in an embedding.
+    """The videos of N episodes of one shape, as catalogue rows or as places in an embedding.
+
+    Columns, not one object an episode: 10,000 episodes are then a few array operations.
 
     Attributes:
         classes: [N, way] places in the data set's class table.
@@ -56,7 +67,7 @@ class EpisodeVideos:
 
     @classmethod
     def of(cls, chosen: Sequence[Chosen], *, unlabelled: bool = False) -> EpisodeVideos:
-        """Columns of episodes of one shape; their unlabelled videos are left out unless asked for."""
+        """Collect episodes of one shape in columns; unlabelled videos only if asked for."""
         count, way = len(chosen), len(chosen[0].classes)
         query = np.array([one.query for one in chosen], np.int64)  # [N, Q, 2]
         return cls(
@@ -71,17 +82,20 @@ class EpisodeVideos:
         return len(self.classes)
 
     def videos(self) -> Ints:
-        """[V] all of them, ascending."""
+        """List all videos [V] once, ascending."""
         return np.unique(np.concatenate([part.ravel() for part in (self.support, self.query, self.unlabelled)]))
 
     def within(self, videos: Ints) -> EpisodeVideos:
-        """The same with places in `videos` [V], ascending, for rows."""
+        """Replace each row by its place in `videos` [V], which ascend."""
         places = (np.searchsorted(videos, part) for part in (self.support, self.query, self.unlabelled))
         support, query, unlabelled = places
         return EpisodeVideos(self.classes, support, query, self.labels, unlabelled)
 
     def in_views(self, views: int, *, seed: int, flips: bool) -> EpisodeVideos:
-        """Of episodes 0, 1, ...: places among the views of all videos, those of a video side by side."""
+        """Replace each place of a video by that of the view that episode 0, 1, ... takes of it.
+
+        The views of a video lie side by side: view v of the video at place p is at p * views + v.
+        """
         of_videos = (self.support.reshape(len(self), -1), self.query, self.unlabelled)
         counts = tuple(part.shape[1] for part in of_videos)
         chosen = [choose_views(n, counts, views, seed=seed, flips=flips) for n in range(len(self))]
@@ -91,7 +105,7 @@ class EpisodeVideos:
         return replace(self, support=support.reshape(self.support.shape), query=query, unlabelled=unlabelled)
 
     def part(self, start: int, stop: int) -> EpisodeVideos:
-        """Episodes start to stop."""
+        """Take episodes start to stop."""
         return EpisodeVideos(*(getattr(self, column.name)[start:stop] for column in fields(self)))
 
 
@@ -104,14 +118,16 @@ def episode_logits(
     texts: Callable[[Tensor], Tensor | None] | None = None,
     precision: str = "fp32",
 ) -> Iterator[Tensor]:
-    """Logits [B, Q, way] of episodes, batch after batch: those of `match`, up to rounding, of a model in eval mode.
+    """Compute logits [B, Q, way], batch after batch: those of `match`, up to rounding.
 
     Args:
-        model: A method in eval mode.
+        model: In eval mode; `by_pairs` tells whether a table of all pairs of videos will do.
         embedding: [V, ...] of all videos.
         episodes: Places in it.
-        own: Numbers of the episodes, one after the other, whose logits are wanted: this process's part; all if None.
-        texts: Class numbers [n] -> their text vectors [n, C]; read where the method reads class texts.
+        own: Consecutive numbers of the episodes whose logits are wanted, this process's part; None:
+            all.
+        texts: Class numbers [n] -> their text vectors [n, C]; called where the method reads class
+            texts.
         precision: fp32 or bf16 (autocast).
     """
     match = Matching(model, embedding, texts if "class_text" in model.reads else None, precision)
@@ -122,7 +138,7 @@ def episode_logits(
 
 
 def table_pays(model: FewShotMethod, episodes: EpisodeVideos) -> bool:
-    """Whether all pairs of videos are fewer than those that the episodes compare, and say all that they need."""
+    """Tell whether a table of pairs is right for a model, and less work than the episodes."""
     queries, support = (len(np.unique(part)) for part in (episodes.query, episodes.support))
     compared = episodes.query.size * episodes.support[0].size
     fits = max(queries, support) <= TABLE_VIDEOS and queries * support <= compared
@@ -163,7 +179,14 @@ def _of_clip_fsar(model: CLIPFSAR, shot: int) -> bool:
 
 @dataclass(frozen=True)
 class Matching:
-    """A model and the embedding [V, ...] of all videos; `texts` gives the vectors of classes, where they are read."""
+    """A model and the embedding [V, ...] of all videos.
+
+    Attributes:
+        model: In eval mode.
+        embedding: Of all videos.
+        texts: Class numbers -> text vectors; None where the method reads none.
+        precision: fp32 or bf16 (autocast).
+    """
 
     model: FewShotMethod
     embedding: Embedding
@@ -173,25 +196,24 @@ class Matching:
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding is."""
+        """Device of the embedding."""
         return self.embedding.tokens.device
 
     def in_batches(self, episodes: EpisodeVideos) -> Iterator[Tensor]:
-        """Logits [B, Q, way], as many episodes together as `BATCH_BYTES` allows; one by one where a method must."""
+        """Compute logits [B, Q, way] in batches; one by one where a method cannot be batched."""
         step = self._step(episodes)
-        start, logits = 0, None
-        if step > 1:
-            logits = self._tried(episodes.part(0, step))
-        if logits is None:
+        first = self._try_batch(episodes.part(0, step)) if step > 1 else None
+        if first is None:
+            start = 0
             step = 1
         else:
             start = step
-            yield logits
-        for first in range(start, len(episodes), step):
-            yield self.together(episodes.part(first, first + step))
+            yield first
+        for begin in range(start, len(episodes), step):
+            yield self.match_batch(episodes.part(begin, begin + step))
 
     def _step(self, episodes: EpisodeVideos) -> int:
-        """Episodes of a batch."""
+        """Choose the number of episodes of a batch."""
         if self.device.type == "cpu" and isinstance(self.model, ALONE_ON_CPU):
             return 1
         of_video = sum(tensor[0].nbytes for tensor in tensors_of(self.embedding).values())
@@ -199,16 +221,16 @@ class Matching:
         most = BATCH_BYTES.get(self.device.type, BATCH_BYTES["cpu"])
         return max(1, min(len(episodes), most // (of_video * videos)))
 
-    def _tried(self, episodes: EpisodeVideos) -> Tensor | None:
-        """The same; None for a `match` that `vmap` cannot batch, such as one whose shapes depend on values."""
+    def _try_batch(self, episodes: EpisodeVideos) -> Tensor | None:
+        """Match a first batch; None if `vmap` cannot, as where shapes depend on values."""
         try:
-            return self.together(episodes)
-        except RuntimeError:
+            return self.match_batch(episodes)
+        except RuntimeError:  # vmap says so by an error of this general type
             return None
 
     @torch.no_grad()
-    def together(self, episodes: EpisodeVideos) -> Tensor:
-        """Logits [B, Q, way] of B episodes at a time."""
+    def match_batch(self, episodes: EpisodeVideos) -> Tensor:
+        """Match B episodes in one call; return logits [B, Q, way]."""
         parts = {
             "support": self._pick(episodes.support, "support"),
             "query": self._pick(episodes.query, "query"),
@@ -217,16 +239,15 @@ class Matching:
         text = self._texts(episodes.classes)
         if text is not None:
             parts["class_text"] = {"text": text}
-        # The fused kernels of attention have no batching rule.
         with autocast(self.device, self.precision):
             if len(episodes) == 1:
                 return self._match({name: {k: x[0] for k, x in part.items()} for name, part in parts.items()})[None]
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused kernels of attention
                 logits: Tensor = torch.func.vmap(self._match)(parts)
                 return logits
 
     def _match(self, parts: dict[str, dict[str, Tensor]]) -> Tensor:
-        """Logits [Q, way] of one episode."""
+        """Match one episode; return logits [Q, way]."""
         return self.model.match(
             Embedding(**parts["support"]),
             Embedding(**parts["query"]),
@@ -235,21 +256,26 @@ class Matching:
         )
 
     def from_table(self, episodes: EpisodeVideos, wanted: range | None = None) -> Iterator[Tensor]:
-        """Logits [B, Q, way], of the `wanted` episodes alone: means over shots of what a query shares with a video."""
+        """Read the logits [B, Q, way] of the `wanted` episodes from the table: means over shots.
+
+        Every process makes its part of the table of all episodes, also of those that it does not
+        read.
+        """
         rows, query = np.unique(episodes.query, return_inverse=True)
+        # A support video has one class in all episodes, so its first place tells it.
         columns, first, support = np.unique(episodes.support, return_index=True, return_inverse=True)
         shot = episodes.support.shape[2]
         table = self.table(rows, columns, episodes.classes.ravel()[first // shot])
         query, support = query.reshape(episodes.query.shape), support.reshape(episodes.support.shape)
         wanted = range(len(episodes)) if wanted is None else wanted
-        for start in wanted[::LOOKED_UP]:
-            stop = min(start + LOOKED_UP, wanted.stop)
+        for start in wanted[::TABLE_EPISODES]:
+            stop = min(start + TABLE_EPISODES, wanted.stop)
             own, other = (torch.from_numpy(part[start:stop]).to(self.device) for part in (query, support))
             yield table[own[:, :, None, None], other[:, None]].mean(dim=-1)
 
     @torch.no_grad()
     def table(self, rows: Ints, columns: Ints, classes: Ints) -> Tensor:
-        """[rows, columns]: logits of queries, were each support video of its class a class alone.
+        """Match all pairs [rows, columns]: each support video stands for a class of one shot.
 
         Of several processes each makes every k-th block of rows.
         """
@@ -266,9 +292,11 @@ class Matching:
         return table
 
     def _pick(self, places: Ints, role: str) -> dict[str, Tensor]:
-        """The embedding's tensors of the videos at places [...], valid until the next of that role are picked.
+        """Gather the embedding's tensors [..., ...] of the videos at places [...].
 
-        They are written where the last ones were: memory that is fresh costs more than the matching.
+        They hold until the next ones of that role are picked, which are written to the same memory.
+        Fresh memory for every batch costs more than the matching: the system must clear its pages
+        first.
         """
         index = torch.from_numpy(places.ravel()).to(self.device)
         picked = {}
@@ -281,11 +309,11 @@ class Matching:
         return picked
 
     def _texts(self, classes: Ints) -> Tensor | None:
-        """[..., C] text vectors of classes [...]."""
+        """Look up the text vectors [..., C] of classes [...]."""
         return None if self.texts is None else self.texts(torch.from_numpy(classes))
 
 
 def tensors_of(embedding: Embedding) -> dict[str, Tensor]:
-    """The tensors that an embedding has, by name."""
+    """Return the tensors that an embedding has, by name."""
     values = {part.name: getattr(embedding, part.name) for part in fields(embedding)}
     return {name: value for name, value in values.items() if value is not None}

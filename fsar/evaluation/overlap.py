@@ -1,4 +1,4 @@
-"""What a checkpoint saw in training, as hashes of names, and whether test episodes hold any of it."""
+"""Compare the classes and videos of a training with those of test episodes, by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsar.checkpoints import Hashes, Seen
+from fsar.checkpoints import Hashes, TrainingRecord
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 from shards_spec.splits.shipped import class_key
@@ -19,12 +19,13 @@ from shards_spec.splits.shipped import class_key
 
 @dataclass(frozen=True)
 class Overlap:
-    """What training and test share; `known` is False for weights that do not say what they saw.
+    """The classes and videos that training and test share.
 
     Attributes:
+        known: False for weights that do not tell what they were trained on.
         classes: Names of the shared classes.
         videos: Number of the shared videos.
-        sources: What the weights were trained on, in words.
+        sources: Names of the sets of training videos, for people.
     """
 
     known: bool
@@ -34,7 +35,7 @@ class Overlap:
 
     @property
     def found(self) -> bool:
-        """Whether anything is shared."""
+        """Tell whether anything is shared."""
         return bool(self.classes or self.videos)
 
     def __str__(self) -> str:
@@ -42,13 +43,13 @@ class Overlap:
 
     @property
     def short(self) -> str:
-        """A cell of a table."""
+        """Text for a cell of a table."""
         if not self.known:
             return "unknown"
         return f"{len(self.classes)} classes, {self.videos:,} videos" if self.found else "none"
 
     def to_json(self) -> dict[str, Any]:
-        """`status`: none, overlaps or unknown; the counts, null where unknown; what training read, where it says so."""
+        """Return `status` (none, overlaps, unknown), counts (null if unknown), and sources."""
         if not self.known:
             return {"status": "unknown", "classes": None, "videos": None}
         said = {"training": list(self.sources)} if self.sources else {}
@@ -59,33 +60,33 @@ class Overlap:
 UNKNOWN = Overlap(known=False)
 
 
-def seen_in(shards: ShardSet, rows: NDArray[np.int64], *, source: str = "") -> Seen:
-    """The record of a training on the videos of these catalogue rows; `source` says in words which they are."""
+def training_record(shards: ShardSet, rows: NDArray[np.int64], *, source: str = "") -> TrainingRecord:
+    """Record a training on videos by their catalogue rows [n]; `source` is for people."""
     classes = _hashes(class_key(name) for name in class_names(shards, rows))
     known, videos = (torch.from_numpy(np.unique(part)) for part in (classes, _video_hashes(shards, rows)))
-    return Seen(known, videos, (source,) if source else ())
+    return TrainingRecord(known, videos, (source,) if source else ())
 
 
-def find_overlap(seen: Seen | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:
-    """What of the videos of these rows, and of their classes, was seen.
+def find_overlap(record: TrainingRecord | None, shards: ShardSet, rows: NDArray[np.int64]) -> Overlap:
+    """Find which of the videos of these rows [n], and of their classes, a training holds.
 
-    Class names are compared without case, spaces and underscores, videos by their original names: the same file in
-    another shard set is found where it kept its name.
+    Class names are compared without case, spaces and underscores, videos by their original names:
+    the same file in another shard set is found where it kept its name.
     """
-    if seen is None:
+    if record is None:
         return UNKNOWN
     names = class_names(shards, rows)
-    shared = np.isin(_hashes(class_key(name) for name in names), seen.classes.numpy())
-    videos = int(np.isin(_video_hashes(shards, rows), seen.videos.numpy()).sum())
+    shared = np.isin(_hashes(class_key(name) for name in names), record.classes.numpy())
+    videos = int(np.isin(_video_hashes(shards, rows), record.videos.numpy()).sum())
     both = tuple(name for name, known in zip(names, shared.tolist(), strict=True) if known)
-    return Overlap(True, both, videos, seen.sources)
+    return Overlap(True, both, videos, record.sources)
 
 
 def check_overlap(overlap: Overlap, what: str, *, allowed: bool) -> None:
-    """Refuse a test on what the weights `what` were trained on.
+    """Refuse to test weights, named by `what`, on videos of their training.
 
     Raises:
-        ConfigError: with counts and an example.
+        ConfigError: they share classes or videos; it gives counts and an example.
     """
     if overlap.found and not allowed:
         example = f' (such as "{overlap.classes[0]}")' if overlap.classes else ""
@@ -96,7 +97,7 @@ def check_overlap(overlap: Overlap, what: str, *, allowed: bool) -> None:
 
 
 def class_names(shards: ShardSet, rows: NDArray[np.int64]) -> list[str]:
-    """Names of the classes of videos, each once."""
+    """Name the classes of videos, each once."""
     return [shards.dataset.classes[label] for label in np.unique(shards.labels[rows]).tolist()]
 
 
@@ -105,6 +106,6 @@ def _video_hashes(shards: ShardSet, rows: NDArray[np.int64]) -> Hashes:
 
 
 def _hashes(names: Iterable[str]) -> Hashes:
-    """[n] int64 BLAKE2b of each name; a name that is no text of any encoding keeps its bytes."""
+    """Hash names by BLAKE2b to [n] int64; a name that is no UTF-8 keeps its bytes."""
     digests = (hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names)
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)

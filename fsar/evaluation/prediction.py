@@ -1,12 +1,13 @@
-"""A trained model and a few example videos a class -> the classes of plain video files.
+"""Tell the classes of plain video files, from a trained model and a few example videos a class.
 
     model, viewing = open_run(Path("run"))
     support = read_support(model, find_examples(Path("examples")), viewing)
     for answer in predict(model, support, [Path("new.mp4")], viewing):
         print(answer.path, answer.scores)
 
-In a script this belongs under `if __name__ == "__main__":`, since videos are decoded by processes of their own,
-which import the script.  Videos go through the preprocessing of training into shards in a temporary folder.
+In a script this belongs under `if __name__ == "__main__":`, since other processes decode the
+videos, and they import the script.  Videos go through the preprocessing of training into shards in
+a temporary folder.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class Viewing:
 
     Attributes:
         geometry: Size of the stored frames.
-        rules: Frames, frame rule, resize and crop of a clip, always the centre; what else it says is not read.
+        rules: Frames, frame rule, resize and crop of a clip, always the centre; its other values
+            are not read.
         precision: fp32 or bf16.
-        executor: On a GPU, "auto" and "dali" decode frames there where DALI is installed.
+        executor: "auto" and "dali" decode frames on a GPU, where DALI is installed.
         workers: Processes that decode videos.
         time_limit: Seconds that one video may take.
         class_text: The texts of classes; None where the model reads none.
@@ -70,13 +72,14 @@ class Viewing:
 
 @dataclass(frozen=True)
 class Support:
-    """The examples of each class as the model sees them.
+    """The embedded examples of each class.
 
     Attributes:
         classes: Their names.
         embedding: [way, shot, ...], zeros where a class has fewer examples than another.
-        mask: [way, shot] bool on the host, False at those zeros; None where all classes have equally many.
-        errors: The examples that could not be read, and why.
+        mask: [way, shot] bool on the host, False at those zeros; None where all classes have
+            equally many.
+        errors: Examples that could not be read, and their errors.
         class_text: [way, w] text vectors of the classes; None where the model reads none.
     """
 
@@ -89,12 +92,13 @@ class Support:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says to one video.
+    """A model's answer to one video.
 
     Attributes:
         path: The video, as it was given.
         frames: Number of its decoded frames; 0 where it could not be read.
-        scores: Class -> softmax of its logit, best first; it ranks, but is no calibrated probability.
+        scores: Class -> softmax of its logit, best first; it ranks, but is no calibrated
+            probability.
         error: Why the video could not be read; None where it was.
     """
 
@@ -104,7 +108,7 @@ class Prediction:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; of a video that could not be read, path and error."""
+        """Return all of it; of a video that could not be read, path and error."""
         if self.error is not None:
             return {"path": str(self.path), "error": self.error}
         classes = [{"class": name, "score": score} for name, score in self.scores.items()]
@@ -112,8 +116,8 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Videos that were decoded and embedded: where each stands in the embedding, and why others do not."""
+class _Embedded:
+    """Embedded video files: the place of each in the embedding, or the reason that it has none."""
 
     embedding: Embedding | None  # [V, ...]; None where no video could be read
     places: dict[Path, int]
@@ -124,14 +128,14 @@ class _Seen:
 def open_run(
     run: Path, *, checkpoint: str | None = None, workers: int = 1, time_limit: float = 300.0, **changes: str
 ) -> tuple[FewShotMethod, Viewing]:
-    """The trained model of a run folder, and how it views videos.
+    """Load the trained model of a run folder, and its way of viewing videos.
 
     Args:
         run: A folder of `fsar-train`.
         checkpoint: best or last; by default the best where there is one.
         workers: Processes that decode videos.
         time_limit: Seconds that one video may take.
-        changes: `device`, `precision` or `class_text`, where they shall not be those of the run.
+        changes: `device`, `precision` or `class_text`, in place of the run's own.
 
     Raises:
         ConfigError: no run folder, no such checkpoint or device, or a checkpoint that does not fit.
@@ -146,7 +150,7 @@ def open_run(
 
 
 def read_geometry(run: Path) -> Geometry:
-    """Size of the stored frames that a run was trained on; what it resizes to where it does not say.
+    """Read the size of the stored frames of a run's training; by default, what it resizes to.
 
     Raises:
         ConfigError: no run folder, or its data.json is damaged.
@@ -166,7 +170,7 @@ def read_geometry(run: Path) -> Geometry:
 
 
 def find_examples(folder: Path, *, most: int | None = None) -> dict[str, list[Path]]:
-    """The videos of a CLASS/video tree by class, in order of their names; at most the first `most` of each.
+    """List the videos of a CLASS/video tree by class and name; at most the first `most` of each.
 
     Raises:
         FsarError: no such folder, videos outside class folders, or a class folder without a video.
@@ -185,7 +189,7 @@ def find_examples(folder: Path, *, most: int | None = None) -> dict[str, list[Pa
 
 
 def find_videos(paths: Iterable[Path]) -> list[Path]:
-    """The files themselves, and for each folder all videos below it, in order of their names.
+    """List files as they are, and for each folder all videos below it, in order of their names.
 
     Raises:
         ConfigError: a folder without a video.
@@ -206,7 +210,7 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_support(model: FewShotMethod, examples: Mapping[str, Sequence[Path]], viewing: Viewing) -> Support:
-    """Embed the examples of each class; those that cannot be read are left out and named in `errors`.
+    """Embed the examples of each class; name those that cannot be read in `errors`.
 
     Raises:
         ConfigError: fewer than two classes, or one without an example that can be read.
@@ -215,51 +219,52 @@ def read_support(model: FewShotMethod, examples: Mapping[str, Sequence[Path]], v
         raise ConfigError(
             f"the examples are of {len(examples)} class ({', '.join(examples)}); give at least 2, a folder each"
         )
-    seen = _see(model, [path for paths in examples.values() for path in paths], viewing)
-    read = {name: [seen.places[path] for path in paths if path in seen.places] for name, paths in examples.items()}
+    found = _embed_files(model, [path for paths in examples.values() for path in paths], viewing)
+    read = {name: [found.places[path] for path in paths if path in found.places] for name, paths in examples.items()}
     for name in (name for name, places in read.items() if not places):
         first = next(iter(examples[name]), None)
-        why = f" ({first}: {seen.errors[first]})" if first else ""
+        why = f" ({first}: {found.errors[first]})" if first else ""
         raise ConfigError(f'class "{name}" has no example that can be read{why}; repair one, or leave the class out')
-    assert seen.embedding is not None
+    assert found.embedding is not None
     shot = max(map(len, read.values()))
     mask = torch.tensor([[i < len(places) for i in range(shot)] for places in read.values()])  # [way, shot]
     index = torch.tensor([places + [0] * (shot - len(places)) for places in read.values()])  # [way, shot]
 
     def grouped(videos: Tensor) -> Tensor:
-        """[V, ...] -> [way, shot, ...]."""
+        """Group videos [V, ...] to [way, shot, ...]."""
         padding = mask.logical_not().reshape(*mask.shape, *(1,) * (videos.ndim - 1))
         return videos[index.to(videos.device)].masked_fill(padding.to(videos.device), 0)
 
     texts = None if viewing.class_text is None else viewing.class_text.rows(list(read)).to(_device(model))
-    return Support(tuple(read), seen.embedding.map(grouped), None if bool(mask.all()) else mask, seen.errors, texts)
+    return Support(tuple(read), found.embedding.map(grouped), None if bool(mask.all()) else mask, found.errors, texts)
 
 
 def predict(model: FewShotMethod, support: Support, queries: Iterable[Path], viewing: Viewing) -> Iterator[Prediction]:
-    """Classify videos: one answer each, in their order; the answer depends on no other query.
+    """Classify videos: one answer each, in their order, which depends on no other query.
 
     Raises:
-        FsarError: the method needs more than example videos, the disk is full, or the weights are of no use.
+        FsarError: the method needs more than example videos, the disk is full, or the weights are
+            of no use.
     """
     waiting = iter(queries)
     while paths := list(islice(waiting, VIDEOS_AT_ONCE)):
-        seen = _see(model, paths, viewing)
-        scores = _scores(model, support, seen, viewing.precision)
+        found = _embed_files(model, paths, viewing)
+        scores = _scores(model, support, found, viewing.precision)
         for path in paths:
-            if path in seen.errors:
-                yield Prediction(path, 0, {}, seen.errors[path])
+            if path in found.errors:
+                yield Prediction(path, 0, {}, found.errors[path])
             else:
-                yield Prediction(path, seen.frames[path], scores[seen.places[path]])
+                yield Prediction(path, found.frames[path], scores[found.places[path]])
 
 
 @torch.no_grad()
-def _scores(model: FewShotMethod, support: Support, seen: _Seen, precision: str) -> list[dict[str, float]]:
-    """Class -> score, best first, for each embedded video."""
-    if seen.embedding is None:
+def _scores(model: FewShotMethod, support: Support, found: _Embedded, precision: str) -> list[dict[str, float]]:
+    """Score the classes of each embedded video, best first."""
+    if found.embedding is None:
         return []
     with autocast(_device(model), precision):
         logits = model.match(  # [Q, way]
-            support.embedding, seen.embedding, mask=support.mask, class_text=support.class_text
+            support.embedding, found.embedding, mask=support.mask, class_text=support.class_text
         )
     if not bool(logits.isfinite().all()):
         raise FsarError("the model's logits are not finite; choose another --checkpoint, or --precision fp32")
@@ -271,8 +276,8 @@ def _scores(model: FewShotMethod, support: Support, seen: _Seen, precision: str)
     ]
 
 
-def _see(model: FewShotMethod, paths: Sequence[Path], viewing: Viewing) -> _Seen:
-    """Decode and embed each video once, a temporary folder of shards after the other."""
+def _embed_files(model: FewShotMethod, paths: Sequence[Path], viewing: Viewing) -> _Embedded:
+    """Decode and embed each video once, one temporary folder of shards after the other."""
     waiting = iter(dict.fromkeys(paths))
     embeddings: list[Embedding] = []
     places: dict[Path, int] = {}
@@ -289,11 +294,11 @@ def _see(model: FewShotMethod, paths: Sequence[Path], viewing: Viewing) -> _Seen
                 embeddings.append(_embed(model, shards, rows, viewing))
                 frames |= {batch[row]: int(shards.frames[row]) for row in rows}
         places |= {batch[row]: len(places) + i for i, row in enumerate(rows)}
-    return _Seen(join(embeddings) if embeddings else None, places, frames, errors)
+    return _Embedded(join(embeddings) if embeddings else None, places, frames, errors)
 
 
 def _store(paths: Sequence[Path], folder: Path, viewing: Viewing) -> dict[int, str]:
-    """Preprocess videos into shards, frames alone; returns the row of each that failed, and why."""
+    """Preprocess videos into shards of frames; return the row and error of each that failed."""
     videos = [Video(f"video/{row}", "video", None, path) for row, path in enumerate(paths)]
     settings = Settings(
         viewing.geometry,
@@ -315,13 +320,13 @@ def _failures(folder: Path) -> dict[int, Failure]:
 
 
 def _embed(model: FewShotMethod, shards: ShardSet, rows: Sequence[int], viewing: Viewing) -> Embedding:
-    """Embedding [V, ...] of stored videos."""
+    """Embed stored videos; return [V, ...]."""
     with closing(_executor(shards, viewing, _device(model))) as executor:
         return embed_videos(model, shards, rows, viewing.rules, executor=executor, precision=viewing.precision)
 
 
 def _executor(shards: ShardSet, viewing: Viewing, device: torch.device) -> Executor:
-    """On a GPU what training takes; on a CPU the executor that starts at once, whose pixels are DALI's."""
+    """Choose training's executor on a GPU; on a CPU the portable one, which starts faster."""
     name = viewing.executor if device.type == "cuda" else "portable"
     return executor_for(shards, device, name=name, threads=viewing.workers)
 

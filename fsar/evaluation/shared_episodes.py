@@ -1,4 +1,4 @@
-"""One set of test episodes, put to one model or to several."""
+"""Test one model or several on the same episodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fsar.checkpoints import Seen
+from fsar.checkpoints import TrainingRecord
 from fsar.evaluation.accuracy import Answers, answer
 from fsar.evaluation.embeddings import EmbeddingStore
 from fsar.evaluation.overlap import Overlap, check_overlap, find_overlap
@@ -27,25 +27,25 @@ from shards_spec.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Weights to be tested.
+class ModelUnderTest:
+    """Weights that are to be tested.
 
     Attributes:
-        name: What people call it.
+        name: Its name for people.
         config: Its configuration.
-        load: Makes the model, on the CPU.
-        seen: What it saw in training; None where nothing says so.
-        stamp: What its result says of it besides.
+        load: Make the model, on the CPU.
+        trained_on: Classes and videos of its training; None where nothing tells.
+        stamp: Further facts for its result.
     """
 
     name: str
     config: RunConfig
     load: Callable[[], FewShotMethod]
-    seen: Seen | None = None
+    trained_on: TrainingRecord | None = None
     stamp: dict[str, Any] = field(default_factory=dict)
 
 
-# What decides which videos an episode is made of: one for all models.
+# Keys that decide which videos make up an episode: one value for all models
 SHARED = (
     "test_way",
     "test_shot",
@@ -56,97 +56,100 @@ SHARED = (
     "small_classes",
     "labelled_fraction",
 )
-# Which unlabelled videos it has besides, for the models that take any.
+# Keys of its unlabelled videos, for the models that take any
 UNLABELLED = ("unlabelled_per_class", "distractor_classes", "distractors_per_class")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """The episodes that models are tested on.
+class SharedEpisodes:
+    """The episodes that all models are tested on.
 
     Attributes:
-        config: The configuration whose values of SHARED hold for every model, and those of UNLABELLED for every one
-            that takes unlabelled videos.
-        given: The episodes of a file, where there is one.
+        shards: The opened shard set.
+        split: Name of its split.
+        config: A configuration; its values of SHARED hold for every model, and those of UNLABELLED
+            for every model that takes unlabelled videos.
+        from_file: The episodes of a file; None where they are drawn.
         stream: The episodes as this configuration draws them.
         shuffled: Shuffle the frames of each clip.
-        embeddings: Where embeddings are kept from one evaluation to the next.
+        embeddings: Store of embeddings from one evaluation to the next.
     """
 
     shards: ShardSet
     split: str
     config: RunConfig
-    given: EpisodeFile | None
+    from_file: EpisodeFile | None
     stream: EpisodeStream
     shuffled: bool = False
     embeddings: EmbeddingStore | None = None
 
     @property
     def left_out(self) -> list[str]:
-        """Classes that were left out, having too few videos."""
-        return list(self.given.header.get("left_out", ()) if self.given else self.stream.dropped)
+        """Classes that are left out because they have too few videos."""
+        return list(self.from_file.header.get("left_out", ()) if self.from_file else self.stream.dropped)
 
     @property
     def queries(self) -> float:
-        """Queries of each class, on average where a file has unequal numbers."""
-        shape = self.given.shape if self.given else None
+        """Queries of each class; their mean where a file has unequal numbers."""
+        shape = self.from_file.shape if self.from_file else None
         return shape.queries / shape.way if shape and shape.queries % shape.way else self.config.test_queries
 
     def stamp(self) -> dict[str, Any]:
-        """What a result says of its episodes."""
+        """Collect the facts about its episodes for a result."""
         return {
             "split": self.split,
             "shuffled": self.shuffled,
             "left_out": self.left_out,
             "queries": self.queries,
             "eval_seed": self.config.eval_seed,
-            "episodes_sha256": self.given.sha256 if self.given else None,
+            "episodes_sha256": self.from_file.sha256 if self.from_file else None,
         }
 
-    def chosen_on(self, candidate: Candidate) -> str | None:
-        """A warning where the split of these episodes chose the model's checkpoint."""
-        if candidate.stamp.get("selected_on") != self.split:
+    def selection_warning(self, tested: ModelUnderTest) -> str | None:
+        """Warn where these episodes' split chose the model's checkpoint; None elsewhere."""
+        if tested.stamp.get("selected_on") != self.split:
             return None
-        return f'{candidate.name}: its checkpoint was chosen on this split, "{self.split}"'
+        return f'{tested.name}: its checkpoint was chosen on this split, "{self.split}"'
 
-    def overlap(self, candidate: Candidate, *, allowed: bool) -> Overlap:
-        """What of these episodes' classes and videos a model has seen in training.
+    def overlap(self, tested: ModelUnderTest, *, allowed: bool) -> Overlap:
+        """Find the classes and videos of these episodes that a model was trained on.
 
         Raises:
-            ConfigError: it has seen some, and that is not allowed.
+            ConfigError: there are some, and that is not allowed.
         """
-        overlap = find_overlap(candidate.seen, self.shards, self.stream.videos())
-        check_overlap(overlap, candidate.name, allowed=allowed)
+        overlap = find_overlap(tested.trained_on, self.shards, self.stream.videos())
+        check_overlap(overlap, tested.name, allowed=allowed)
         return overlap
 
     def configured(self, config: RunConfig) -> RunConfig:
-        """A model's own configuration with these episodes.
+        """Put these episodes into a model's own configuration.
 
-        It has unlabelled videos if a file has them and its method reads any, or without a file if it asks for them.
+        With a file, a model has the file's unlabelled videos if its method reads any.  Without a
+        file, it has as many as its own configuration asks for.
         """
         values: dict[str, Any] = {key: getattr(self.config, key) for key in SHARED}
-        if self.given is not None:
+        if self.from_file is not None:
             reads = "unlabelled" in find_method(config.method).reads
             values |= {key: getattr(self.config, key) if reads else 0 for key in UNLABELLED}
         return replace(config, **values)
 
     def videos_for(self, config: RunConfig) -> Sequence[Chosen] | None:
-        """The episodes' videos for a model of this configuration; None where it draws the same itself."""
+        """Choose the episodes' videos for a model; None where its configuration draws them."""
         takes = takes_unlabelled(config)
-        if self.given is None and takes == takes_unlabelled(self.config):
+        if self.from_file is None and takes == takes_unlabelled(self.config):
             return None
         chosen = [self.stream.choose(n) for n in range(self.config.test_episodes)]
         return chosen if takes else [replace(one, unlabelled=()) for one in chosen]
 
-    def check(self, candidate: Candidate) -> None:
-        """Refuse, before anything is computed, a model that cannot be asked these episodes.
+    def check(self, tested: ModelUnderTest) -> None:
+        """Refuse a model that cannot be asked these episodes, before anything is computed.
 
         Raises:
-            ConfigError: unlabelled videos or texts that its method does not read, a class without a text, a crop that
-                does not fit, or no such device.
-            ShardError: its frame rule needs what the shards do not say.
+            ConfigError: unlabelled videos or texts that its method does not read, a class without a
+                text, a crop that does not fit, or no such device.
+            ShardError: its frame rule reads what the shards do not hold.
         """
-        config = self.configured(candidate.config)
+        config = self.configured(tested.config)
         choose_device(config.device)
         check_unlabelled(config)
         text = class_text_of(config)
@@ -156,79 +159,80 @@ class Trial:
         check_views(rules, config.views)
         EpisodeStream(self.shards, self.split, rules, seed=config.eval_seed, given=self.videos_for(config))
 
-    def run(self, candidate: Candidate) -> tuple[FewShotMethod, Answers, torch.device]:
-        """Load a model and ask it: its own frames, crop and precision, the videos of this trial.
+    def run(self, tested: ModelUnderTest) -> tuple[FewShotMethod, Answers, torch.device]:
+        """Load a model and ask it: with its own frames, crop and precision.
 
         Raises:
             ConfigError: weights that do not fit, or no such device.
         """
-        config = self.configured(candidate.config)
+        config = self.configured(tested.config)
         device = choose_device(config.device)
-        model = candidate.load().to(device)
-        with closing(self.episodes(config, model, device)) as loader:
+        model = tested.load().to(device)
+        with closing(self.open_loader(config, model, device)) as loader:
             answers = answer(
                 model,
                 loader,
                 config.test_episodes,
                 precision=config.precision,
                 shuffled=self.shuffled,
-                label=candidate.name,
+                label=tested.name,
                 store=self.embeddings,
             )
         return model, answers, device
 
-    def episodes(self, config: RunConfig, model: FewShotMethod, device: torch.device) -> EpisodeLoader:
-        """The episodes for a model of this configuration; close them when done."""
+    def open_loader(self, config: RunConfig, model: FewShotMethod, device: torch.device) -> EpisodeLoader:
+        """Open the episodes for a model of this configuration; close them when done."""
         assert model.trunk is not None
-        given, trunk = self.videos_for(config), model.trunk
-        return open_episodes(self.shards, self.split, config, trunk=trunk, device=device, training=False, given=given)
+        fixed, trunk = self.videos_for(config), model.trunk
+        return open_episodes(self.shards, self.split, config, trunk=trunk, device=device, training=False, given=fixed)
 
 
-def open_trial(
+def open_shared_episodes(
     shards: ShardSet,
     split: str,
-    found: Sequence[Candidate],
+    models: Sequence[ModelUnderTest],
     *,
     asked: Mapping[str, Any],
     episodes_file: Path | None = None,
     shuffled: bool = False,
     embeddings: EmbeddingStore | None = None,
-) -> Trial:
-    """The episodes of the first model, or those of a file, which is written first where it does not exist.
+) -> SharedEpisodes:
+    """Draw the episodes of the first model, or read those of a file.
 
     Args:
         shards: The opened shard set.
         split: Name of its split.
-        found: The models, with what was asked for in their configurations.
-        asked: Keys of the configuration that were given by hand: a file that says otherwise is refused.
-        episodes_file: The file.
+        models: The models, with what was asked for in their configurations.
+        asked: Keys of the configuration that were given by hand; a file that differs in one is
+            refused.
+        episodes_file: The file; it is written first where it does not exist.
         shuffled: Shuffle the frames of each clip.
-        embeddings: Where embeddings are kept from one evaluation to the next.
+        embeddings: Store of embeddings from one evaluation to the next.
 
     Raises:
-        ConfigError: a class has too few videos, the models take other unlabelled videos, or the file has other or
-            fewer episodes than asked for.
+        ConfigError: a class has too few videos, the models take different unlabelled videos, or the
+            file has other or fewer episodes than asked for.
         ShardError: there is no such split, or the file does not fit it.
         DiskError: the file cannot be written.
     """
     there = ranks.of_first(episodes_file is not None and episodes_file.exists())
-    given, config = None, _of_all(found, in_file=there)
+    from_file, config = None, _shared_config(models, in_file=there)
     if episodes_file is not None:
         if not there and ranks.is_first():
             drawn = EpisodeStream(shards, split, evaluation_rules(config), seed=config.eval_seed)
             write_episodes(episodes_file, shards, drawn, config.test_episodes)
         ranks.wait_for_all()
-        given = read_episodes(episodes_file, shards, split)
-        config = _as_given(config, given, asked, episodes_file)
-    chosen = given.chosen[: config.test_episodes] if given else None
-    stream = EpisodeStream(shards, split, evaluation_rules(config), seed=config.eval_seed, given=chosen)
-    return Trial(shards, split, config, given, stream, shuffled, embeddings)
+        from_file = read_episodes(episodes_file, shards, split)
+        config = _config_of_file(config, from_file, asked, episodes_file)
+    fixed = from_file.chosen[: config.test_episodes] if from_file else None
+    stream = EpisodeStream(shards, split, evaluation_rules(config), seed=config.eval_seed, given=fixed)
+    return SharedEpisodes(shards, split, config, from_file, stream, shuffled, embeddings)
 
 
-def _of_all(found: Sequence[Candidate], *, in_file: bool) -> RunConfig:
-    """The first model's configuration with the unlabelled videos of those that take any: the same ones."""
-    first = found[0].config
-    takers = [one for one in found if takes_unlabelled(one.config)]
+def _shared_config(models: Sequence[ModelUnderTest], *, in_file: bool) -> RunConfig:
+    """Take the first model's configuration, and unlabelled videos from those that take any."""
+    first = models[0].config
+    takers = [one for one in models if takes_unlabelled(one.config)]
     if not takers or in_file:
         return first
     numbers = {one.name: unlabelled_text(one.config) for one in takers}
@@ -242,7 +246,7 @@ def _of_all(found: Sequence[Candidate], *, in_file: bool) -> RunConfig:
 
 
 def unlabelled_text(config: RunConfig) -> str:
-    """Which unlabelled videos an episode of a configuration has."""
+    """Say which unlabelled videos an episode of a configuration has."""
     if not takes_unlabelled(config):
         return "none"
     rules = evaluation_rules(config)
@@ -250,18 +254,18 @@ def unlabelled_text(config: RunConfig) -> str:
     return f"{rules.unlabelled_per_class} a class{others}"
 
 
-def _as_given(config: RunConfig, given: EpisodeFile, asked: Mapping[str, Any], path: Path) -> RunConfig:
-    """The configuration with the shape and number of the episodes of a file, and what its header says of the rest."""
-    there = asdict(given.shape)
+def _config_of_file(config: RunConfig, from_file: EpisodeFile, asked: Mapping[str, Any], path: Path) -> RunConfig:
+    """Put the shape and number of a file's episodes, and its header, into a configuration."""
+    there = asdict(from_file.shape)
     shape: dict[str, Any] = {key: there[key] for key in UNLABELLED}
     shape |= {"test_way": there["way"], "test_shot": there["shot"]}
     shape["test_queries"] = max(there["queries"] // there["way"], 1)
     written = {"eval_seed": "seed"} | {key: key for key in ("groups", "small_classes", "labelled_fraction")}
-    shape |= {key: given.header[name] for key, name in written.items() if name in given.header}
+    shape |= {key: from_file.header[name] for key, name in written.items() if name in from_file.header}
     for key, value in shape.items():
         if asked.get(key, value) != value:
             raise ConfigError(f"{path} holds episodes with {key} = {value}, asked for {asked[key]}: leave it out")
-    episodes = asked.get("test_episodes", len(given.chosen))
-    if episodes > len(given.chosen):
-        raise ConfigError(f"{path} holds {len(given.chosen)} episodes, asked for {episodes}: ask for fewer")
+    episodes = asked.get("test_episodes", len(from_file.chosen))
+    if episodes > len(from_file.chosen):
+        raise ConfigError(f"{path} holds {len(from_file.chosen)} episodes, asked for {episodes}: ask for fewer")
     return replace(config, **shape, test_episodes=episodes)

@@ -2,9 +2,10 @@
 
     STORE/KEY/part-000000/   number [n] int64, and a column [n, ...] for each tensor
 
-A value belongs to a number: that of a view or of a video.  Facts are all that it depends on besides.  Their SHA-256
-is KEY: values of another model, shard set or rule lie in another group, whose attributes hold its facts.  A part has
-its final name only when it is whole, so a killed run loses no more than the part that it was making.
+A value belongs to a number: that of a view or of a video.  Facts are all that it depends on
+besides.  Their SHA-256 is KEY: values of another model, shard set or rule lie in another group,
+whose attributes hold its facts.  A part has its final name only when it is whole, so a killed run
+loses no more than the part that it was making.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Group:
     Args:
         store: Folder of all groups; it need not exist.
         facts: All that the values depend on besides their numbers, as JSON has it.
-        verify: Compare a part with its hashes before its first value is read.  Without it a part is never read as
-            a whole: for values that take more room than memory has, drawn one by one.
+        verify: Compare a part with its hashes before its first value is read.  Without it a part is
+            never read as a whole: for values that take more room than memory has, drawn one by one.
     """
 
     def __init__(self, store: Path, facts: Mapping[str, Any], *, verify: bool = True) -> None:
@@ -75,7 +76,7 @@ class Group:
 
     @contextmanager
     def adding(self) -> Iterator[int]:
-        """Hold the group for this run, all processes of which call this; gives the number of the next part.
+        """Hold the group for this run; give the number of the next part.  All processes call this.
 
         Raises:
             FsarError: another run holds it.
@@ -93,7 +94,7 @@ class Group:
             ranks.wait_for_all()
 
     def write(self, part: int, numbers: Ints, values: Mapping[str, Tensor]) -> None:
-        """Write the values [n, ...] of numbers [n] as a part, whole or not at all; only while `adding`.
+        """Write values [n, ...] of numbers [n] as a part, whole or not at all, while `adding`.
 
         Raises:
             DiskError: the disk is full or refuses.
@@ -111,7 +112,7 @@ class Group:
             sync_folder(self.folder)
 
     def _paths(self) -> list[Path]:
-        """The whole parts, in their order."""
+        """List the whole parts, in their order."""
         return sorted(path for path in self.folder.glob("part-*") if PART_NAME.fullmatch(path.name))
 
     def _create(self) -> None:
@@ -152,14 +153,14 @@ class Found:
         return set(self._buffers)
 
     def lacking(self) -> Ints:
-        """The numbers whose values this process or another one of the run does not find, rising.
+        """Return the numbers whose values some process of the run does not find, rising.
 
-        All of them make what any of them lacks: one may look too early to see a part that another sees.
+        All of them then make these: one may look too early to see a part that another sees.
         """
         return np.unique(np.concatenate(ranks.gather_values(self.numbers[~self.there])))
 
     def read(self, places: Ints) -> Values:
-        """Read the values [p, ...] of the numbers at places [p], all of which are there.
+        """Read the values [p, ...] of the numbers at places [p]; all must be there.
 
         Raises:
             FsarError: a part is damaged.
@@ -229,7 +230,7 @@ class Part:
 
 
 class Column:
-    """Rows [n, ...] of a column: mapped into memory, so that a row is read from disk when it is asked for."""
+    """Rows [n, ...] of a column, mapped into memory: a row is read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         layout = Layout.load(path)
@@ -246,12 +247,12 @@ class Column:
         return self._length
 
     def row(self, number: int) -> NDArray[Any]:
-        """One row [...], mapped."""
+        """Return one row [...], mapped."""
         row: NDArray[Any] = self._chunks[number // self._chunk][number % self._chunk]
         return row
 
     def values(self) -> NDArray[Any]:
-        """All rows [n, ...]."""
+        """Return all rows [n, ...], copied."""
         return np.concatenate(self._chunks)[: len(self)]
 
     def check(self) -> None:
@@ -267,7 +268,8 @@ class Column:
 def _mapped(file: Path, layout: Layout) -> NDArray[Any]:
     """Map a chunk [chunk, ...] of a column.
 
-    torch keeps no file open for it, as NumPy does: a store of features has more files than a process may open.
+    torch keeps no file open for it, as NumPy does: a store of features has more files than a
+    process may open.
     """
     size = layout.chunk * layout.row_bytes
     if file.stat().st_size != size:
@@ -277,7 +279,7 @@ def _mapped(file: Path, layout: Layout) -> NDArray[Any]:
 
 
 def _write_column(group: zarr.Group, name: str, tensor: Tensor) -> None:
-    """Write one column [n, ...] uncompressed: only then can it be mapped, and floats hardly shrink."""
+    """Write a column [n, ...] uncompressed: so it can be mapped, and floats hardly shrink."""
     bits = tensor.dtype == torch.bfloat16
     column = (tensor.view(torch.int16) if bits else tensor).numpy()
     attributes: dict[str, Any] = {"sha256": column_sha256(column)} | ({"bits": BFLOAT16} if bits else {})
@@ -297,7 +299,9 @@ def _number(path: Path) -> int:
 
 
 def fill(group: Group, numbers: Ints, make: Make, *, size: int, batch: int, unit: str, hint: str) -> Found:
-    """Find the values of numbers [n]; those that a group lacks are made first, and each process makes some parts.
+    """Find the values of numbers [n] in a group; make missing ones first.
+
+    Of several processes each makes some parts.
 
     Args:
         group: Where they are kept.
@@ -329,7 +333,8 @@ def _make_parts(
 ) -> None:
     """Make this process's share of parts.
 
-    The processes meet after every batch, also those that have made theirs: so none waits long for another one.
+    The processes meet after every batch, also those that have made theirs: so none waits long for
+    another one.
     """
     count, rank = ranks.count(), ranks.rank()
     batches = [-(-len(part) // batch) for part in parts]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fsar.checkpoints import Seen, load_state, save_state
+from fsar.checkpoints import TrainingRecord, load_state, save_state
 from fsar.pretraining import Output as PretrainingOutput
 from fsar.pretraining import PretrainingMethod, create_pretraining, pretraining_options
 from fsar.pretraining.config import PretrainConfig
@@ -124,7 +124,7 @@ class Pretrainer:
         model: Its method, on the device where it computes.
         views: The source of its batches.
         run: The run folder.
-        seen: Classes and videos that the checkpoints name as trained on.
+        trained_on: Classes and videos that the checkpoints name as trained on.
         resume: Go on from the last checkpoint in the run folder.
 
     Raises:
@@ -138,10 +138,10 @@ class Pretrainer:
         views: BatchSource,
         run: Path,
         *,
-        seen: Seen,
+        trained_on: TrainingRecord,
         resume: bool = False,
     ) -> None:
-        self.config, self.model, self.views, self.run, self.seen = config, model, views, run, seen
+        self.config, self.model, self.views, self.run, self.trained_on = config, model, views, run, trained_on
         self.optimizer = create_sgd(model, lr=config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay)
         self.step = pretraining_step(model, precision=config.precision)
         self.steps = config.epochs * views.epoch_steps
@@ -205,4 +205,4 @@ class Pretrainer:
 
     def save(self) -> None:
         """Write the checkpoint from which the run is resumed."""
-        save_state(self.last, self.model, self.optimizer, vars(self.progress), seen=self.seen)
+        save_state(self.last, self.model, self.optimizer, vars(self.progress), trained_on=self.trained_on)

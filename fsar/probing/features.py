@@ -1,4 +1,4 @@
-"""Compute features of the test clips of videos once each; keep them on disk where a folder is named."""
+"""Compute features of the test clips of videos once each, and keep them in a folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def trunk_features(trunk: Trunk, clips: Tensor) -> Tensor:
 def video_features(
     probed: Probed, loader: ProbeLoader, rows: Sequence[int], *, precision: str = "fp32", cache: Path | None = None
 ) -> Iterator[Tensor]:
-    """Give the features [n, clips, C] of the test clips of videos on the host, `PART` videos at a time, in order.
+    """Yield features [n, clips, C] of the test clips of videos, `PART` videos at a time, in order.
+
+    They are on the host.
 
     Args:
         probed: The trunk, on the loader's device; it is put in eval mode.
@@ -58,7 +60,8 @@ def video_features(
         cache: Folder of stored features; None: nothing is stored.
 
     Raises:
-        FsarError: features are not finite, a stored part is damaged, or another process writes to the same ones.
+        FsarError: features are not finite, a stored part is damaged, or another process writes to
+            the same ones.
         DiskError: there is no room.
     """
     probed.trunk.eval()

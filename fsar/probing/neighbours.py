@@ -25,10 +25,11 @@ def vote(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> Tensor:
-    """Votes [Q, classes] for queries [Q, C] of their `k` nearest videos of a gallery [N, C] by cosine.
+    """Let the `k` nearest videos of a gallery vote for the class of each query, by cosine.
 
-    A neighbour's vote is exp(cosine / temperature), that of the nearest being 1 (Wu et al. 2018, arXiv 1805.01978,
-    section 3.4); with temperature 0 each has the same, and of classes with as many the one of the nearest wins.
+    A neighbour's vote is exp(cosine / temperature), that of the nearest being 1 (Wu et al. 2018,
+    arXiv 1805.01978, section 3.4); with temperature 0 each has the same, and of classes with as
+    many the one of the nearest wins.
 
     Args:
         gallery: [N, C].
@@ -38,6 +39,9 @@ def vote(
         k: Neighbours; all videos where the gallery has no more.
         temperature: Of the votes.
         chunk: Queries that are compared at a time.
+
+    Returns:
+        [Q, classes] sums of votes.
 
     Raises:
         ConfigError: a set is empty, k is below 1 or the temperature below 0.
@@ -62,14 +66,14 @@ def vote(
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What was found for Q queries in a gallery."""
+    """Videos of a gallery that were found for Q queries."""
 
     found: Tensor  # [Q, k] numbers of the k nearest videos of the gallery, the nearest first
     recall: dict[int, float]  # k -> share of queries with a video of their class among their k nearest
 
 
 def centred(features: Tensor) -> Tensor:
-    """[N, C] less the mean of the set, each then of length 1."""
+    """Subtract the mean of a set from features [N, C], and scale each to length 1."""
     features = full_precision(features)
     return F.normalize(features - features.mean(dim=0), dim=1)
 
@@ -83,7 +87,7 @@ def retrieve(
     at: Sequence[int] = AT,
     chunk: int = 1024,
 ) -> Retrieval:
-    """Nearest videos of the gallery [N, C] to each of the queries [Q, C] by cosine, and recall at each k of `at`.
+    """Find the nearest videos of a gallery [N, C] to each query [Q, C] by cosine; compute recall.
 
     Each set is centred on its own mean, as in the published code of MSCL (megvii-research/MSCL,
     `tools/test_retrival.py`).  `chunk` queries are compared at a time.

@@ -1,4 +1,4 @@
-"""Probes of a trunk's features on videos of known classes: retrieval, nearest neighbours, a classifier."""
+"""Probe a trunk's features on labelled videos: by retrieval, neighbours, a classifier."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ VIEWS = ("fresh", "cached")
 
 @dataclass(frozen=True)
 class Rules:
-    """How videos are looked at and what with.
+    """Rules of a probe: how clips are cut, and how they are computed.
 
     Attributes:
         clips: How test clips are cut.
         training: How those are that a classifier is trained on; None: the same.
-        clip_average: How a classifier's answers for a video's clips become one: logit, logprob or prob.
+        clip_average: How a classifier's answers for a video's clips become one: logit, logprob or
+            prob.
         precision: fp32 or bf16 (autocast).
         executor: dali, portable or auto.
         threads: Decoding threads; 0: one a core.
         prefetch: Videos or batches prepared ahead.
         seed: Of batches, crops, dropout and the classifier's first weights.
-        test_every: Epochs between tests while a classifier is trained; 0: at the end alone.
+        test_every: Epochs between tests while a classifier is trained; 0: only at the end.
     """
 
     clips: ProbeRules
@@ -95,7 +96,7 @@ class Prober:
         self.asked = ask(shards, division, rules.clips)
 
     def retrieval(self) -> tuple[dict[str, Any], Retrieval]:
-        """Recall at 1, 5, 10, 20 and 50, as far as the gallery goes, and what was found for each query."""
+        """Compute recall at the k of `AT` that the gallery allows; also return the videos found."""
         truth = self._places(self.division.train)
         at = [k for k in AT if k <= len(truth)]
         found = retrieve(
@@ -111,7 +112,7 @@ class Prober:
         return {"recall": recall, "chance": chance, "gallery": len(truth), "queries": len(right)}, found
 
     def knn(self, *, k: int, temperature: float) -> dict[str, Any]:
-        """Accuracy of the votes of nearest neighbours."""
+        """Compute the accuracy of the votes of nearest neighbours."""
         labels = torch.from_numpy(self._places(self.division.train))
         count = len(self.asked.classes)
         votes = vote(self.gallery, self.queries, labels, classes=count, k=k, temperature=temperature)
@@ -125,9 +126,9 @@ class Prober:
 
         Args:
             fit: How it is trained.
-            frozen: Train the classifier alone (linear probe), not the trunk with it (fine-tuning).
-            views: Of a frozen trunk: "fresh" clips, cropped and coloured anew, as published; or "cached", one of
-                each video's test clips, which costs next to nothing an epoch.
+            frozen: Train only the classifier (linear probe), not the trunk with it (fine-tuning).
+            views: Of a frozen trunk: "fresh" clips, cropped and coloured anew, as published; or
+                "cached", one of each video's test clips, which costs next to nothing an epoch.
             run: Folder of the log and the checkpoint.
             resume: Go on from the checkpoint in it.
 
@@ -189,7 +190,7 @@ class Prober:
 
     @torch.no_grad()
     def _test(self, model: Classifier) -> dict[str, Any]:
-        """Accuracy of a classifier on the test videos."""
+        """Compute the accuracy of a classifier on the test videos."""
         model.eval()
         if model.frozen:
             logits = [model.head(part.to(self.device)) for part in torch.split(self._test_clips, PART)]
@@ -232,12 +233,12 @@ class Prober:
         return video_features(self.probed, self.loader, rows.tolist(), precision=self.rules.precision, cache=self.cache)
 
     def _fresh(self, stream: ClipStream, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Batches of new clips of the training videos."""
+        """Yield batches of new clips of the training videos."""
         for clips, rows in self.loader.random(stream, start, stop, jitter=self._cut.jitter):
             yield clips, torch.from_numpy(self._places(rows)).to(self.device)
 
     def _cached(self, stream: ClipStream, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Batches of stored features: of each video one of its test clips."""
+        """Yield batches of stored features: of each video one of its test clips."""
         for n in range(start, stop):
             rows = stream.batch_rows(n)
             chosen = np.random.default_rng((self.rules.seed, n)).integers(self.rules.clips.clips, size=len(rows))
@@ -245,7 +246,7 @@ class Prober:
             yield features.to(self.device), torch.from_numpy(self._places(rows)).to(self.device)
 
     def _places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[n] places of the classes of videos among the division's own."""
+        """Find the places [n] of the classes of videos among the division's own."""
         return np.searchsorted(self.numbers, self.shards.labels[rows]).astype(np.int64)
 
     def _check_classes(self) -> None:
@@ -264,12 +265,12 @@ class Prober:
 
 
 def class_numbers(shards: ShardSet, division: Division) -> NDArray[np.int64]:
-    """[K] numbers in the data set of the classes of a division's videos, ascending."""
+    """List the numbers [K] in the data set of the classes of a division's videos, ascending."""
     return np.unique(shards.labels[np.concatenate([division.train, division.test])]).astype(np.int64)
 
 
 def ask(shards: ShardSet, division: Division, clips: ProbeRules) -> Asked:
-    """What the test videos of a division are asked."""
+    """Collect truth and groups of the test videos of a division."""
     numbers = class_numbers(shards, division)
     return Asked(
         truth=np.searchsorted(numbers, shards.labels[division.test]).astype(np.int64),
@@ -280,7 +281,7 @@ def ask(shards: ShardSet, division: Division, clips: ProbeRules) -> Asked:
 
 
 def chance_recall(gallery: NDArray[np.int64], queries: NDArray[np.int64], k: int) -> float:
-    """Recall at k of features that know nothing: k videos of the gallery drawn by chance for each query."""
+    """Compute recall at k by chance: k videos of the gallery are drawn for each query."""
     count, own = np.unique(gallery, return_counts=True)
     of_class = dict(zip(count.tolist(), own.tolist(), strict=True))
     everything = comb(len(gallery), k)

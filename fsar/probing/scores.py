@@ -1,4 +1,4 @@
-"""Scores of videos -> accuracy, with two intervals over the test videos."""
+"""Compute accuracy from scores of videos, with two intervals over the test videos."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ AVERAGES = ("logit", "logprob", "prob")
 
 
 def average_clips(logits: Tensor, how: str) -> Tensor:
-    """Logits [..., clips, K] of a video's clips -> its scores [..., K]: their mean, or that of (log-)probabilities.
+    """Average logits [..., clips, K] of a video's clips, or (log-)probabilities, to [..., K].
 
-    "logit" and "logprob" rank the classes alike: a clip's logits and log-probabilities differ by one number.
+    "logit" and "logprob" rank the classes alike: a clip's logits and log-probabilities differ by
+    one number.
     """
     choice("clip_average", how, AVERAGES)
     if how == "logprob":
@@ -30,18 +31,19 @@ def average_clips(logits: Tensor, how: str) -> Tensor:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` independent videos (Wilson 1927)."""
+    """Compute the 95 % interval of a share of `count` independent videos (Wilson 1927)."""
     centre = (share + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
     half = Z95 / (1 + Z95**2 / count) * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def group_interval(values: NDArray[Any], groups: NDArray[Any]) -> float | None:
-    """Half width of the 95 % interval of the mean of values [V] where videos of a group resemble each other.
+    """Return half the width of the 95 % interval of the mean of grouped values [V].
 
-    It is that of a bootstrap that draws whole groups anew, in closed form (to first order): the variance of the mean
-    is the sum of the groups' squared residuals over V^2, times G / (G - 1).  A group of -1 is a video by itself.
-    None where there is one group alone, or all values are alike: then nothing can be drawn that differs.
+    Videos of a group resemble each other.  The interval is that of a bootstrap that draws whole
+    groups anew, in closed form, to first order: the variance of the mean is the sum of the groups'
+    squared residuals over V^2, times G / (G - 1).  A group of -1 is a video by itself.  None for a
+    single group, or where all values are alike: then nothing can be drawn that differs.
     """
     units = np.where(groups < 0, groups.max(initial=0) + 1 + np.arange(len(groups)), groups)
     _, place = np.unique(units, return_inverse=True)
@@ -54,7 +56,7 @@ def group_interval(values: NDArray[Any], groups: NDArray[Any]) -> float | None:
 
 @dataclass(frozen=True)
 class Asked:
-    """The test videos: their truth and what intervals and counts must know.
+    """The test videos: their truth, and their groups for the intervals.
 
     Attributes:
         truth: [V] places of their classes in `classes`.
@@ -70,11 +72,11 @@ class Asked:
 
     @property
     def grouped(self) -> bool:
-        """Whether the group of any video is known."""
+        """Tell whether the group of any video is known."""
         return bool((self.groups >= 0).any())
 
     def share(self, right: NDArray[np.bool_]) -> dict[str, Any]:
-        """A share of right answers [V] with its intervals, and the answers: a 1 or 0 for each test video in order."""
+        """Return the share of right answers [V], its intervals, and the answers as text."""
         accuracy = float(right.mean())
         return {
             "value": accuracy,
@@ -84,12 +86,12 @@ class Asked:
         }
 
     def difference(self, share: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-        """One share less another on the same videos, with the interval of the paired difference."""
+        """Subtract a share from another on the same videos, with the interval of the difference."""
         values = np.array([int(a) - int(b) for a, b in zip(share["right"], other["right"], strict=True)], np.float64)
         return {"value": float(values.mean()), "interval_groups": group_interval(values, self.groups)}
 
     def summarise(self, scores: Tensor) -> dict[str, Any]:
-        """All figures of scores [V, K]."""
+        """Compute all figures of scores [V, K]."""
         truth = torch.from_numpy(self.truth)[:, None]
         best = scores.cpu().topk(min(5, scores.shape[1]), dim=1).indices  # [V, 5]
         right, among = (best[:, 0] == truth[:, 0]).numpy(), (best == truth).any(dim=1).numpy()

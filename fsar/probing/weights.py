@@ -1,4 +1,4 @@
-"""The trunk that is probed: of a run, of a file of weights, or untrained."""
+"""Open the trunk to be probed: of a run, of a file of weights, or untrained."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from fsar.checkpoints import (
     MODEL,
-    Seen,
+    TrainingRecord,
     choose_checkpoint,
     load_reference_state_dict,
-    load_seen,
+    load_training_record,
     take_colours,
     weights_sha256,
 )
@@ -25,9 +25,9 @@ from fsar.trunks import Trunk, create_trunk
 from fsar.trunks.weight_files import read_tensors
 from shards_spec.errors import ConfigError
 
-# What a clip has -> the key of a run's configuration that says it.
+# Fields of a clip -> keys of a run's configuration
 KEYS = {"frames": "clip_frames", "stride": "clip_stride", "size": "crop"}
-RANDOM = "random"  # what stands for the weights of a trunk that was never trained
+RANDOM = "random"  # in place of weights: the trunk was never trained
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Probed:
     Attributes:
         trunk: The network, on the CPU.
         name: Its name in the registry.
-        source: What was given as weights, "random" for none.
+        source: The option for its weights, "random" for none.
         sha256: Hash of the weights.
-        seen: What they saw in training; None where they do not say.
-        method: What they were trained with, where they are of a run.
+        trained_on: Classes and videos of their training; None where nothing tells.
+        method: Method of their training, where they are of a run.
         clips: How the run cut its clips: frames, stride and size, as far as it says.
     """
 
@@ -48,13 +48,13 @@ class Probed:
     name: str
     source: str
     sha256: str
-    seen: Seen | None
+    trained_on: TrainingRecord | None
     method: str | None = None
     clips: dict[str, int] = field(default_factory=dict)
 
 
 def open_probed(weights: str | None, name: str | None, *, checkpoint: str | None = None, seed: int = 0) -> Probed:
-    """The trunk of a run folder of fsar-pretrain or fsar-train, of a file, "fetch"ed, or (None) with random weights.
+    """Open the trunk of a run folder, of a file, "fetch"ed, or (None) with random weights.
 
     Args:
         weights: The run folder or file.
@@ -75,8 +75,8 @@ def open_probed(weights: str | None, name: str | None, *, checkpoint: str | None
     trunk = create_trunk(name)
     load_trunk_weights(trunk, name, weights or RANDOM, option="--weights")
     nothing = torch.zeros(0, dtype=torch.int64)
-    seen = None if weights else Seen(nothing, nothing)
-    return Probed(trunk, name, weights or RANDOM, weights_sha256(trunk), seen)
+    trained_on = None if weights else TrainingRecord(nothing, nothing)
+    return Probed(trunk, name, weights or RANDOM, weights_sha256(trunk), trained_on)
 
 
 def _of_run(run: Path, name: str | None, checkpoint: str | None) -> Probed:
@@ -85,7 +85,7 @@ def _of_run(run: Path, name: str | None, checkpoint: str | None) -> Probed:
     if name not in {None, own}:
         raise ConfigError(f'{run} has the trunk "{own}": leave --trunk {name} out')
     path = choose_checkpoint(run, checkpoint)
-    seen = load_seen(path)  # refuses what is no checkpoint
+    trained_on = load_training_record(path)  # refuses what is no checkpoint
     given = {key.removeprefix(MODEL): value for key, value in read_tensors(path).items() if key.startswith(MODEL)}
     below = {key.removeprefix("trunk."): value for key, value in given.items() if key.startswith("trunk.")}
     trunk = create_trunk(own)
@@ -98,7 +98,7 @@ def _of_run(run: Path, name: str | None, checkpoint: str | None) -> Probed:
     clips = {ours: int(config[key]) for ours, key in KEYS.items() if config.get(key)}
     if method in PRETRAINING and "stride" in clips:
         clips["stride"] = frame_stride(build_pretrain_config(config))
-    return Probed(trunk, own, str(run), weights_sha256(trunk), seen, method, clips)
+    return Probed(trunk, own, str(run), weights_sha256(trunk), trained_on, method, clips)
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsar.checkpoints import MODEL, Seen, choose_checkpoint, load_seen, take_colours
+from fsar.checkpoints import MODEL, TrainingRecord, choose_checkpoint, load_training_record, take_colours
 from fsar.trunks import TRUNKS, create_trunk
 from fsar.trunks.weight_files import plain_tensors, read_tensors, trunk_entries
 from shards_spec.errors import ConfigError
@@ -84,15 +84,15 @@ def _where(name: str) -> str:
     return ""
 
 
-def weights_seen(source: str) -> Seen | None:
-    """What the trunk of a run folder has seen; None for other sources, of which it is not known.
+def training_record_of(source: str) -> TrainingRecord | None:
+    """Read what the trunk of a run folder was trained on; None for other sources, which do not tell.
 
     Raises:
         ConfigError: the run has no checkpoint, or a damaged one.
     """
     if source in ("", "random", "fetch") or not Path(source).is_dir():
         return None
-    return load_seen(choose_checkpoint(Path(source)))
+    return load_training_record(choose_checkpoint(Path(source)))
 
 
 def _refuse_other_trunk(state: Mapping[str, Tensor], name: str, source: str) -> None:

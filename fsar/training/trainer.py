@@ -10,16 +10,16 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
-from fsar.checkpoints import load_seen, load_state, save_state, take_colours, together
+from fsar.checkpoints import join_records, load_state, load_training_record, save_state, take_colours
 from fsar.episode import Episode
 from fsar.evaluation.accuracy import Result, evaluate
-from fsar.evaluation.overlap import seen_in
+from fsar.evaluation.overlap import training_record
 from fsar.loader import EpisodeLoader
 from fsar.run import ranks
 from fsar.run.build import build_model, check_unlabelled, class_text_of, open_episodes
 from fsar.run.config import RunConfig
 from fsar.run.folder import RunLog, last_checkpoint
-from fsar.run.weights import weights_seen
+from fsar.run.weights import training_record_of
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
 from fsar.training.loop import Batch, Loop, Progress
 from fsar.training.optim import create_optimizer, learning_rate
@@ -90,8 +90,8 @@ class Trainer:
         self._source: EpisodeLoader | CachedEpisodes = self.train_episodes
         if (texts := class_text_of(config)) is not None:
             self.model.set_base_text(texts.rows(shards.dataset.splits["train"].classes))
-        before = load_seen(self.last) if resume else weights_seen(config.trunk_weights)
-        self.seen = together(seen_in(shards, self.train_episodes.stream.videos()), before)
+        before = load_training_record(self.last) if resume else training_record_of(config.trunk_weights)
+        self.trained_on = join_records(training_record(shards, self.train_episodes.stream.videos()), before)
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
         if resume:
             self._resume()
@@ -207,7 +207,7 @@ class Trainer:
 
     def _save(self, path: Path, optimizer: torch.optim.Optimizer | None) -> None:
         state = vars(self.progress) | {"best": self.best_accuracy, "best_n": self.best_n}
-        save_state(path, self.model, optimizer, state, seen=self.seen)
+        save_state(path, self.model, optimizer, state, trained_on=self.trained_on)
 
     def evaluate(self, loader: EpisodeLoader, episodes: int, **options: Any) -> Result:  # noqa: ANN401 -- of evaluate()
         """Evaluate the model as it stands."""

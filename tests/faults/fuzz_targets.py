@@ -20,7 +20,7 @@ from safetensors.torch import save
 from sealed import write_column
 from second_reader import second_reader
 
-from fsar.checkpoints import Seen, load_seen, load_state, save_state
+from fsar.checkpoints import TrainingRecord, load_state, load_training_record, save_state
 from fsar.evaluation.prediction import read_geometry
 from fsar.evaluation.store import Group
 from fsar.methods.class_text import ClassText, read_class_text, write_class_text
@@ -192,10 +192,11 @@ def tensors(top: Path) -> list[Target]:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    save_state(top / "c", model, optimizer, {"n": 4, "best": 0.5}, seen=Seen(torch.arange(3), torch.arange(4)))
+    record = TrainingRecord(torch.arange(3), torch.arange(4))
+    save_state(top / "c", model, optimizer, {"n": 4, "best": 0.5}, trained_on=record)
 
     def checkpoint(path: Path) -> None:
-        load_seen(path)
+        load_training_record(path)
         load_state(path, model, optimizer)
 
     torch.save(model.state_dict(), top / "w")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from sealed import change_metadata, write_column
 from videos import moving_frames, write_video
 
-from fsar.checkpoints import load_seen, load_state
+from fsar.checkpoints import load_state, load_training_record
 from fsar.evaluation.embeddings import EmbeddingStore
 from fsar.evaluation.store import Group
 from fsar.methods import Embedding
@@ -47,7 +47,7 @@ def test_pickles_in_checkpoints_never_run(tmp_path: Path, monkeypatch) -> None:
     for path in sorted(tmp_path.glob("*.*")):
         sentence = refusal(read_tensors, path)
         assert "pickled code, which is never run" in sentence or "cannot be read as weights" in sentence
-        assert "no checkpoint of ours" in refusal(load_seen, path)
+        assert "no checkpoint of ours" in refusal(load_training_record, path)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -66,7 +66,7 @@ def test_files_of_weights_that_swell(tmp_path: Path) -> None:
     for name in ("header.safetensors", "length.safetensors"):
         assert "cannot be read as weights" in refusal(read_tensors, tmp_path / name)
     save_file({"seen.classes": torch.zeros(2), "seen.videos": torch.zeros(2)}, tmp_path / "s", {"loop": "{}"})
-    assert "is no hashes" in refusal(load_seen, tmp_path / "s")
+    assert "is no hashes" in refusal(load_training_record, tmp_path / "s")
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import pytest
 import torch
 from fake_shards import FakeShards
 
-from fsar.checkpoints import load_seen, load_state, reference_names, save_state
+from fsar.checkpoints import load_state, load_training_record, reference_names, save_state
 from fsar.cli.compare import distinct_names
 from fsar.cli.evaluate import cli
 from fsar.cli.train import resolve
 from fsar.evaluation.accuracy import evaluate
-from fsar.evaluation.overlap import UNKNOWN, find_overlap, seen_in
-from fsar.evaluation.shared_episodes import Candidate, open_trial
+from fsar.evaluation.overlap import UNKNOWN, find_overlap, training_record
+from fsar.evaluation.shared_episodes import ModelUnderTest, open_shared_episodes
 from fsar.methods import METHODS
 from fsar.run.build import build_model, evaluation_rules, open_episodes, prototypes_of_trunk
 from pipelines.episodes.stream import EpisodeStream
@@ -49,8 +49,8 @@ def make_run(folder: Path, shards: ShardSet, *, method: str = "molo", remembers:
     """A run folder as fsar-train leaves it, its weights random."""
     style = changes.pop("recipe_style", None)
     config = resolve("synthetic", method, "demo", style, SMALL | changes)
-    seen = seen_in(shards, shards.split_rows("train")) if remembers else None
-    save_state(folder / "checkpoints" / "last.safetensors", build_model(config), None, {"n": 0}, seen=seen)
+    seen = training_record(shards, shards.split_rows("train")) if remembers else None
+    save_state(folder / "checkpoints" / "last.safetensors", build_model(config), None, {"n": 0}, trained_on=seen)
     (folder / "config.toml").write_text(config.to_toml())
     return folder
 
@@ -237,11 +237,11 @@ def test_the_control_is_asked_the_same_where_unlabelled_videos_leave_classes_out
     shards, chosen = FakeShards([8, 2, 8, 8, 3, 8], size=(32, 32)), {}
     semi = resolve("synthetic", "hyrsm++", "demo", None, SMALL | SEMI)
     for config in (semi, prototypes_of_trunk(semi)):
-        trial = open_trial(shards, "all", [Candidate("semi", semi, lambda: None)], asked={})
-        rules = evaluation_rules(trial.configured(config))
-        stream = EpisodeStream(shards, "all", rules, seed=0, given=trial.videos_for(trial.configured(config)))
+        shared = open_shared_episodes(shards, "all", [ModelUnderTest("semi", semi, lambda: None)], asked={})
+        rules = evaluation_rules(shared.configured(config))
+        stream = EpisodeStream(shards, "all", rules, seed=0, given=shared.videos_for(shared.configured(config)))
         chosen[rules.unlabelled_per_class] = [replace(stream.choose(n), unlabelled=()) for n in range(12)]
-    assert trial.left_out == ["class1", "class4"]
+    assert shared.left_out == ["class1", "class4"]
     assert chosen[0] == chosen[2]
 
 
@@ -319,9 +319,9 @@ def test_a_test_on_what_training_saw_is_refused_or_stamped(
 def test_what_was_seen_is_told_by_names_across_shard_sets(tiny_shards: ShardSet, tmp_path: Path) -> None:
     train, test = (tiny_shards.split_rows(name) for name in ("train", "test"))
     path, model = tmp_path / "one.safetensors", torch.nn.Linear(2, 2)
-    save_state(path, model, None, {"n": 3}, seen=seen_in(tiny_shards, train[:7]))
+    save_state(path, model, None, {"n": 3}, trained_on=training_record(tiny_shards, train[:7]))
     assert load_state(path, model) == {"n": 3}  # the record is none of the model's
-    seen = load_seen(path)
+    seen = load_training_record(path)
     assert not find_overlap(seen, tiny_shards, test).found
     renamed = replace(tiny_shards.dataset, classes=tuple(f"{name[0].upper()}_{name[1:]}" for name in ("ant", "bee")))
 

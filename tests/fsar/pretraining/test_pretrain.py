@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from small_runs import SMALL_PRETRAINING, small_config
 
-from fsar.checkpoints import Seen, load_seen, load_state
+from fsar.checkpoints import TrainingRecord, load_state, load_training_record
 from fsar.cli.evaluate import cli as eval_cli
 from fsar.cli.pretrain import cli
 from fsar.cli.train import cli as train_cli
-from fsar.cli.weights import run_candidate
+from fsar.cli.weights import model_of_run
 from fsar.evaluation.overlap import find_overlap
 from fsar.pretraining import MotionViews, Output, PairedViews, PretrainingMethod, Views
 from fsar.pretraining.batches import ViewLoader
@@ -29,7 +29,7 @@ from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError, FsarError
 
-NOTHING = Seen(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+NOTHING = TrainingRecord(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
 
 def random_batch(method: str, n: int):
@@ -70,7 +70,7 @@ class RandomViews:
 def trainer_of(method: str, run: Path, *, resume: bool = False, config=None, **views) -> Pretrainer:
     config = config or small_config(method)
     model = build_pretraining(config, samples=config.epochs * 12)
-    return Pretrainer(config, model, RandomViews(method, **views), run, seen=NOTHING, resume=resume)
+    return Pretrainer(config, model, RandomViews(method, **views), run, trained_on=NOTHING, resume=resume)
 
 
 def call(command, *words: str) -> int:
@@ -105,7 +105,7 @@ def test_run_folder_holds_all_that_it_promises(finished: Path, tiny_path: Path) 
         assert result["shards_sha256"] == shards.sha256
         rows = shards.split_rows("train")
         assert result["videos"] + result["videos_too_short"] == len(rows)
-        seen = load_seen(finished / "checkpoints" / "last.safetensors")
+        seen = load_training_record(finished / "checkpoints" / "last.safetensors")
         assert find_overlap(seen, shards, rows).videos == result["videos"]
         assert not find_overlap(seen, shards, shards.split_rows("test")).found
     steps = result["steps"]
@@ -148,7 +148,7 @@ def test_resuming_from_shards_gives_the_same_weights(finished: Path, tiny_path: 
     with ShardSet.open(tiny_path) as shards, ViewLoader(config, shards, device=torch.device("cpu")) as views:
         for part in (False, True):
             model = build_pretraining(config, samples=1)
-            trainer = Pretrainer(config, model, views, tmp_path, seen=NOTHING, resume=part)
+            trainer = Pretrainer(config, model, views, tmp_path, trained_on=NOTHING, resume=part)
             trainer.steps = trainer.steps if part else 2
             trainer.train()
     again = build_pretraining(config, samples=1)
@@ -259,7 +259,7 @@ def test_all_videos_are_seen_with_split_all(tiny_path: Path, tmp_path: Path) -> 
     assert call(cli, *words(tiny_path, tmp_path / "run", split="all", epochs=1, clip_stride=1)) == 0
     with ShardSet.open(tiny_path) as shards:
         overlap = find_overlap(
-            load_seen(tmp_path / "run/checkpoints/last.safetensors"), shards, shards.split_rows("test")
+            load_training_record(tmp_path / "run/checkpoints/last.safetensors"), shards, shards.split_rows("test")
         )
     assert overlap.videos == 10
     assert set(overlap.classes) == {"fox", "gnu"}
@@ -297,7 +297,7 @@ def test_prototypes_stand_on_the_trunk_of_a_run(finished: Path, tiny_path: Path,
     untrained = ["--prototype-control", "--trunk-weights", "random"]
     assert call(eval_cli, "--weights", str(finished), *untrained, *given) == 0
     assert json.loads(out.read_text()).keys() - result.keys() == {"frozen_prototypes"}
-    config = run_candidate(finished).config
+    config = model_of_run(finished).config
     assert (config.method, config.trunk, config.frame_rule) == ("prototype", "tiny3d", "segment_clips")
     assert (config.clip_frames, config.clip_stride, config.crop, config.resize) == (4, 2, 32, 37)
 

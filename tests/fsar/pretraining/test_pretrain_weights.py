@@ -11,10 +11,10 @@ import torch
 from small_runs import small_config
 from test_pretrain import NOTHING, call, words
 
-from fsar.checkpoints import load_seen, save_state
+from fsar.checkpoints import load_training_record, save_state
 from fsar.cli.pretrain import cli
-from fsar.cli.weights import run_candidate
-from fsar.evaluation.overlap import find_overlap, seen_in
+from fsar.cli.weights import model_of_run
+from fsar.evaluation.overlap import find_overlap, training_record
 from fsar.pretraining.config import build_pretrain_config
 from fsar.pretraining.trainer import build_pretraining
 from fsar.probing.weights import open_probed
@@ -34,8 +34,8 @@ def begun(tiny_path: Path, tmp_path: Path) -> Path:
     config, run = small_config("moco"), tmp_path / "begun"
     begin_run(run, config, {})
     with ShardSet.open(tiny_path) as shards:
-        seen = seen_in(shards, shards.split_rows("train"), source="tiny: split train")
-    save_state(last_checkpoint(run), build_pretraining(config, samples=1), None, {"n": 1}, seen=seen)
+        seen = training_record(shards, shards.split_rows("train"), source="tiny: split train")
+    save_state(last_checkpoint(run), build_pretraining(config, samples=1), None, {"n": 1}, trained_on=seen)
     return run
 
 
@@ -49,7 +49,7 @@ def test_the_listed_training_videos_alone_are_read_and_later_results_say_so(tiny
     said = "tiny: training videos of own.json"
     result = json.loads((run / "result.json").read_text())
     assert (result["training"], result["videos"], result["listed_but_not_stored"]) == (said, 12, 1)
-    seen = load_seen(run / "checkpoints/last.safetensors")
+    seen = load_training_record(run / "checkpoints/last.safetensors")
     with ShardSet.open(tiny_path) as shards:
         assert find_overlap(seen, shards, np.arange(12)).videos == 12
         overlap = find_overlap(seen, shards, np.arange(12, 24))
@@ -73,7 +73,7 @@ def test_training_starts_from_given_weights(begun: Path, tiny_path: Path, tmp_pa
         call(cli, *words(tiny_path, run, weights=begun, split="test", epochs=1, clip_stride=1, executor="portable"))
         == 0
     )
-    seen = load_seen(run / "checkpoints/last.safetensors")
+    seen = load_training_record(run / "checkpoints/last.safetensors")
     assert seen.sources == ("tiny: split test", "tiny: split train")
     torch.save(create_trunk("r2d18").state_dict(), tmp_path / "weights.pt")
     assert call(cli, *words(tiny_path, tmp_path / "other", weights=tmp_path / "weights.pt")) == 2
@@ -89,7 +89,7 @@ def test_constants_of_colour_travel_with_the_weights(tmp_path: Path, tiny_path: 
     model = build_pretraining(config, samples=1)
     model.encoder.mean, model.encoder.std = imagenet  # as `encoders` does with r3d18
     begin_run(tmp_path / "mscl", config, {})
-    save_state(last_checkpoint(tmp_path / "mscl"), model, None, {"n": 1}, seen=NOTHING)
+    save_state(last_checkpoint(tmp_path / "mscl"), model, None, {"n": 1}, trained_on=NOTHING)
     given = open_probed(str(tmp_path / "mscl"), None).trunk
     assert (given.mean, given.std) == imagenet
     (tmp_path / "mscl" / "config.toml").write_text(config.to_toml().replace('"flow1"', '"flow8g2"'))
@@ -104,8 +104,8 @@ def test_constants_of_colour_travel_with_the_weights(tmp_path: Path, tiny_path: 
     assert begun.trunk.mean == imagenet[0]
     run = tmp_path / "few"
     begin_run(run, tuned, {})
-    save_state(last_checkpoint(run), begun, None, {"n": 0}, seen=NOTHING)
-    assert run_candidate(run).load().trunk.std == imagenet[1]
+    save_state(last_checkpoint(run), begun, None, {"n": 0}, trained_on=NOTHING)
+    assert model_of_run(run).load().trunk.std == imagenet[1]
     cpu = torch.device("cpu")
     with ShardSet.open(tiny_path) as shards, Trainer(tuned, shards, run, device=cpu, resume=True) as resumed:
         (again,) = resumed.train_episodes.episodes(0, 1)

@@ -14,7 +14,7 @@ from test_probe import probe
 
 from fsar.checkpoints import save_state
 from fsar.cli.pretrain import resolve
-from fsar.evaluation.overlap import seen_in
+from fsar.evaluation.overlap import training_record
 from fsar.pretraining.trainer import build_pretraining
 from fsar.probing.activation import activation_maps, choose_by_class, overlay
 from fsar.report.pretraining import draw_pictures, flow_sheet, pretrain_page, write_pretrain_report
@@ -131,8 +131,8 @@ def test_the_command_draws_where_a_trunk_responds(tiny_path, tiny_shards, tmp_pa
     """Of videos that training saw too, since nothing is measured."""
     out, run, config = tmp_path / "out", tmp_path / "run", small_config("moco")
     begin_run(run, config, {})
-    seen = seen_in(tiny_shards, np.arange(35))
-    save_state(last_checkpoint(run), build_pretraining(config, samples=1), None, {"n": 1}, seen=seen)
+    seen = training_record(tiny_shards, np.arange(35))
+    save_state(last_checkpoint(run), build_pretraining(config, samples=1), None, {"n": 1}, trained_on=seen)
     given = {"shards": tiny_path, "weights": run, "mode": "activation", "device": "cpu", "size": 32}
     assert "activation.png" in probe(capsys, "--untrained", **given, out=out)
     with Image.open(out / "activation.png") as sheet:

@@ -16,7 +16,7 @@ from torch import nn
 
 from fsar.checkpoints import save_state
 from fsar.cli.probe import cli
-from fsar.evaluation.overlap import seen_in
+from fsar.evaluation.overlap import training_record
 from fsar.probing.classifier import Classifier, Fit, Training
 from fsar.probing.features import video_features
 from fsar.probing.loader import ProbeLoader
@@ -199,7 +199,7 @@ def test_the_command_probes_a_pretrained_run_but_not_on_videos_that_it_saw(tiny_
     run.mkdir()
     (run / "config.toml").write_text('method = "moco"\ntrunk = "tiny"\nclip_frames = 2\ncrop = 32\n')
     checkpoint = run / "checkpoints" / "last.safetensors"
-    save_state(checkpoint, method, None, {}, seen=seen_in(tiny_shards, np.arange(35)))
+    save_state(checkpoint, method, None, {}, trained_on=training_record(tiny_shards, np.arange(35)))
     probed = open_probed(str(run), None)
     assert (probed.name, probed.method, probed.clips) == ("tiny", "moco", {"frames": 2, "size": 32})
     assert torch.equal(

@@ -20,7 +20,7 @@ from fsar.cli.evaluate import cli as evaluate_cli
 from fsar.cli.train import resolve
 from fsar.evaluation.accuracy import summarise
 from fsar.evaluation.comparison import compare
-from fsar.evaluation.overlap import seen_in
+from fsar.evaluation.overlap import training_record
 from fsar.matching import Pair
 from fsar.report.comparison import comparison_page
 from fsar.report.examples import Clip, ComparedClass, Confusion, Examples, QueryExample
@@ -147,9 +147,9 @@ def pages(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     with ShardSet.open(tiny_path) as shards:
         for name in ("molo", "otam"):
             config = resolve("synthetic", name, "demo", None, SMALL)
-            seen = seen_in(shards, shards.split_rows("train"))
+            seen = training_record(shards, shards.split_rows("train"))
             weights = top / name / "checkpoints" / "last.safetensors"
-            save_state(weights, build_model(config), None, {"n": 0}, seen=seen)
+            save_state(weights, build_model(config), None, {"n": 0}, trained_on=seen)
             (top / name / "config.toml").write_text(config.to_toml())
     made = {name: top / f"{name}.html" for name in ("evaluation", "several", "sheet")}
     shared = ["--shards", str(tiny_path)]

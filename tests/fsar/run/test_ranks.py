@@ -17,7 +17,7 @@ import torch
 from processes import Command, free_port, stop_server, together
 from safetensors.torch import load_file
 
-from fsar.checkpoints import Seen, weights_sha256
+from fsar.checkpoints import TrainingRecord, weights_sha256
 from fsar.cli import launch as launching
 from fsar.pretraining import Views
 from fsar.pretraining.batches import ViewLoader
@@ -226,7 +226,7 @@ def trainer_of(run: Path, *, norms: bool = True, resume: bool = False, **views) 
                 if isinstance(child, torch.nn.BatchNorm3d):
                     setattr(module, name, torch.nn.Identity())
     nothing = torch.zeros(0, dtype=torch.int64)
-    return Pretrainer(config, model, Shares(**views), run, seen=Seen(nothing, nothing), resume=resume)
+    return Pretrainer(config, model, Shares(**views), run, trained_on=TrainingRecord(nothing, nothing), resume=resume)
 
 
 def contrast_in_a_group() -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsar.evaluation import logits as matched
-from fsar.evaluation.logits import EpisodeVideos, Matching, by_pairs, episode_logits, table_pays
+from fsar.evaluation.logits import BATCH_BYTES, EpisodeVideos, Matching, by_pairs, episode_logits, table_pays
 from fsar.methods import METHODS, Embedding, FewShotMethod, create_method
 from fsar.trunks import Features
 from pipelines.episodes.stream import Chosen
@@ -30,7 +29,7 @@ every = pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.fixture
 def batching(monkeypatch):
     """Every method matches many episodes at a time, as on a GPU."""
-    monkeypatch.setattr(matched, "ALONE_ON_CPU", ())
+    monkeypatch.setattr("fsar.evaluation.logits.ALONE_ON_CPU", ())
 
 
 def model_and_embedding(name: str, options: dict) -> tuple[FewShotMethod, Embedding]:
@@ -111,8 +110,8 @@ def test_unlabelled_videos_go_along_and_what_cannot_be_batched_goes_one_by_one(m
     options = {"support_merge": merge, "semi_threshold": 0.35}
     model, embedding = model_and_embedding("hyrsm++", options)
     episodes, texts = drawn(6, shot=2, unlabelled=4), torch.zeros(6, 1)
-    sizes, together = [], Matching.together
-    monkeypatch.setattr(Matching, "together", lambda self, part: sizes.append(len(part)) or together(self, part))
+    sizes, match_batch = [], Matching.match_batch
+    monkeypatch.setattr(Matching, "match_batch", lambda self, part: sizes.append(len(part)) or match_batch(self, part))
     logits = torch.cat(list(episode_logits(model, embedding, episodes)))
     expected = one_by_one(model, embedding, episodes, texts)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
@@ -125,7 +124,7 @@ def test_batches_keep_within_the_memory_given(monkeypatch):
     model, embedding = model_and_embedding("molo", {})
     episodes = drawn(7, shot=1)
     videos = WAY + 2 * WAY
-    monkeypatch.setitem(matched.BATCH_BYTES, "cpu", 3 * videos * (2 * FRAMES - 1) * CHANNELS * 4)
+    monkeypatch.setitem(BATCH_BYTES, "cpu", 3 * videos * (2 * FRAMES - 1) * CHANNELS * 4)
     matching = Matching(model, embedding, None, "fp32")
     assert [len(logits) for logits in matching.in_batches(episodes)] == [3, 3, 1]
 
