@@ -1,4 +1,4 @@
-"""Set metrics as pure functions of tokens, and the pairs of steps that they matched.
+"""Set metrics as pure functions of tokens, and the pairs of steps that they match.
 
 Distances are float32 or wider, also under autocast.
 """
@@ -17,17 +17,20 @@ from shards_spec.errors import ConfigError
 
 Metric = Literal["hausdorff", "otam"]
 Reduction = Literal["sum", "mean"]
-LEAST = 0.1  # of a pair's weight beside the largest: less is no line in a picture
-MOST = 2  # lines of a step of the query to where it finds its match
+LEAST = 0.1  # share of the largest weight of a pair: below it a picture has no line
+MOST = 2  # lines of a step of the query to its matches
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """The same values in float32, or in float64 where they are."""
+    """Convert to float32; float64 stays as it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def class_means(support: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[way, shot, ...] -> [way, ...]: mean over the shots of a class; `mask` [way, shot] is False at padding."""
+    """Average the shots of each class: [way, shot, ...] -> [way, ...].
+
+    `mask` [way, shot] is False at padding.
+    """
     support = full_precision(support)
     if mask is None:
         return support.mean(dim=1)
@@ -41,7 +44,8 @@ def class_means(support: Tensor, mask: Tensor | None = None) -> Tensor:
 def token_cosine(query: Tensor, prototypes: Tensor) -> Tensor:
     """[Q, n, C], [W, m, C] -> cosine [Q, W, n, m], with 0.01 added to the product of the norms.
 
-    The constant is that of the reference code (alibaba-mmai-research/MoLo): it keeps tokens of zeros finite.
+    The constant is that of the reference code (alibaba-mmai-research/MoLo). It keeps tokens of
+    zeros finite.
     """
     query, prototypes = full_precision(query), full_precision(prototypes)
     with torch.autocast(query.device.type, enabled=False):
@@ -51,15 +55,33 @@ def token_cosine(query: Tensor, prototypes: Tensor) -> Tensor:
     return similarity
 
 
-def hausdorff(
-    query: Tensor, prototypes: Tensor, *, reduction: Reduction = "sum", single_direction: bool = False
-) -> Tensor:
-    """[Q, n, C], [W, m, C] -> distance [Q, W]: each token to the nearest of the other set, in both directions.
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """[V, n, C], [V, m, C] -> 1 - cosine [V, n, m]."""
+    a, b = full_precision(a), full_precision(b)
+    of_a, of_b = (each.norm(dim=-1).clamp(min=1e-12) for each in (a, b))  # divides the products: fewer numbers
+    with torch.autocast(a.device.type, enabled=False):
+        distance: Tensor = 1 - a @ b.mT / of_a[..., :, None] / of_b[..., None, :]
+    return distance
 
-    "mean" is the bidirectional mean Hausdorff metric of the MoLo and HyRSM papers, "sum" what their code
-    computes.  `single_direction` keeps the query's tokens to the nearest of the class only.
+
+def cosine(query: Tensor, prototypes: Tensor) -> Tensor:
+    """[Q, C], [W, C] -> cosine [Q, W]."""
+    query, prototypes = F.normalize(full_precision(query), dim=-1), F.normalize(full_precision(prototypes), dim=-1)
+    with torch.autocast(query.device.type, enabled=False):
+        return query @ prototypes.T
+
+
+def squared_lengths(maps: Tensor, coefficients: Tensor) -> Tensor:
+    """Compute the squared length of each of n weighted combinations of maps, without forming one.
+
+    Args:
+        maps: [..., r, width].
+        coefficients: [..., n, r].
+
+    Returns:
+        [..., n].
     """
-    return set_cost(1 - token_cosine(query, prototypes), reduction=reduction, single_direction=single_direction)
+    return ((coefficients @ (maps @ maps.mT)) * coefficients).sum(dim=-1)
 
 
 def set_cost(
@@ -70,9 +92,17 @@ def set_cost(
     single_direction: bool = False,
     smoothing: float = 0.1,
 ) -> Tensor:
-    """[..., n, m] -> cost [...] of a query's n tokens against m others.
+    """Compare a query's n tokens with m others, as sets or in order.
 
-    `reduction` is read by the Hausdorff metric, `smoothing` by the ordered alignment of OTAM.
+    Args:
+        distance: [..., n, m] of tokens.
+        metric: "hausdorff" takes each token to its nearest, "otam" aligns the tokens in time.
+        reduction: Of "hausdorff": see `mean_hausdorff`.
+        single_direction: Take only the query's tokens to the others, not the others to the query's.
+        smoothing: Of "otam": its lambda.
+
+    Returns:
+        Costs [...].
     """
     if metric == "otam":
         return otam(distance, smoothing) if single_direction else otam_both(distance, smoothing)
@@ -81,25 +111,28 @@ def set_cost(
     return bi_mean_hausdorff(distance, reduction=reduction)
 
 
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """[V, n, C], [V, m, C] -> 1 - cosine [V, n, m], in float32 (or wider) also under autocast."""
-    a, b = full_precision(a), full_precision(b)
-    of_a, of_b = (each.norm(dim=-1).clamp(min=1e-12) for each in (a, b))  # the products are divided: they are fewer
-    with torch.autocast(a.device.type, enabled=False):
-        distance: Tensor = 1 - a @ b.mT / of_a[..., :, None] / of_b[..., None, :]
-    return distance
+def hausdorff(
+    query: Tensor, prototypes: Tensor, *, reduction: Reduction = "sum", single_direction: bool = False
+) -> Tensor:
+    """[Q, n, C], [W, m, C] -> distance [Q, W]: each token to the nearest of the other set.
+
+    Both directions are added. "mean" is the bidirectional mean Hausdorff metric of the MoLo and
+    HyRSM papers, "sum" that of their code. `single_direction` takes only the query's tokens to the
+    nearest of the class.
+    """
+    return set_cost(1 - token_cosine(query, prototypes), reduction=reduction, single_direction=single_direction)
 
 
 def set_distance(query: Tensor, members: Tensor, *, reduction: Reduction = "sum") -> Tensor:
-    """[Q, n, C], [Q, S, m, C] -> [Q, S]: each frame to the nearest of the other set, in both directions."""
+    """[Q, n, C], [Q, S, m, C] -> [Q, S]: each token to the nearest of the other set, both ways."""
     distance = cosine_distance(rearrange(members, "q s m c -> q (s m) c"), query)
     return bi_mean_hausdorff(rearrange(distance, "q (s m) n -> q s m n", s=members.shape[1]), reduction=reduction)
 
 
 def mean_hausdorff(distance: Tensor, axis: int, *, reduction: Reduction = "sum") -> Tensor:
-    """[..., n, m] -> [...]: smallest distance of each token along `axis` to the other set, summed or averaged.
+    """[..., n, m] -> [...]: smallest distance of each token to the other set, summed or averaged.
 
-    `axis` is one of the last two: the axis of the tokens that look for their nearest.
+    `axis`, one of the last two, is that of the tokens that look for their nearest.
     """
     others = -1 if axis % distance.ndim == distance.ndim - 2 else -2
     nearest = full_precision(distance).min(dim=others).values  # [..., n] or [..., m]
@@ -115,20 +148,21 @@ def bi_mean_hausdorff(distance: Tensor, *, reduction: Reduction = "sum") -> Tens
 def otam(distance: Tensor, smoothing: float = 0.1) -> Tensor:
     """[..., R, M] -> cost [...] of the ordered alignment that visits every one of the M columns.
 
-    A path enters the first column and leaves the last one at any row; between them it moves right, or right and
-    down (Cao et al., CVPR 2020).  The minimum over paths is softened by `smoothing`, the
-    paper's lambda, except in row 0, which is a plain sum as in the published code
-    (alibaba-mmai-research/MoLo).  That code takes bare exponentials, which underflow where costs pass 10 at
-    lambda 0.1; a logsumexp gives the same values where it is finite, and finite ones elsewhere.
+    A path enters the first column at any row and leaves the last one at any row. Between them it
+    moves right, or right and down (Cao et al., CVPR 2020). `smoothing`, the paper's lambda, softens
+    the minimum over paths. In row 0 it is a plain sum, as in the published code
+    (alibaba-mmai-research/MoLo). That code takes bare exponentials, which underflow where costs
+    pass 10 at lambda 0.1. A logsumexp gives the same values where those are finite, and finite ones
+    elsewhere.
     """
     rows, columns = distance.shape[-2:]
-    # In units of -smoothing a soft minimum is a logsumexp, and what does not count is -inf.
+    # In units of -smoothing a soft minimum is a logsumexp, and a forbidden move is -inf.
     steps = anti_diagonals(full_precision(distance) / -smoothing)  # R + M + 1 of [..., R]
     row = torch.arange(rows, device=distance.device)
     outside = distance.new_full((*distance.shape[:-2], 1), -torch.inf, dtype=steps[0].dtype)
     before = last = torch.zeros_like(steps[0])  # costs [..., R] of the two diagonals before this one
     for number, step in enumerate(steps[1:], start=1):
-        column = number - row  # [R] of each cell; 0 and M + 1 are the columns added beside the distances
+        column = number - row  # [R] of each cell; 0 and M + 1 are the two columns of zeros
         above = torch.cat([outside, last[..., :-1]], dim=-1)
         above = above.masked_fill((column != 1) & (column != columns + 1), -torch.inf)  # down moves: at the ends only
         diagonal = torch.cat([outside, before[..., :-1]], dim=-1)
@@ -142,40 +176,32 @@ def otam_both(distance: Tensor, smoothing: float = 0.1) -> Tensor:
     turned = distance.transpose(-2, -1)
     if distance.shape != turned.shape:
         return otam(distance, smoothing) + otam(turned, smoothing)
-    return otam(torch.stack([distance, turned]), smoothing).sum(dim=0)  # half the steps
+    return otam(torch.stack([distance, turned]), smoothing).sum(dim=0)  # one pass over diagonals, not two
+
+
+def anti_diagonals(distance: Tensor) -> tuple[Tensor, ...]:
+    """Cut distances [..., R, M] into R + M + 1 anti-diagonals [..., R].
+
+    A column of zeros is added on either side. Entry l of diagonal k is row l, column k - l; it is 0
+    where there is no such column. All cells of a diagonal depend only on the two diagonals before
+    it, so `otam` computes them at once.
+    """
+    rows = distance.shape[-2]
+    padded = F.pad(distance, (1, 1 + rows)).flatten(-2)  # [..., R * (M + 2 + R)]
+    # Read again in rows of one number less, row l lies l places further right: columns are
+    # diagonals.
+    skewed = rearrange(padded[..., :-rows], "... (row k) -> k ... row", row=rows)
+    return tuple(skewed)
 
 
 def check_smoothing(smoothing: float) -> None:
-    """Raise ConfigError unless it softens a minimum."""
+    """Refuse a smoothing that softens no minimum: ConfigError."""
     if smoothing <= 0:
         raise ConfigError(f"smoothing={smoothing} is no softness of a minimum; give a number above 0")
 
 
-def anti_diagonals(distance: Tensor) -> tuple[Tensor, ...]:
-    """[..., R, M] -> R + M + 1 anti-diagonals [..., R], of the distances with a column of zeros on either side.
-
-    Entry l of diagonal k is row l, column k - l; it is 0 where there is no such column.
-    """
-    rows = distance.shape[-2]
-    padded = F.pad(distance, (1, 1 + rows)).flatten(-2)  # [..., R * (M + 2 + R)]
-    skewed = rearrange(padded[..., :-rows], "... (row k) -> k ... row", row=rows)  # row l moved l to the right
-    return tuple(skewed)
-
-
-def cosine(query: Tensor, prototypes: Tensor) -> Tensor:
-    """[Q, C], [W, C] -> cosine [Q, W]."""
-    query, prototypes = F.normalize(full_precision(query), dim=-1), F.normalize(full_precision(prototypes), dim=-1)
-    with torch.autocast(query.device.type, enabled=False):
-        return query @ prototypes.T
-
-
-def squared_lengths(maps: Tensor, sums: Tensor) -> Tensor:
-    """Maps [..., r, width] and coefficients [..., n, r] -> squared length [..., n] of each sum of maps."""
-    return ((sums @ (maps @ maps.mT)) * sums).sum(dim=-1)
-
-
 class Pair(NamedTuple):
-    """A step of a query and one of the support, matched with a weight in [0, 1] in either direction."""
+    """A step of a query and one of the support, with their match's weight in either direction."""
 
     query: int
     support: int
@@ -186,15 +212,16 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """How much each pair of a query's n and a support member's m steps counts in their distance.
+    """The weight of each pair of a query's n and a support member's m steps in their distance.
 
-    The S members are the classes of an episode (the means of their videos), or all its support videos class by class.
-    A step is a frame, a clip, or the motion from one frame to the next.
+    The S members are the classes of an episode (the means of their videos), or all its support
+    videos, class by class. A step is a frame, a clip, or the motion from one frame to the next.
 
     Attributes:
         similarity: [Q, S, n, m] cosine of the tokens.
-        of_query: [Q, S, n, m] where each step of the query finds its match; None where the metric does not ask.
-        of_support: [Q, S, n, m] where each step of the support finds its match; None likewise.
+        of_query: [Q, S, n, m] weights of the matches of each step of the query; None where the
+            metric does not look for them.
+        of_support: [Q, S, n, m] weights of the matches of each step of the support; None likewise.
     """
 
     similarity: Tensor
@@ -203,15 +230,15 @@ class Alignment:
 
     @property
     def total(self) -> Tensor:
-        """[Q, S] summed similarity of what is matched: the greater, the nearer."""
+        """[Q, S] summed similarity of the matches: the greater, the nearer."""
         weights = [each for each in (self.of_query, self.of_support) if each is not None]
         return torch.stack([(each * self.similarity).sum(dim=(-2, -1)) for each in weights]).sum(dim=0)
 
     def pairs(self, query: int, member: int, *, least: float = LEAST) -> list[Pair]:
-        """The pairs of one query and one member that count at least so much, beside the largest, in one direction.
+        """List the pairs of one query and one member with at least a share of the largest weight.
 
-        Attention that is spread over all videos of a class has small weights only, so that none is too small in itself;
-        of a step of the query there are the two that count most.
+        The threshold is relative, since attention that is spread over all videos of a class has
+        only small weights. A step of the query keeps its two largest matches.
         """
         similarity = self.similarity[query, member]  # [n, m]
         none = torch.zeros_like(similarity)
@@ -229,10 +256,11 @@ class Alignment:
 def matched(
     distance: Tensor, *, metric: Metric = "hausdorff", single_direction: bool = False, smoothing: float = 0.1
 ) -> Alignment:
-    """What `set_cost` matches at cosine distances [Q, S, n, m]; arguments as of that.
+    """Find the matches of `set_cost` at cosine distances [Q, S, n, m], with the same arguments.
 
-    The Hausdorff metric takes each step to its nearest.  The soft minimum of OTAM is over all paths: a pair weighs
-    what the paths through it weigh, which is the gradient of the cost (Mensch and Blondel, ICML 2018).
+    The Hausdorff metric takes each step to its nearest. The soft minimum of OTAM is over all paths:
+    the weight of a pair is that of the paths through it, which is the gradient of the cost (Mensch
+    and Blondel, ICML 2018).
     """
     distance = full_precision(distance).detach()
     similarity = 1 - distance
@@ -247,9 +275,9 @@ def matched(
 
 
 def path_weights(distance: Tensor, smoothing: float) -> Tensor:
-    """[..., n, m] -> share [..., n, m] of OTAM's paths that go through each pair; a column sums to 1.
+    """[..., n, m] -> share [..., n, m] of OTAM's paths that go through each pair.
 
-    The first sums to more where paths move down in it.
+    A column sums to 1; the first one sums to more where paths move down in it.
     """
     with torch.enable_grad():
         free = distance.detach().requires_grad_()

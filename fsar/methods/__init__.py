@@ -29,7 +29,14 @@ METHODS: dict[str, type[FewShotMethod]] = {
 
 
 def find_method(name: str) -> type[FewShotMethod]:
-    """Class of a method: a name of METHODS, or `module:Class` for one's own; ConfigError when there is none."""
+    """Find the class of a method.
+
+    Args:
+        name: A name of METHODS, or `module:Class` for one's own.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
     if ":" not in name:
         if name not in METHODS:
             raise ConfigError(f'there is no method "{name}"; {suggest(name, METHODS)}')
@@ -45,13 +52,17 @@ def find_method(name: str) -> type[FewShotMethod]:
 
 
 def method_options(name: str) -> dict[str, object]:
-    """Options of a method and their defaults (`inspect.Parameter.empty` where there is none)."""
+    """List the options of a method and their defaults, `inspect.Parameter.empty` without one."""
     parameters = inspect.signature(find_method(name)).parameters
     return {key: parameter.default for key, parameter in parameters.items()}
 
 
 def create_method(name: str, **options: object) -> FewShotMethod:
-    """Model of a method with random weights; ConfigError with the nearest name for an unknown method or option."""
+    """Make the model of a method, with random weights.
+
+    Raises:
+        ConfigError: an unknown method or option; it offers the nearest name.
+    """
     method = find_method(name)
     known = method_options(name)
     for option in options:

@@ -1,4 +1,4 @@
-"""The contract of a few-shot method: it embeds videos, compares queries with classes, and states its losses."""
+"""The contract of a few-shot method: embed videos, compare them with classes, state losses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fsar.trunks import Features, Trunk, create_trunk
 from fsar.trunks.base import mean_pool
 from shards_spec.errors import ConfigError, choice
 
-# Inputs that only some methods read: maps of single frames, the images beside the features,
-# the text vectors of classes, unlabelled videos.
+# Inputs that only some methods read: maps of single frames, images in addition to features, the
+# text vectors of classes, unlabelled videos.
 Input = Literal["maps", "images", "class_text", "unlabelled"]
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The tensors of some videos that matching compares; those of a video depend on that video only.
+    """The tensors of some videos that matching compares, each a function of its own video only.
 
     The leading shape is [V], [way, shot] or [Q], whichever set of videos it holds.
     """
@@ -56,7 +56,7 @@ class FewShotMethod(nn.Module):
 
     Args:
         trunk: A name, a Trunk, or None where episodes carry features.
-        channels: The width of features; only trunk=None needs it.
+        channels: The width of features; required for trunk=None.
         frames: The features of a video, one a frame or one a clip.
         least: The fewest of them that the method works with.
 
@@ -141,7 +141,7 @@ class FewShotMethod(nn.Module):
         return Output(logits, {"ce": loss}, loss)
 
     def read(self, episode: Episode) -> tuple[Features, Features]:
-        """Read the features of the support videos [S, ...] and of the queries [Q, ...] of an episode.
+        """Read the features of an episode's support videos [S, ...] and queries [Q, ...].
 
         Support and query go through the trunk in two calls, as in the reference code: in training
         each has BatchNorm statistics of its own. Padding of unequal shots is removed before.
@@ -156,7 +156,8 @@ class FewShotMethod(nn.Module):
     def read_unlabelled(self, episode: Episode) -> Features | None:
         """Read the features of the unlabelled videos [U, ...]; None where the episode has none.
 
-        They go through the trunk in a third call, with BatchNorm statistics of their own in training.
+        They go through the trunk in a third call, with BatchNorm statistics of their own in
+        training.
         """
         if episode.unlabelled_features is not None:
             return self._stored(episode.unlabelled_features)
@@ -177,7 +178,7 @@ class FewShotMethod(nn.Module):
             raise ConfigError(f"{type(self).__name__} reads no class texts, but was given some {list(text.shape)}")
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Pool maps [N, C, h, w] to [N, C] as the trunk does; by the mean over places without a trunk."""
+        """Pool maps [N, C, h, w] to [N, C] as the trunk does, or by the mean without a trunk."""
         return mean_pool(maps) if self.trunk is None else self.trunk.pool(maps)
 
     def _stored(self, features: Tensor) -> Features:
@@ -223,6 +224,6 @@ def base_class_loss(logits: Tensor, episode: Episode) -> Tensor:
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Add the terms with their weights; a term of weight 0 is left out, so that it gives no gradient."""
+    """Add the terms with their weights; a term of weight 0 is left out and gives no gradient."""
     terms = [losses[name] * weight for name, weight in weights.items() if weight and name in losses]
     return torch.stack(terms).sum()

@@ -1,4 +1,4 @@
-"""Text vectors of classes: one small file a data set, so that training needs neither text tower nor tokenizer."""
+"""Text vectors of classes, in one small file a data set: training then runs no text tower."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class ClassText:
     source: str
 
     def rows(self, names: Sequence[str]) -> Tensor:
-        """Vectors [n, w] of classes by name; "ShootBall", "shoot_ball" and "shoot ball" are one.
+        """Select the vectors [n, w] of classes; "ShootBall" and "shoot ball" are one name.
 
         Raises:
-            ConfigError: classes without a text.
+            ConfigError: some classes have no text.
         """
         places = {class_words(name): place for place, name in enumerate(self.names)}
         missing = [name for name in names if class_words(name) not in places]
@@ -52,7 +52,7 @@ class ClassText:
 
 
 def class_words(name: str) -> str:
-    """Words of a class name: underscores become blanks, CamelCase is split, all is lower case.
+    """Split a class name into words: at underscores, blanks and CamelCase, all in lower case.
 
     "HandstandPushups" -> "handstand pushups", "shoot_ball" -> "shoot ball".
     """
@@ -61,10 +61,10 @@ def class_words(name: str) -> str:
 
 
 def prompts(names: Sequence[str], template: str) -> list[str]:
-    """The template with the words of each class in the place of `{}`.
+    """Fill the words of each class into the `{}` of a template.
 
     Raises:
-        ConfigError: the template has no such place, or more than one.
+        ConfigError: the template has no `{}`, or more than one.
     """
     if template.count("{}") != 1:
         raise ConfigError(f'the template "{template}" must have one {{}} for the words of the class')
@@ -76,19 +76,19 @@ def write_class_text(path: Path, class_text: ClassText) -> None:
     """Write the file, whole or not at all.
 
     Raises:
-        FsarError: the disk is full or refuses to be written.
+        FsarError: the disk is full or refuses the write.
     """
-    names = json.dumps(class_text.names)  # of ASCII alone, whatever bytes the names have
+    names = json.dumps(class_text.names)  # only ASCII, whatever bytes the names have
     metadata = {"names": names, "template": class_text.template, "source": class_text.source}
     with disk_errors(path):
         write_whole(path, save({"text": class_text.text.float().contiguous()}, metadata))
 
 
 def read_class_text(path: Path) -> ClassText:
-    """Read such a file.
+    """Read a file of class texts.
 
     Raises:
-        ConfigError: there is none, it is of another form, or two of its names are of the same words.
+        ConfigError: the file does not exist, has another form, or names one class twice.
     """
     if not path.is_file():
         raise ConfigError(f"class_text {path}: there is no such file; fsar-text makes it")

@@ -1,4 +1,6 @@
-"""CLIP-FSAR: CLIP-guided prototype modulating for few-shot action recognition (Wang et al., IJCV 2023, 2303.02982).
+"""CLIP-FSAR: CLIP-guided prototype modulating for few-shot action recognition.
+
+Source: Wang et al., IJCV 2023 (arXiv 2303.02982).
 
 1. Video-text contrast: a video's mean frame against the texts of all base classes (the class term).
 2. Prototype modulation: attention over the support's frames and the text vector of their class.
@@ -17,24 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.episode import Episode
-from fsar.matching import (
-    check_smoothing,
-    class_means,
-    cosine,
-    full_precision,
-    otam,
-    otam_both,
-    token_cosine,
-)
-from fsar.methods.base import (
-    Embedding,
-    FewShotMethod,
-    Input,
-    Output,
-    base_class_loss,
-    query_loss,
-    weighted_sum,
-)
+from fsar.matching import check_smoothing, class_means, cosine, full_precision, otam, otam_both, token_cosine
+from fsar.methods.base import Embedding, FewShotMethod, Input, Output, base_class_loss, query_loss, weighted_sum
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
 
@@ -44,26 +30,26 @@ HIDDEN = 2048  # width of the feed-forward part, whatever the width of the token
 
 
 class CLIPFSAR(FewShotMethod):
-    """Frames in order, the support's modulated by the text vector of its class; logits are minus the alignment cost.
+    """Frames in order, the support's modulated by its class's text; logits are minus OTAM's cost.
 
-    loss = ce + classification_weight * class; the class term compares a video's mean frame with the
-    texts of all base classes (`set_base_text`). Without class texts both the support's text token and
-    the class term are left out: the visual part remains, which the code does not offer.
+    loss = ce + classification_weight * class.
+    The class term compares a video's mean frame with the texts of all base classes
+    (`set_base_text`). Without class texts both the support's text token and the class term are left
+    out: the visual part remains, which the code does not offer.
 
     Args:
-        trunk: A trunk, by name or whole; None where episodes carry features.
-        channels: The width of features; only trunk=None needs it.
-        frames: Frames of a video, T.
-        heads: Heads of attention.
-        depth: Layers of attention.
-        support_merge: Average the shots of a class before the temporal transformer ("prototype", the
-            code's MERGE_BEFORE, set for 5 shots) or after it ("video").
+        trunk, channels, frames: As of FewShotMethod.
+        heads, depth: Heads and layers of attention.
+        support_merge: Average the shots of a class before the temporal transformer ("prototype",
+            the code's MERGE_BEFORE, set for 5 shots) or after it ("video").
         smoothing: OTAM's lambda.
         single_direction: Leave out the support aligned over the query.
-        classification_weight: Weight of the class term; by default the code's for Kinetics-100 and UCF101.
+        classification_weight: Weight of the class term; by default the code's for Kinetics-100 and
+            UCF101.
         dropout: Drop out where the code does.
         inference: Logits in evaluation: "visual"; "text" (probabilities from texts only, the code's
-            EVAL_TEXT); "combined" (p_text^text_weight p_visual^(1 - text_weight), the code's COMBINE).
+            EVAL_TEXT); "combined" (p_text^text_weight p_visual^(1 - text_weight), the code's
+            COMBINE).
         text_weight: The weight of the text in "combined".
     """
 
@@ -102,7 +88,7 @@ class CLIPFSAR(FewShotMethod):
         self.register_buffer("base_text", None, persistent=False)
 
     def embed(self, features: Features) -> Embedding:
-        """Embed V videos: tokens [V, 2 * T, C], the frames as they are, then the frames in their context.
+        """Embed V videos: tokens [V, 2 * T, C], the frames as they are, then in their context.
 
         A query is matched by the second half. The support takes the first half, since its context
         depends on the text of its class.
@@ -121,7 +107,7 @@ class CLIPFSAR(FewShotMethod):
         """Embeddings [way, shot, 2 * T, C], [Q, 2 * T, C] and texts [way, C] -> logits [Q, way].
 
         Raises:
-            ConfigError: `inference` needs texts and there are none, or there are unlabelled videos.
+            ConfigError: `inference` reads texts and there are none, or there are unlabelled videos.
         """
         if unlabelled is not None:
             raise ConfigError("CLIPFSAR reads no unlabelled videos; leave them out")
@@ -171,7 +157,7 @@ class CLIPFSAR(FewShotMethod):
         return by_text**self.text_weight * by_frames ** (1 - self.text_weight)
 
     def modulate(self, support: Tensor, mask: Tensor | None, text: Tensor | None) -> Tensor:
-        """Frames [way, shot, T, C] and texts [way, C] -> prototypes [way, T, C], modulated by their class's text."""
+        """Frames [way, shot, T, C], texts [way, C] -> prototypes [way, T, C], modulated."""
         if self.support_merge == "prototype":
             support, mask = class_means(support, mask)[:, None], None  # [way, 1, T, C]
         way, shot, steps, _ = support.shape
@@ -183,11 +169,11 @@ class CLIPFSAR(FewShotMethod):
         return class_means(rearrange(related, "(way shot) t c -> way shot t c", way=way), mask)
 
     def costs(self, prototypes: Tensor, query: Tensor) -> Tensor:
-        """Prototypes [way, T, C] and query frames in their context [Q, T, C] -> alignment costs [Q, way]."""
+        """Prototypes [way, T, C] and queries in context [Q, T, C] -> alignment costs [Q, way]."""
         return self.align(1 - token_cosine(query, prototypes), self.smoothing)
 
     def checked_text(self, text: Tensor) -> Tensor:
-        """Return text vectors [n, C] as they are; ConfigError where their width is not that of the frames."""
+        """Return text vectors [n, C]; ConfigError where their width is not that of the frames."""
         if text.ndim != 2 or text.shape[1] != self.channels:
             raise ConfigError(
                 f"text vectors are {list(text.shape)} but the trunk's frames have {self.channels} channels; "
@@ -197,9 +183,10 @@ class CLIPFSAR(FewShotMethod):
 
 
 class TemporalContext(nn.Module):
-    """Layers of attention over the tokens of a video and a feed-forward part, blind to the tokens' order.
+    """Layers of attention over a video's tokens and a feed-forward part, blind to their order.
 
-    Modules are named as in the published state dict (alibaba-mmai-research/MoLo), so that any depth loads.
+    Modules are named as in the published state dict (alibaba-mmai-research/MoLo), so that any depth
+    loads.
 
     Raises:
         ConfigError: `heads` does not divide `channels`, or `depth` is below 1.

@@ -26,18 +26,17 @@ SHARED = {"key_head.weight": "query_head.weight"}  # one tensor, under two names
 
 
 class CTX(FewShotMethod):
-    """Frames of a query against the frames of a class that resemble them; logits are the mean over frames.
+    """Query frames against the class's frames that resemble them; logits are the mean over frames.
 
     The loss is the cross-entropy of the logits.
 
     Args:
-        trunk: A trunk, by name or whole; None where episodes carry features.
-        channels: The width of features; only trunk=None needs it.
-        frames: Frames of a video, T.
+        trunk, channels, frames: As of FewShotMethod.
         width: The width of keys and values.
         metric: "cosine" (the code), or "euclidean": minus the squared distance (the paper).
-        temperature: A factor of the logits, or None (or 0) to learn it from 10 on. At 1, the code's,
-            cosines are between -1 and 1, and the cross-entropy of 5 classes stays above 0.43.
+        temperature: A factor of the logits, or None (or 0) to learn it from 10 on. At 1, the
+            code's, cosines are between -1 and 1, and the cross-entropy of 5 classes stays above
+            0.43.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class CTX(FewShotMethod):
         self.register_load_state_dict_pre_hook(name_once)  # type: ignore[no-untyped-call]
 
     def embed(self, features: Features) -> Embedding:
-        """Embed V videos: tokens [V, T, 2 * width], the key (which is the query too) and the value of each frame."""
+        """Embed V videos: tokens [V, T, 2 * width], key (the query too) and value of each frame."""
         heads = (self.query_head, self.value_head)  # published as convolutions of size 1: plain products
         return Embedding(torch.cat([F.linear(features.pooled, head.weight.squeeze(2)) for head in heads], dim=-1))
 
@@ -78,9 +77,10 @@ class CTX(FewShotMethod):
             return scale * self.similarity(query_values, values.flatten(1, 2), shares).mean(dim=-1)
 
     def similarity(self, query: Tensor, values: Tensor, shares: Tensor) -> Tensor:
-        """Compare each query frame with the class as it sees it, the sum of the class's values by its shares.
+        """Compare each query frame with its own prototype: the class's values times its shares.
 
-        That sum is never formed: its product with the query is a sum of products, and so is its length.
+        The prototype is never formed: its product with the query and its length are sums of
+        products of values.
 
         Args:
             query: Values [Q, n, width].
@@ -91,8 +91,8 @@ class CTX(FewShotMethod):
             Similarities [Q, way, n].
         """
         if self.metric == "euclidean":
-            # Shares sum to 1, so the mean of all frames cancels in the difference. It may be far larger
-            # than the distance, which would lose its last digits to it.
+            # Shares sum to 1, so the mean of all frames cancels in the difference. It may be far
+            # larger than the distance, which would lose its last digits to it.
             query, values = (each - values.detach().mean(dim=(0, 1)) for each in (query, values))
         between = (torch.einsum("q n d, w m d -> q w n m", query, values) * shares).sum(dim=-1)
         squares = query.square().sum(dim=-1)[:, None], squared_lengths(values, shares)  # [Q, 1, n], [Q, way, n]
@@ -103,9 +103,15 @@ class CTX(FewShotMethod):
 
 
 def attention(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend from tokens [Q, n, C] to the tokens [way, shot, m, C] of each class: shares [Q, way, n, shot * m].
+    """Attend from queries to all tokens of all videos of each class, with one softmax a class.
 
-    The softmax runs over all tokens of all videos of a class; `mask` [way, shot] is False at padding.
+    Args:
+        query: [Q, n, C].
+        keys: [way, shot, m, C].
+        mask: [way, shot], False at padding.
+
+    Returns:
+        Shares [Q, way, n, shot * m].
     """
     query, keys = full_precision(query), full_precision(keys)
     with torch.autocast(query.device.type, enabled=False):
@@ -117,12 +123,12 @@ def attention(query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def name_twice(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:
-    """Add the second name of the shared tensor; a copy, since files refuse tensors that share memory."""
+    """Add the second name of the shared tensor; a copy, since files refuse shared memory."""
     for twin, name in SHARED.items():
         state_dict[prefix + twin] = state_dict[prefix + name].clone()
 
 
 def name_once(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_more: object) -> None:
-    """Drop the second name again: in the published code the tensor under the first is copied last, and wins."""
+    """Drop the second name: the published code copies the tensor under the first one last."""
     for twin in SHARED:
         state_dict.pop(prefix + twin, None)

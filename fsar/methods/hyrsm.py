@@ -5,8 +5,9 @@
 3. Fusion: a convolution over each frame and its video's relation.
 4. Matching: the bidirectional mean Hausdorff metric over frames.
 
-Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows the code, and
-says so. It computes the same in a cheaper order: once a video where the query does not matter.
+Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows
+the code, and says so. It computes the same in a cheaper order: once a video where the query does
+not matter.
 """
 
 from __future__ import annotations
@@ -22,14 +23,7 @@ from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import Reduction, class_means, full_precision, set_distance
-from fsar.methods.base import (
-    Embedding,
-    FewShotMethod,
-    Output,
-    base_class_loss,
-    query_loss,
-    weighted_sum,
-)
+from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
 from fsar.methods.layers import PositionCode, TemporalTransformer
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
@@ -38,20 +32,18 @@ SupportMerge = Literal["prototype", "video"]
 
 
 class HyRSM(FewShotMethod):
-    """Frames related within a video, then within the episode, matched by a bidirectional Hausdorff metric.
+    """Frames related within a video, then within the episode, matched by the Hausdorff metric.
 
     loss = ce + classification_weight * class; the class term is over frames.
 
     Args:
-        trunk: A trunk, by name or whole; None where episodes carry features.
-        channels: The width of features; only trunk=None needs it.
-        frames: Frames of a video, T.
+        trunk, channels, frames: As of FewShotMethod.
         num_classes: Rows of the auxiliary classifier.
         position_scale: (A, B) of the position code.
         heads: Heads of both attentions.
-        support_merge: "prototype" averages the shots of a class before they are related to the query.
-            "video" relates every support video, and averages the distances of a class (the code's
-            class for one shot).
+        support_merge: "prototype" averages the shots of a class before they are related to the
+            query. "video" relates every support video, and averages the distances of a class (the
+            code's class for one shot).
         reduction: "mean" is the metric of the paper, "sum" that of its code.
         classification_weight: Weight of the auxiliary classifier's term; by default the code's for
             Kinetics-100.
@@ -121,12 +113,12 @@ class HyRSM(FewShotMethod):
         return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits} | aux)
 
     def frames_of(self, features: Features) -> Tensor:
-        """Features of V videos -> tokens [V, T, C]: frames related within their video (intra-relation)."""
+        """Features of V videos -> tokens [V, T, C]: frames related within their video."""
         tokens: Tensor = self.transformer(self.position(features.pooled))
         return tokens
 
     def project(self, frames: Tensor) -> Tensor:
-        """Tokens [V, T, C] -> [V, T + 3 + heads, C]: fused frames, then what their mean relates with.
+        """Tokens [V, T, C] -> [V, T + 3 + heads, C]: fused frames, then the parts of their mean.
 
         All of it is linear in the tokens, so that the mean of a class is the mean of these.
         """
@@ -170,7 +162,7 @@ class HyRSM(FewShotMethod):
         return -distance
 
     def support_set(self, episode: Episode, support: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Group projected [S, n, C] to [way, shot, n, C], with its mask and tensors for inspection."""
+        """Group projected [S, n, C] to [way, shot, n, C]; add its mask and `aux`."""
         return episode.group(support), episode.support_mask, {}
 
     def fused_losses(self, members: Tensor, query: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  # HyRSM has none
@@ -181,7 +173,8 @@ class HyRSM(FewShotMethod):
 class SetRelation(nn.Module):
     """Self-attention over the members of the support and one query, LayerNorm after it, then ReLU.
 
-    Each query has a sequence of its own, so queries never see each other (section 3.2: inter-relation).
+    Each query has a sequence of its own, so queries never see each other (section 3.2:
+    inter-relation).
     """
 
     def __init__(self, channels: int, *, heads: int, attention_dropout: float, output_dropout: float) -> None:
@@ -204,7 +197,7 @@ class SetRelation(nn.Module):
         return 3 + self.heads
 
     def project(self, tokens: Tensor) -> Tensor:
-        """[V, C] -> [V, 3 + heads, C]: the token, its query, its key, and what each head adds of it to the output.
+        """[V, C] -> [V, 3 + heads, C]: the token, its query, its key, its part of each head.
 
         A value is mapped to the output before it is summed: once a video, and not once for each
         sequence that the video is in.

@@ -1,7 +1,8 @@
 """HyRSM++: HyRSM whose frames keep their order in time (Wang et al., arXiv 2301.03330).
 
 To HyRSM it adds the temporal coherence regularisation, and unlabelled videos that join the support.
-Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows the code, and says so.
+Where the paper and the published code (alibaba-mmai-research/HyRSMPlusPlus) differ, this follows
+the code, and says so.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ class HyRSMPlusPlus(HyRSM):
 
     loss = ce + classification_weight * class + temporal_weight * temporal.
     Unlabelled videos of an episode join the support of the class that they probably belong to.
-    The default values are the code's for Kinetics-100. Options that are not listed are those of HyRSM.
+    The default values are the code's for Kinetics-100. Options that are not listed are HyRSM's.
 
     Args:
         window: Frames are neighbours up to so many steps.
-        temporal_balance: The margin beyond the window grows with it (twice the paper's squared sigma).
+        temporal_balance: The margin beyond the window grows with it (twice the paper's squared
+            sigma).
         outside_weight: Weight of a distance that falls short of the margin; the paper has none.
         temporal_weight: Weight of the temporal term.
-        semi_temperature: Probabilities are a softmax of -distance / semi_temperature (not published).
+        semi_temperature: Probabilities are a softmax of -distance / semi_temperature (not
+            published).
         semi_threshold: The least probability of an accepted video (not published).
     """
 
@@ -95,14 +98,18 @@ class HyRSMPlusPlus(HyRSM):
         class_text: Tensor | None = None,
         unlabelled: Embedding | None = None,
     ) -> Tensor:
-        """Embeddings [way, shot, n, C], [Q, n, C] and, if there are any, [U, n, C] -> logits [Q, way]."""
+        """Embeddings [way, shot, n, C], [Q, n, C] and optional [U, n, C] -> logits [Q, way]."""
         if unlabelled is not None:
             tokens, mask, _ = self.enlarge(support.tokens, mask, unlabelled.tokens)
             support = Embedding(tokens)
         return super().match(support, query, mask=mask, class_text=class_text)
 
     def support_set(self, episode: Episode, support: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Projected [S, n, C] -> [way, shot (+ U), n, C], its mask, and the pseudo labels' probabilities."""
+        """Group projected [S, n, C], and add unlabelled videos.
+
+        Returns:
+            [way, shot (+ U), n, C], its mask, and the probabilities of pseudo labels.
+        """
         grouped, mask, aux = super().support_set(episode, support)
         unlabelled = self.read_unlabelled(episode)
         if unlabelled is None:
@@ -111,15 +118,24 @@ class HyRSMPlusPlus(HyRSM):
         return grouped, mask, {"pseudo": probability}
 
     def enlarge(self, support: Tensor, mask: Tensor | None, unlabelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[way, shot, n, C] and [U, n, C] -> [way, shot + U, n, C], its mask, the probabilities [U, way].
+        """Add unlabelled videos to the support.
 
         Every class gets a place for every video, and the mask opens only the place in the accepted
-        class. So no shape depends on what is accepted, and the step fits into a CUDA graph.
-        The labels are made without gradient, in the mode that the model is in; the tokens keep theirs.
-        The published code drops the video at place 0 where it is the only one accepted; here it counts.
+        class: no shape depends on what is accepted. The labels are made without gradient, in the
+        mode that the model is in; the tokens keep theirs. The published code drops the video at
+        place 0 where it is the only one accepted; here it counts.
+
+        Args:
+            support: [way, shot, n, C].
+            mask: [way, shot], False at padding.
+            unlabelled: [U, n, C].
+
+        Returns:
+            [way, shot + U, n, C], its mask, and the probabilities [U, way].
         """
         way = len(support)
-        # Not under no_grad: autocast keeps the weights that it casts there, without gradient, for the next pass.
+        # Not under no_grad: autocast keeps the weights that it casts there, without gradient, for
+        # the next pass.
         logits = self.compare(Embedding(support.detach()), Embedding(unlabelled.detach()), mask).detach()
         probability = (logits / self.semi_temperature).softmax(dim=1)  # [U, way]
         best, label = probability.max(dim=1)
@@ -130,7 +146,7 @@ class HyRSMPlusPlus(HyRSM):
         return places, torch.cat([mask.to(label.device), accepted], dim=1), probability  # accepted: [way, U]
 
     def fused_losses(self, members: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Temporal coherence of fused members [Q, S, T, C] and of fused queries [Q, T, C], summed."""
+        """Temporal coherence of fused members [Q, S, T, C] and queries [Q, T, C], added."""
         videos = rearrange(members, "q s t c -> (q s) t c")
         return {"temporal": self._incoherence(videos) + self._incoherence(query)}
 
@@ -141,7 +157,7 @@ class HyRSMPlusPlus(HyRSM):
 
 
 def temporal_incoherence(videos: Tensor, *, window: int, balance: float, outside_weight: float) -> Tensor:
-    """Average the cost of all pairs of frames of each video [V, T, C] (temporal coherence regularisation).
+    """Temporal coherence regularisation: the mean cost of all pairs of frames of videos [V, T, C].
 
     A pair n <= window steps apart costs its distance / (n^2 + 1). Any other pair costs what its
     distance falls short of the margin 1 - exp(-(n - window)^2 / balance), times `outside_weight`.

@@ -37,10 +37,11 @@ class PositionCode(nn.Module):
 
 
 def position_table(rows: int, channels: int) -> Tensor:
-    """Compute the table [rows, channels]: sin(p / 10000^(2i/C)) at even i, cos(p / 10000^(2i/C)) at odd i.
+    """Compute the table [rows, C]: sin(p / 10000^(2i/C)) at even i, the cosine at odd i.
 
     The exponent runs over channel numbers, not over pairs of them, so this is not the usual table.
-    The reference code (alibaba-mmai-research/MoLo, HyRSM) does it so, and trained weights depend on it.
+    The reference code (alibaba-mmai-research/MoLo, HyRSM) does it so, and trained weights depend on
+    it.
     """
     channel = torch.arange(channels, dtype=torch.float64)
     position = torch.arange(rows, dtype=torch.float64)[:, None]
@@ -52,7 +53,8 @@ class TemporalTransformer(nn.Module):
     """One layer of self-attention over the tokens of a video and a feed-forward part, then ReLU.
 
     As in the reference code (alibaba-mmai-research/MoLo), a LayerNorm stands before the attention
-    and none before the feed-forward part. `hidden_dropout=None` leaves that part out, as HyRSM does.
+    and none before the feed-forward part. `hidden_dropout=None` leaves that part out, as HyRSM
+    does.
 
     Raises:
         ConfigError: `heads` does not divide `channels`.

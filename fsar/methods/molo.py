@@ -1,8 +1,9 @@
-"""MoLo: motion-augmented long-short contrastive learning (Wang et al., CVPR 2023, arXiv 2304.00946).
+"""MoLo: motion-augmented long-short contrastive learning (Wang et al., CVPR 2023, 2304.00946).
 
-A global token looks at all frames of a video (long); the local tokens are the frames (short).
-The motion branch (section 3.3) does the same with differences of feature maps of consecutive frames.
-Where the paper and its published code (alibaba-mmai-research/MoLo) differ, this follows the code, and says so.
+A global token looks at all frames of a video (long); the local tokens are the frames (short). The
+motion branch (section 3.3) does the same with differences of feature maps of consecutive frames.
+Where the paper and its published code (alibaba-mmai-research/MoLo) differ, this follows the code,
+and says so.
 """
 
 from __future__ import annotations
@@ -18,24 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsar.episode import Episode
-from fsar.matching import (
-    Metric,
-    Reduction,
-    check_smoothing,
-    class_means,
-    full_precision,
-    set_cost,
-    token_cosine,
-)
-from fsar.methods.base import (
-    Embedding,
-    FewShotMethod,
-    Input,
-    Output,
-    base_class_loss,
-    query_loss,
-    weighted_sum,
-)
+from fsar.matching import Metric, Reduction, check_smoothing, class_means, full_precision, set_cost, token_cosine
+from fsar.methods.base import Embedding, FewShotMethod, Input, Output, base_class_loss, query_loss, weighted_sum
 from fsar.methods.layers import PositionCode, TemporalTransformer
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
@@ -58,22 +43,20 @@ MOTION_NAMES = {
 
 
 class MoLo(FewShotMethod):
-    """Frame tokens and motion tokens, each with a learned global token, matched as sets or in order.
+    """Frame tokens and motion tokens, each with a learned global token, matched as sets or in time.
 
-    loss = ce + classification_weight * class + contrastive_weight * (s2q + q2s + s2q_motion + q2s_motion)
-         + recons_weight * recons.
+    loss = ce + classification_weight * class + recons_weight * recons
+         + contrastive_weight * (s2q + q2s + s2q_motion + q2s_motion).
     The reference code divides all terms but the last by the 4 episodes that make a step. So
     `recons_weight` is 4 times its RECONS_COFF.
 
     Args:
-        trunk: A trunk with maps, by name or whole; None where episodes carry maps.
-        channels: The width of the maps; only trunk=None needs it.
-        frames: Frames of a video, T.
+        trunk, channels, frames: As of FewShotMethod.
         num_classes: Rows of the auxiliary classifier.
         position_scale: (A, B) of the position code.
         heads: Heads of attention.
-        metric: "hausdorff" takes each token to its nearest. "otam" aligns the tokens in time (a row of
-            the paper that its code does not have).
+        metric: "hausdorff" takes each token to its nearest. "otam" aligns the tokens in time (a row
+            of the paper that its code does not have).
         reduction: "mean" is the Hausdorff metric of the paper, "sum" that of its code.
         smoothing: Lambda of "otam".
         single_direction: Match the query against the class only, not the class against the query.
@@ -153,7 +136,7 @@ class MoLo(FewShotMethod):
             self.scale_motion = nn.Parameter(torch.ones(1))
 
     def embed(self, features: Features) -> Embedding:
-        """Embed V videos: local tokens [V, T, C] and motion [V, T-1, C], since only these are matched."""
+        """Embed V videos: local tokens [V, T, C] and motion [V, T-1, C]; only these are matched."""
         return local(self.encode(features)[0])
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
@@ -161,7 +144,7 @@ class MoLo(FewShotMethod):
         return self.logits(support.map(lambda x: class_means(x, mask)), query)
 
     def forward(self, episode: Episode) -> Output:
-        """Logits and losses of one episode; the decoder runs in training only, and not with weight 0."""
+        """Logits and losses of one episode; the decoder runs only in training with a weight."""
         support_features, query_features = self.read(episode)
         support, support_differences = self.encode(support_features)  # [S, ...]
         query, query_differences = self.encode(query_features)  # [Q, ...]
@@ -176,7 +159,7 @@ class MoLo(FewShotMethod):
         return Output(logits, losses, weighted_sum(losses, self.weights), {"class": class_logits, **contrastive})
 
     def encode(self, features: Features) -> tuple[Embedding, Tensor]:
-        """Encode V videos: tokens [V, T+1, C] and motion [V, T, C], and the differences of their maps.
+        """Encode V videos: tokens [V, T+1, C], motion [V, T, C], and differences of maps.
 
         Token 0 of both is the global one. The decoder reads the differences [V, T-1, M, h, w].
         """
@@ -189,7 +172,7 @@ class MoLo(FewShotMethod):
         return Embedding(tokens, motion), differences
 
     def logits(self, prototypes: Embedding, query: Embedding) -> Tensor:
-        """Local tokens of prototypes [way, ...] and queries [Q, ...] -> logits [Q, way] of both branches."""
+        """Local tokens of prototypes [way, ...] and queries [Q, ...] -> logits [Q, way]."""
         (tokens, motion), (query_tokens, query_motion) = both(prototypes), both(query)
         distance = self._distance(query_tokens, tokens) + self.motion_weight * self._distance(query_motion, motion)
         return -distance
@@ -204,10 +187,10 @@ class MoLo(FewShotMethod):
         )
 
     def contrastive_logits(self, prototypes: Embedding, query: Embedding) -> dict[str, Tensor]:
-        """Long-short contrast [Q, way]: the local tokens of one side with the global token of the other.
+        """Long-short contrast [Q, way]: local tokens of one side with the other's global token.
 
-        The paper sums similarities of frames inside the ratio. Its code, followed here, sums cosines
-        in the exponent, and takes the softmax over the prototypes of the episode.
+        The paper sums similarities of frames inside the ratio. Its code, followed here, sums
+        cosines in the exponent, and takes the softmax over the prototypes of the episode.
         """
         (tokens, motion), (query_tokens, query_motion) = both(prototypes), both(query)
         scales = (self.temperature,) * 2 if self.temperature is not None else (self.scale, self.scale_motion)
@@ -225,7 +208,13 @@ class MoLo(FewShotMethod):
         return logits
 
     def reconstruction_loss(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
-        """Mean squared error of the decoded differences [S, T-1, M, h, w], [Q, ...] to those of the frames."""
+        """Mean squared error of decoded differences to those of frames.
+
+        Args:
+            episode: The episode, with images.
+            support: Differences of maps [S, T-1, M, h, w].
+            query: [Q, T-1, M, h, w].
+        """
         if episode.support is None or episode.query is None:
             raise ConfigError("recons_weight > 0 needs the images beside the features; give them, or set it to 0")
         images = torch.cat([episode.ungroup(episode.support), episode.query])  # [S + Q, T, 3, H, W]
@@ -235,7 +224,7 @@ class MoLo(FewShotMethod):
         return F.mse_loss(full_precision(decoded), full_precision(target))
 
     def reconstruct(self, features: Features, size: tuple[int, int]) -> Tensor | None:
-        """Decode the frame differences [V, T-1, 3, *size] of V videos; None where the decoder is not trained."""
+        """Decode frame differences [V, T-1, 3, *size]; None where the decoder is not trained."""
         if features.maps is None or not self.weights["recons"]:
             return None
         differences = self.motion.differences(features.maps)
@@ -244,7 +233,7 @@ class MoLo(FewShotMethod):
 
 
 class MotionEncoder(nn.Module):
-    """Differences of the maps of consecutive frames, and their tokens (section 3.3: motion autodecoder)."""
+    """Differences of consecutive frames' maps, and their tokens (section 3.3)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -254,7 +243,7 @@ class MotionEncoder(nn.Module):
         self.up = nn.Conv2d(self.channels, channels, 1)
 
     def differences(self, maps: Tensor) -> Tensor:
-        """[V, T, C, h, w] -> [V, T-1, M, h, w]: the later frame's maps, convolved, less the earlier ones."""
+        """[V, T, C, h, w] -> [V, T-1, M, h, w]: later maps, convolved, less the earlier ones."""
         reduced = rearrange(self.reduce(rearrange(maps, "v t c h w -> v c t h w")), "v m t h w -> v t m h w")
         later = reduced[:, 1:]
         moved = self.conv(rearrange(later, "v t m h w -> (v t) m h w"))
@@ -273,7 +262,8 @@ class MotionDecoder(nn.Module):
     def __init__(self, inputs: int, *, memory_format: torch.memory_format = torch.contiguous_format) -> None:
         super().__init__()
         self.memory_format = memory_format
-        # 128, 32 and 16 in the reference; less where the maps of motion are narrower than any of its trunks'.
+        # 128, 32 and 16 in the reference; less where the maps of motion are narrower than any of
+        # its trunks'.
         widths = (min(128, 2 * inputs), min(32, inputs), min(16, inputs // 2))
         self.up1 = UpStage(inputs, widths[0])
         self.up2 = UpStage(widths[0], widths[1])
@@ -304,7 +294,7 @@ class UpStage(nn.Module):
 
 
 def up_sizes(start: int, end: int) -> tuple[int, int]:
-    """Choose the sizes after the first two of three up-samplings from start to end: powers of two times start.
+    """Choose the sizes after the first two of three up-samplings: powers of two times `start`.
 
     The factors are 2, 4, 4 from 7 to 224 as in the reference, and 2, 2, 2 from 8 to 64.
     """
@@ -315,7 +305,7 @@ def up_sizes(start: int, end: int) -> tuple[int, int]:
 
 
 def summed_cosine_distance(query: Tensor, prototypes: Tensor) -> Tensor:
-    """[Q, n, C], [way, m, C] -> [Q, way]: sum of 1 - cosine over all pairs of tokens; n or m is 1."""
+    """[Q, n, C], [way, m, C] -> [Q, way]: sum of 1 - cosine over all pairs; n or m is 1."""
     return (1 - token_cosine(query, prototypes)).sum(dim=(2, 3))
 
 
@@ -330,7 +320,7 @@ def local(embedding: Embedding) -> Embedding:
 
 
 def both(embedding: Embedding) -> tuple[Tensor, Tensor]:
-    """Split an embedding into its tokens and motion tokens; ConfigError where another method made it."""
+    """Return tokens and motion tokens; ConfigError where another method made the embedding."""
     if embedding.motion is None:
         raise ConfigError("the embedding has no motion tokens; make it with the embed of a MoLo model")
     return embedding.tokens, embedding.motion

@@ -1,6 +1,7 @@
-"""OTAM: few-shot video classification via temporal alignment (Cao et al., CVPR 2020, arXiv 1906.11415).
+"""OTAM: few-shot video classification via temporal alignment (Cao et al., CVPR 2020, 1906.11415).
 
-Where the paper and the published re-implementation (alibaba-mmai-research/MoLo) differ, this follows the latter.
+Where the paper and the published re-implementation (alibaba-mmai-research/MoLo) differ, this
+follows the latter.
 """
 
 from __future__ import annotations
@@ -22,13 +23,11 @@ class OTAM(FewShotMethod):
     There is nothing to learn after the trunk. The loss is the cross-entropy of the logits.
 
     Args:
-        trunk: A trunk, by name or whole; None where episodes carry features.
-        channels: The width of features; only trunk=None needs it.
-        frames: Frames of a video, T.
+        trunk, channels, frames: As of FewShotMethod.
         smoothing: The paper's lambda.
         single_direction: Leave out the support aligned over the query, which the code adds.
-        support_merge: Align each video and average the costs ("video", the code), or align the class
-            means of the frames ("prototype").
+        support_merge: Align each video and average the costs ("video", the code), or align the
+            class means of the frames ("prototype").
     """
 
     def __init__(
@@ -62,5 +61,5 @@ class OTAM(FewShotMethod):
         return -class_means(rearrange(costs, "q (way shot) -> way shot q", way=len(videos)), mask).T
 
     def distances(self, query: Embedding, videos: Tensor) -> Tensor:
-        """Queries [Q, T, C] and support videos [way, shot, T, C] -> distances of frames [Q, way * shot, T, T]."""
+        """Queries [Q, T, C] and videos [way, shot, T, C] -> distances [Q, way * shot, T, T]."""
         return 1 - token_cosine(query.tokens, rearrange(videos, "way shot t c -> (way shot) t c"))

@@ -1,4 +1,4 @@
-"""Prototypes of time-averaged features (Snell et al. 2017): blind to order, hence the control of other methods.
+"""Prototypes of time-averaged features (Snell et al. 2017): blind to order, a control for others.
 
 The default is the TSN baseline of published code (alibaba-mmai-research/MoLo).
 """
@@ -14,14 +14,7 @@ from torch import Tensor, nn
 
 from fsar.episode import Episode
 from fsar.matching import class_means, cosine, full_precision, token_cosine
-from fsar.methods.base import (
-    Embedding,
-    FewShotMethod,
-    Output,
-    base_class_loss,
-    query_loss,
-    weighted_sum,
-)
+from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
 
@@ -34,16 +27,15 @@ class Prototype(FewShotMethod):
     loss = ce + classification_weight * class.
 
     Args:
-        trunk: A trunk, by name or whole; None where episodes carry features.
-        channels: The width of features; only trunk=None needs it.
-        frames: Frames of a video, T.
+        trunk, channels, frames: As of FewShotMethod.
         num_classes: Rows of the auxiliary classifier.
         metric: "cosine", or "euclidean": minus the squared distance to the mean of a class.
-        support_merge: For the cosine: the mean of the cosines to each video of a class ("video", the
-            code), or the cosine to their mean ("prototype").
-        temperature: A factor, or None (or 0) to learn it, from 10 for the cosine and from 1 otherwise.
-            At 1 cosines stay between -1 and 1 and cannot be fitted.
-        classification_weight: Weight of the auxiliary classifier's term; at 0 there is no classifier.
+        support_merge: For the cosine: the mean of the cosines to each video of a class ("video",
+            the code), or the cosine to their mean ("prototype").
+        temperature: A factor, or None (or 0) to learn it, from 10 for the cosine and from 1
+            otherwise. At 1 cosines stay between -1 and 1 and cannot be fitted.
+        classification_weight: Weight of the auxiliary classifier's term; at 0 there is no
+            classifier.
     """
 
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {"classifier": "classification_layer"}
@@ -96,7 +88,7 @@ class Prototype(FewShotMethod):
         return Output(logits, losses, weighted_sum(losses, self.weights), aux)
 
     def similarity(self, query: Tensor, others: Tensor) -> Tensor:
-        """[Q, C], [n, C] -> [Q, n]; the cosine to single videos is the code's, with 0.01 in the denominator."""
+        """[Q, C], [n, C] -> [Q, n]; the cosine to single videos has the code's 0.01 below."""
         if self.metric == "euclidean":
             return -squared_distance(query, others)
         if self.support_merge == "prototype":

@@ -1,11 +1,12 @@
 """TRX: temporal-relational cross-transformers (Perrett et al., CVPR 2021, arXiv 2101.06184).
 
-A query is represented by the tuples of its frames, in time order. For each tuple the tuples of a class,
-weighted by attention, give a prototype of its own; the distance to it is the tuple's answer.
+A query is represented by the tuples of its frames, in time order. For each tuple the tuples of a
+class, weighted by attention, give a prototype of its own; the distance to it is the tuple's answer.
 
-The published code (tobyperrett/trx) forms every tuple. Here none is formed: a linear map of a tuple is
-a sum of maps of its frames, one for each place in the tuple. So each frame is projected once a place,
-and not once for each of the 84 tuples that 8 frames have. Products of tuples are sums of products of frames.
+The published code (tobyperrett/trx) forms every tuple. Here none is formed: a linear map of a tuple
+is a sum of maps of its frames, one for each place in the tuple. So each frame is projected once a
+place, and not once for each of the 84 tuples that 8 frames have. Products of tuples are sums of
+products of frames.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ POSITION_WEIGHT = 0.1
 
 
 class TRX(FewShotMethod):
-    """Tuples of a query's frames against those of all videos of a class; logits are the mean over tuple sizes.
+    """Tuples of a query's frames against those of a class; logits are the mean over tuple sizes.
 
-    The loss is the cross-entropy of the logits. The squared distance grows with the scale of the features.
+    The loss is the cross-entropy of the logits. The squared distance grows with the scale of the
+    features.
 
     Args:
-        trunk: A trunk, by name or whole; None where episodes carry features.
-        channels: The width of features; only trunk=None needs it.
-        frames: Frames of a video, T.
+        trunk, channels, frames: As of FewShotMethod.
         tuple_sizes: Frames of a tuple, for each kind of tuple.
         width: The width of keys and values.
         dropout: Drop out where the code does.
@@ -61,7 +61,7 @@ class TRX(FewShotMethod):
         )
 
     def embed(self, features: Features) -> Embedding:
-        """Embed V videos: tokens [V, n, width], the projections of the frames for one size after another."""
+        """Embed V videos: tokens [V, n, width], the frames' projections for each tuple size."""
         return Embedding(torch.cat([part.project(features.pooled) for part in self.parts], dim=1))
 
     def compare(self, support: Embedding, query: Embedding, mask: Tensor | None) -> Tensor:
@@ -98,7 +98,8 @@ class TupleAttention(nn.Module):
         self.k_linear = nn.Linear(size * channels, width)
         self.v_linear = nn.Linear(size * channels, width)
         self.norm_k = nn.LayerNorm(width)
-        # Published state dicts have it and nothing reads it; without a gradient no optimiser changes it.
+        # Published state dicts have it and nothing reads it; without a gradient no optimiser
+        # changes it.
         self.norm_v = nn.LayerNorm(width).requires_grad_(requires_grad=False)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("positions", POSITION_WEIGHT * sine_table(frames, channels), persistent=False)
@@ -107,8 +108,8 @@ class TupleAttention(nn.Module):
     def forward(self, support: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
         """Projected frames [way, shot, 2 * r, width] and [Q, 2 * p, width] -> logits [Q, way].
 
-        Each tuple of a query attends to the tuples of a class. The logit is minus the squared distance
-        of its value to what it attends to, mean over the query's tuples.
+        Each tuple of a query attends to the tuples of a class. The logit is minus the squared
+        distance of its value to its prototype, mean over the query's tuples.
         """
         keys, values = full_precision(support).chunk(2, dim=-2)  # [way, shot, r, width]
         query_keys, query_values = full_precision(query).chunk(2, dim=-2)  # [Q, p, width]
@@ -124,10 +125,11 @@ class TupleAttention(nn.Module):
             return -self.distances(query_values, values, theirs, shares).mean(dim=-1)
 
     def project(self, frames: Tensor) -> Tensor:
-        """Project frames [V, T, C] to [V, 2 * r, width]: their parts of keys at each place, then of values.
+        """Project frames [V, T, C] to [V, 2 * r, width]: parts of keys for each place, then values.
 
-        r = size * (T - size + 1), place by place: the first frame can have only the first place, and so on.
-        The mean is taken from the parts of keys, as the LayerNorm of a tuple would.
+        r = size * (T - size + 1), place by place: the first frame can have only the first place,
+        and so on. The parts of keys are centred: the LayerNorm of a tuple subtracts the mean of
+        their sum, which is the sum of their means.
         """
         steps, channels = frames.shape[1:]
         if steps < self.size:
@@ -144,15 +146,15 @@ class TupleAttention(nn.Module):
         return torch.cat(parts, dim=1)
 
     def incidence(self, rows: int) -> Tensor:
-        """Return the table [n, rows] of the tuples of T frames; for the usual T it is on the device already."""
+        """Return the table [n, rows] of T frames' tuples; for the usual T it is on the device."""
         steps = rows // self.size + self.size - 1
         return self.tuples if steps == self.frames else incidence(steps, self.size)
 
     def scores(self, query: Tensor, keys: Tensor, theirs: Tensor, own: Tensor) -> Tensor:
         """Score tuples of queries against tuples of the support: [Q, way, n, shot, m].
 
-        A score is the product of two LayerNorms of keys. Terms that are the same for all tuples of the
-        support are left out, since the softmax over these tuples does not change by them.
+        A score is the product of two LayerNorms of keys. Terms that are the same for all tuples of
+        the support are left out, since the softmax over these tuples does not change by them.
 
         Args:
             query: Centred keys of frames [Q, p, width].
@@ -169,11 +171,11 @@ class TupleAttention(nn.Module):
         return rearrange(scores, "q n w s m -> q w n s m")
 
     def spread(self, centred: Tensor, tuples: Tensor) -> Tensor:
-        """Centred keys [..., r, width] and incidence [m, r] -> LayerNorm's divisor [..., m] of each tuple."""
+        """Centred keys [..., r, width] and incidence [m, r] -> LayerNorm's divisors [..., m]."""
         return (squared_lengths(centred, tuples) / self.width + self.norm_k.eps).clamp(min=self.norm_k.eps).sqrt()
 
     def distances(self, query: Tensor, values: Tensor, theirs: Tensor, shares: Tensor) -> Tensor:
-        """Squared distance [Q, way, n] of a query's tuples to sums of the class's values, weighted by `shares`.
+        """Squared distance [Q, way, n] of a query's tuples to their prototypes.
 
         Args:
             query: Values of frames [Q, p, width].
@@ -199,12 +201,12 @@ def incidence(steps: int, size: int) -> Tensor:
     Tuples are in lexicographic order, as in the published code.
     """
     tuples = torch.tensor(list(combinations(range(steps), size)), dtype=torch.int64).reshape(-1, size)
-    able = steps - size + 1  # frames that can have a place, of which the first is the place's own number
+    able = steps - size + 1  # frames that can have a place; the first has the number of the place
     return F.one_hot(tuples - torch.arange(size), able).flatten(1) if able > 0 else tuples.new_zeros(0, 0)
 
 
 def sine_table(rows: int, channels: int) -> Tensor:
-    """Compute the table [rows, channels]: sine and cosine of p / 10000^(2i/channels) at columns 2i and 2i + 1."""
+    """Compute the table [rows, C]: sine and cosine of p / 10000^(2i/C) at columns 2i and 2i + 1."""
     position = torch.arange(rows, dtype=torch.float64)[:, None]
     pair = torch.arange(channels, dtype=torch.float64).div(2, rounding_mode="floor")
     angle = position / 10000 ** (2 * pair / channels)  # [rows, channels]

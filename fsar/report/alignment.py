@@ -1,4 +1,4 @@
-"""The pairs of steps that a method matches, and the motion that it reconstructs, for pictures in a report.
+"""The pairs of steps that a method matches, and the motion that it reconstructs, for a report.
 
 A method of one's own joins by `@align.register(ItsClass)`.
 """
@@ -67,7 +67,7 @@ def _of_hyrsm(model: HyRSM, query: Embedding, support: Embedding, **_: Tensor | 
 
 @align.register(OTAM)
 def _of_otam(model: OTAM, query: Embedding, support: Embedding, **_: Tensor | None) -> dict[str, Alignment]:
-    """Weigh the paths through frames of queries and of each support video, or of the class means."""
+    """Weigh the paths through frames of queries and of support videos, or of class means."""
     videos = support.tokens if model.support_merge == "video" else class_means(support.tokens)[:, None]
     distances = model.distances(query, videos)
     return {"frames": _paths(distances, model)}
@@ -75,7 +75,7 @@ def _of_otam(model: OTAM, query: Embedding, support: Embedding, **_: Tensor | No
 
 @align.register(CTX)
 def _of_ctx(_model: CTX, query: Embedding, support: Embedding, **_: Tensor | None) -> dict[str, Alignment]:
-    """Take the shares of attention that each frame of a query gives to the frames of a class's videos."""
+    """Take the shares of attention that a query's frames give to the frames of a class."""
     keys, asked = (each.tokens.chunk(2, dim=-1)[0] for each in (support, query))
     shares = rearrange(attention(asked, keys), "q w n (s m) -> q (w s) n m", s=keys.shape[1])
     return {"frames": Alignment(token_cosine(asked, keys.flatten(0, 1)), shares, None)}
@@ -85,7 +85,7 @@ def _of_ctx(_model: CTX, query: Embedding, support: Embedding, **_: Tensor | Non
 def _of_clip_fsar(
     model: CLIPFSAR, query: Embedding, support: Embedding, *, class_text: Tensor | None = None
 ) -> dict[str, Alignment]:
-    """Weigh the paths through frames of queries and of prototypes; empty where only texts decide."""
+    """Weigh the paths through frames of queries and prototypes; empty where only texts decide."""
     if model.inference == "text":
         return {}
     (frames, _), (_, in_context) = (each.tokens.chunk(2, dim=-2) for each in (support, query))
@@ -100,5 +100,5 @@ def _paths(distances: Tensor, model: OTAM | CLIPFSAR) -> Alignment:
 
 
 def reconstruct(model: FewShotMethod, features: Features, size: tuple[int, int]) -> Tensor | None:
-    """Decode the frame differences [V, T-1, 3, *size] of V videos; None for a method without a trained decoder."""
+    """Decode frame differences [V, T-1, 3, *size] of V videos; None without a trained decoder."""
     return model.reconstruct(features, size) if isinstance(model, MoLo) else None

@@ -32,7 +32,11 @@ TRUNKS: dict[str, Callable[[], Trunk]] = {
 
 
 def create_trunk(name: str) -> Trunk:
-    """Trunk of that name with random weights; ConfigError with the nearest name when there is none."""
+    """Make the trunk of a name, with random weights.
+
+    Raises:
+        ConfigError: there is no such trunk; it offers the nearest name.
+    """
     if name not in TRUNKS:
         raise ConfigError(f'there is no trunk "{name}"; {suggest(name, TRUNKS)}')
     return TRUNKS[name]()

@@ -1,4 +1,4 @@
-"""CLIP's visual towers (Radford et al. 2021, arXiv 2103.00020): RN50 and ViT-B/16, with OpenAI's parameter names."""
+"""CLIP's visual towers RN50 and ViT-B/16 (Radford et al. 2021), with OpenAI's parameter names."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from shards_spec.errors import ConfigError
 class ClipTower(Trunk):
     """A tower from frames of a fixed size to one vector each.
 
-    It offers no maps: its vectors live in the space shared with texts, whose width differs from that of the maps
-    below them, so that methods which pool maps of their own have nothing to pool with.
+    It offers no maps. Its vectors live in the space shared with texts, whose width differs from
+    that of the maps below. So a method that pools maps of its own could not use the tower's
+    pooling.
     """
 
     has_maps = False
@@ -31,11 +32,15 @@ class ClipTower(Trunk):
         raise NotImplementedError
 
     def frame_maps(self, frames: Tensor) -> Tensor:
-        """Refused, since there are none to share."""
+        """Refuse, since the tower has no maps to share: ConfigError."""
         raise ConfigError(f"{type(self).__name__} has no maps for {list(frames.shape)}; choose a ResNet as the trunk")
 
     def forward(self, clips: Tensor) -> Features:
-        """[V, T, 3, size, size] -> pooled [V, T, C]; ConfigError for frames of another size."""
+        """[V, T, 3, size, size] -> pooled [V, T, C].
+
+        Raises:
+            ConfigError: the frames are of another size.
+        """
         if clips.shape[-2:] != (self.size, self.size):
             height, width = clips.shape[-2:]
             raise ConfigError(
@@ -70,7 +75,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The mean place asks all places and itself: one layer of attention with a single query."""
+    """Attention with a single query: the mean over places attends to itself and all places."""
 
     def __init__(self, places: int, width: int, *, heads: int, outputs: int) -> None:
         super().__init__()
@@ -95,7 +100,7 @@ class AttentionPool(nn.Module):
 
 
 class ClipResNet(ClipTower):
-    """CLIP's residual network: a stem of three convolutions, means for strides, attention for the pooling."""
+    """CLIP's residual network: a stem of three convolutions, mean strides, attention pooling."""
 
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {
         name: name
@@ -154,7 +159,10 @@ class QuickGELU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward part, each behind a LayerNorm; `causal` tokens see those before them alone."""
+    """Attention and a feed-forward part, each after a LayerNorm.
+
+    `causal` tokens attend only to earlier ones.
+    """
 
     def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""CLIP's text side (Radford et al. 2021): text -> token numbers -> a vector in the space of its visual tower."""
+"""CLIP's text side (Radford et al. 2021): text -> token numbers -> a vector like a frame's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from fsar.trunks.clip import Transformer
 from shards_spec.errors import ConfigError
 
-HEAD_WIDTH = 64  # of every published CLIP
+HEAD_WIDTH = 64  # channels of a head, in every published CLIP
 NAMES = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 LENGTH = 77  # tokens that CLIP's text tower reads
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP's tokenizer
+# The words of CLIP's tokenizer.
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 MERGES = 49_152 - 256 - 2  # lines of the file that CLIP uses, after the first
 NAME = "bpe_simple_vocab_16e6.txt.gz"
 END = "</w>"  # marks the last piece of a word
 
 
 class ClipText(nn.Module):
-    """A causal transformer; the state at the end-of-text token, which has the largest number, is projected."""
+    """A causal transformer, read at the end-of-text token, which has the largest number."""
 
     def __init__(self, *, tokens: int, length: int, width: int, depth: int, channels: int) -> None:
         super().__init__()
@@ -38,9 +39,10 @@ class ClipText(nn.Module):
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The tower of a CLIP model's whole state dict, from which its sizes are read.
+        """Make the tower of a CLIP model's whole state dict, whose shapes give its sizes.
 
-        ConfigError when that holds no text tower.
+        Raises:
+            ConfigError: there is no text tower in it.
         """
         own = {name: value.float() for name, value in state.items() if name.startswith(NAMES)}
         if not {"token_embedding.weight", "positional_embedding", "text_projection"} <= own.keys():
@@ -68,7 +70,8 @@ class ClipText(nn.Module):
 class ClipTokenizer:
     """Byte-pair encoding of lower-cased text by `bpe_simple_vocab_16e6.txt.gz`.
 
-    OpenAI's own also repairs text (ftfy), for example curled quotes and ligatures; here they stay as they are.
+    OpenAI's own also repairs text (ftfy), for example curled quotes and ligatures; here they stay
+    as they are.
 
     Raises:
         ConfigError: the package tokenizers is missing, or the file is not that vocabulary.
@@ -97,7 +100,7 @@ class ClipTokenizer:
         )
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> token numbers [n, 77] int64: start, pieces, end, zeros; what is too long is cut before the end."""
+        """Texts -> token numbers [n, 77] int64: start, pieces, end, zeros; long texts are cut."""
         rows = torch.zeros(len(texts), LENGTH, dtype=torch.int64)
         for row, text in zip(rows, texts, strict=True):
             whole = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))
@@ -108,13 +111,13 @@ class ClipTokenizer:
 
 
 def byte_symbols() -> list[str]:
-    """A printable character for each of the 256 bytes, in the order of CLIP's vocabulary."""
+    """List a printable character for each of the 256 bytes, in the order of CLIP's vocabulary."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in chain(printable, range(256, 512 - len(printable)))]
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
-    """The pairs that are joined, first come first; ConfigError when the file is not CLIP's vocabulary."""
+    """Read the pairs of pieces to join, in order; ConfigError if it is not CLIP's vocabulary."""
     try:
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : MERGES + 1]
     except (OSError, EOFError, UnicodeDecodeError) as error:

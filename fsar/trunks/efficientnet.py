@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation): a pretrained trunk that a laptop can run."""
+"""EfficientNet-Lite0 (Tan and Le 2019, no squeeze-and-excitation): pretrained, fit for a laptop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fsar.trunks.base import Trunk
 
-EPSILON = 1e-3  # of its BatchNorms
+EPSILON = 1e-3  # BatchNorm's
 STEM, HEAD = 32, 1280
 # (expansion, channels, blocks, stride of the first, kernel)
 STAGES = (
@@ -35,17 +35,17 @@ class SameConv2d(nn.Conv2d):
 
 
 def convolution(inputs: int, outputs: int, *, size: int = 1, stride: int = 1, groups: int = 1) -> SameConv2d:
-    """A convolution of the network: it has no bias."""
+    """Make a convolution of the network, without bias."""
     return SameConv2d(inputs, outputs, size, stride=stride, groups=groups, bias=False)
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
-    """A norm of the network."""
+    """Make a norm of the network."""
     return nn.BatchNorm2d(channels, eps=EPSILON)
 
 
 class Block(nn.Module):
-    """Inverted bottleneck (Sandler et al. 2018); parameter names are those of the published weights."""
+    """Inverted bottleneck (Sandler et al. 2018), with the published weights' parameter names."""
 
     def __init__(self, inputs: int, outputs: int, *, expansion: int, size: int, stride: int) -> None:
         super().__init__()
@@ -68,11 +68,11 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(Trunk):
-    """EfficientNet-Lite0 up to its last maps (stride 32, 1280 channels), pooled by the mean: 3.4 M parameters."""
+    """EfficientNet-Lite0 up to its last maps (stride 32, 1280 channels): 3.4 M parameters."""
 
     channels = HEAD
-    memory_format = torch.channels_last  # half the time on a CPU; nothing published is compared to its training
-    # (pixel - 127) / 128 of values from 0 to 255
+    memory_format = torch.channels_last  # half the time on a CPU; no published training is compared with it
+    # (pixel - 127) / 128, for pixels from 0 to 255
     mean = (127 / 255, 127 / 255, 127 / 255)
     std = (128 / 255, 128 / 255, 128 / 255)
 

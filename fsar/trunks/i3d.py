@@ -1,4 +1,4 @@
-"""I3D: Inception-v1 inflated to video (Carreira and Zisserman 2017, arXiv 1705.07750), as FIMA's code has it."""
+"""I3D: Inception-v1 inflated to video (Carreira and Zisserman 2017), as FIMA's code has it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsar.trunks.base import VideoTrunk
+from fsar.trunks.base import Three, VideoTrunk
 
-Three = tuple[int, int, int]
-
-# Kernels and strides of the poolings, in t, h and w.
+# Kernels and strides of the poolings, in time, height and width.
 POOLS: dict[str, tuple[Three, Three]] = {
     "maxPool3d_2a_3x3": ((1, 3, 3), (1, 2, 2)),
     "maxPool3d_3a_3x3": ((1, 3, 3), (1, 2, 2)),
     "maxPool3d_4a_3x3": ((3, 3, 3), (2, 2, 2)),
     "maxPool3d_5a_2x2": ((2, 2, 2), (2, 2, 2)),
 }
-# Channels of each block: its 1x1x1 branch, the two steps of each 3x3x3 branch, the branch behind a pooling.
+# Channels of each block: its 1x1x1 branch, the two steps of each 3x3x3 branch, the branch behind a
+# pooling.
 MIXED = {
     "mixed_3b": (64, 96, 128, 16, 32, 32),
     "mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -41,7 +40,7 @@ LEVELS = (
 
 
 def padded(x: Tensor, kernel: Three, stride: Three) -> Tensor:
-    """[N, C, t, h, w] with kernel - stride zeros an axis, the odd one behind, whatever the size."""
+    """Pad [N, C, t, h, w] by kernel - stride zeros an axis, whatever its size; the odd one last."""
     totals = [max(k - s, 0) for k, s in zip(kernel, stride, strict=True)]
     sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
     return F.pad(x, sides) if any(sides) else x
@@ -81,7 +80,7 @@ class Mixed(nn.Module):
 
 
 class Pool(nn.Module):
-    """Largest value under a kernel; zeros stand behind the map's ends, below which no value lies after a ReLU."""
+    """Largest value under a kernel, with zeros around the map; after a ReLU none is below them."""
 
     def __init__(self, kernel: Three, stride: Three) -> None:
         super().__init__()
@@ -114,7 +113,7 @@ class I3D(VideoTrunk):
             inputs = one + three + three_again + pooled
 
     def levels(self, clips: Tensor) -> list[Tensor]:
-        """[N, 3, t, H, W] -> maps of 192, 480, 832 and 1024 channels at strides 4, 8, 16 and 32 in place."""
+        """[N, 3, t, H, W] -> maps of 192, 480, 832, 1024 channels, strides 4, 8, 16, 32."""
         found, x, numbers = [], clips, count()
         for steps in LEVELS:
             for step in steps:

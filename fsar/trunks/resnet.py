@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 with torchvision's parameter names (He et al. 2016), without the classifier."""
+"""ResNet-18, -34 and -50 (He et al. 2016) with torchvision's parameter names, no classifier."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fsar.trunks.base import Trunk
 
 
 def convolution(inputs: int, outputs: int, *, size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution without bias that keeps the size at stride 1."""
+    """Make a convolution without bias that keeps the size at stride 1."""
     return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """Projection of a block's input where its shape changes."""
+    """Make the projection of a block's input; None where its shape does not change."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(convolution(inputs, outputs, size=1, stride=stride), nn.BatchNorm2d(outputs))
@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the stride on the 3x3 one ("version 1.5"): the block of ResNet-50."""
+    """1x1, 3x3 (with the stride: "version 1.5") and 1x1 convolutions: the block of ResNet-50."""
 
     expansion: ClassVar[int] = 4
 
@@ -114,15 +114,15 @@ class ResNet(Trunk):
 
 
 def resnet18() -> ResNet:
-    """ResNet-18: 512 channels."""
+    """Make ResNet-18: 512 channels."""
     return ResNet(BasicBlock, (2, 2, 2, 2))
 
 
 def resnet34() -> ResNet:
-    """ResNet-34: 512 channels."""
+    """Make ResNet-34: 512 channels."""
     return ResNet(BasicBlock, (3, 4, 6, 3))
 
 
 def resnet50() -> ResNet:
-    """ResNet-50: 2048 channels."""
+    """Make ResNet-50: 2048 channels."""
     return ResNet(Bottleneck, (3, 4, 6, 3))
