@@ -60,12 +60,16 @@ class FewShotMethod(nn.Module):
         frames: The features of a video, one a frame or one a clip.
         least: The fewest of them that the method works with.
 
+    Attributes:
+        reads: Inputs that it reads beyond pooled features.
+        REFERENCE_NAMES: Our name prefix -> official name (without "head.") in published state
+            dicts.
+
     Raises:
         ConfigError: these do not fit together, or `reads` names an unknown input.
     """
 
     reads: AbstractSet[Input] = frozenset()
-    # Our name prefix -> official name (without "head.") in published state dicts.
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int, least: int = 1) -> None:

@@ -308,6 +308,12 @@ def test_a_method_of_ones_own_gets_what_it_says_it_reads(monkeypatch, texts, unl
             model.set_base_text(torch.zeros(6, 5))
 
 
+def test_an_input_that_no_episode_has_is_refused(monkeypatch):
+    monkeypatch.setattr(Reader, "reads", {"unlabeled"})
+    with pytest.raises(ConfigError, match='reads="unlabeled" is not known; choose "maps" or'):
+        Reader("tiny", channels=None, frames=4)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_few_steps_lower_the_loss(name):
     model, episode = make_model(name), make_episode()
