@@ -17,8 +17,8 @@ from fsar.probing.scores import AVERAGES
 from fsar.probing.weights import Probed, open_probed
 from fsar.report.probe import Neighbours, figures, page
 from fsar.report.result import coverage_text
-from fsar.run.config import read_table, recipe_files
 from fsar.run.device import choose_device
+from fsar.run.recipes import read_table, shipped
 from pipelines.clips.labelled import SAMPLING, ProbeRules
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command, shards_option
@@ -52,8 +52,8 @@ def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> Non
     """Make a recipe's values the defaults of the options."""
     if name is None:
         return
-    shipped = {path.replace("/", "-"): file for path, file in recipe_files("probe").items()}
-    table = read_table(name, shipped, hint=lambda _: ", ".join(shipped))
+    known = shipped("probe.toml")
+    table = read_table(name, known, hint=", ".join(known))
     for key in table:
         if key not in OF_RECIPES:
             raise ConfigError(f'recipe {name}: unknown key "{key}"; {suggest(key, OF_RECIPES)}')

@@ -20,10 +20,10 @@ from fsar.report.result import coverage_text, describe, describe_data
 from fsar.report.run import write_report
 from fsar.run import ranks
 from fsar.run.build import class_text_sha256, frozen_prototypes, training_labels
-from fsar.run.config import RunConfig, build_config, choose_recipe, list_recipes, read_recipe
+from fsar.run.config import RunConfig, build_config
 from fsar.run.device import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data
-from fsar.run.styles import STYLES, restyle
+from fsar.run.recipes import STYLES, choose_recipe, list_recipes, read_recipe, restyle
 from fsar.training.trainer import Trainer
 from pipelines.episodes.labels import labels_sha256
 from shards_spec import ShardSet

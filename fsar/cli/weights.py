@@ -15,7 +15,8 @@ from fsar.methods import FewShotMethod
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.config import frame_stride, pretrain_config_of
 from fsar.run.build import TRUNK_ALONE, build_model, prototypes_of_trunk
-from fsar.run.config import RunConfig, build_config, read_recipe, run_config
+from fsar.run.config import RunConfig, build_config, run_config
+from fsar.run.recipes import read_recipe
 from fsar.run.weights import training_record_of
 from fsar.trunks.weight_files import read_tensors
 from pipelines.clips.labelled import CENTRE

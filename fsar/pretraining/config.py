@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from fsar.pretraining import PRETRAINING, find_pretraining, pretraining_options
-from fsar.run.config import read_table, recipe_files
 from fsar.run.flat_config import FlatConfig, option_types, typed
+from fsar.run.recipes import near_names, read_table, shipped
 from pipelines.clips.flow import FlowPairRules
 from pipelines.clips.windows import PairRules, WindowRules
 from shards_spec.errors import ConfigError, suggest
@@ -164,29 +162,19 @@ def _check(config: PretrainConfig) -> None:
         raise ConfigError(f'schedule = "{config.schedule}" needs milestones: the epochs at which the rate changes')
 
 
-def _recipes() -> dict[str, Traversable]:
-    """Recipes that ship, by name: fima/ucf101.toml is "fima-ucf101"."""
-    return {path.replace("/", "-"): file for path, file in recipe_files("pretrain").items()}
-
-
 def pretrain_recipe_names() -> list[str]:
     """Names of the pre-training recipes that ship with the project."""
-    return list(_recipes())
+    return sorted(shipped("pretraining.toml"))
 
 
 def read_pretrain_recipe(name: str) -> dict[str, Any]:
-    """The table of a recipe: a name that ships with the project, or a TOML file.
+    """Read a recipe: a name that ships with the project, or a TOML file.
 
     Raises:
         ConfigError: there is none, or it is no flat TOML.
     """
-    return read_table(name, _recipes(), hint=_nearest)
-
-
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), pretrain_recipe_names(), n=3, cutoff=0.5)
-    guess = "did you mean " + " or ".join(f'"{other}"' for other in near) + "? " if near else ""
-    return f"{guess}(known: {', '.join(pretrain_recipe_names())})"
+    names = pretrain_recipe_names()
+    return read_table(name, shipped("pretraining.toml"), hint=f"{near_names(name, names)}(known: {', '.join(names)})")
 
 
 def choose_pretrain_recipe(dataset: str, method: str) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from fsar.methods import METHODS, method_options
-from fsar.run.flat_config import FlatConfig, option_types, parse_toml, typed
-from fsar.run.styles import STYLES, bound_options
+from fsar.run.flat_config import FlatConfig, option_types, typed
+from fsar.run.recipes import STYLES, bound_options, read_recipe
 from shards_spec.errors import ConfigError, suggest
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -211,54 +208,6 @@ def _check_numbers(config: RunConfig) -> None:
             )
 
 
-def recipe_files(folder: str = "") -> dict[str, Traversable]:
-    """Recipes that ship with the project, by "name" or "folder/name" of their files below a folder of recipes."""
-    files: dict[str, Traversable] = {}
-    root = resources.files("fsar").joinpath("recipes")
-    for entry in (root.joinpath(folder) if folder else root).iterdir():
-        if entry.is_dir():
-            files |= {f"{entry.name}/{file.name}": file for file in entry.iterdir()}
-        else:
-            files[entry.name] = entry
-    return {name.removesuffix(".toml"): files[name] for name in sorted(files) if name.endswith(".toml")}
-
-
-def _recipes() -> dict[str, Traversable]:
-    """The same by the recipe's name: hyrsm/ucf101-1shot.toml is "hyrsm-ucf101-1shot"."""
-    return {path.replace("/", "-"): file for path, file in recipe_files().items()}
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the project."""
-    return list(_recipes())
-
-
-def _nearest(name: str) -> str:
-    """The recipes whose names resemble one, and where all are listed."""
-    near = difflib.get_close_matches(name.lower(), recipe_names(), n=3, cutoff=0.5)
-    guess = "did you mean " + " or ".join(f'"{other}"' for other in near) + "? " if near else ""
-    return f"{guess}(fsar-train --recipes lists all)"
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The table of a recipe: a name that ships with the project, or a TOML file.
-
-    Raises:
-        ConfigError: there is none, or it is no flat TOML.
-    """
-    return read_table(name, _recipes(), hint=_nearest)
-
-
-def read_table(name: str, shipped: Mapping[str, Traversable], *, hint: Callable[[str], str]) -> dict[str, Any]:
-    """The same among recipes `shipped`; `hint` says what may be meant by a name that is none of them."""
-    path = Path(name)
-    if path.suffix == ".toml" and path.is_file():
-        return parse_toml(path.read_text(encoding="utf-8", errors="replace"), name)
-    if name in shipped:
-        return parse_toml(shipped[name].read_text(encoding="utf-8"), name)
-    raise ConfigError(f'no recipe "{name}"; give a .toml file, or a name: {hint(name)}')
-
-
 def run_config(run: Path) -> RunConfig:
     """The configuration of a run folder.
 
@@ -269,44 +218,3 @@ def run_config(run: Path) -> RunConfig:
     if not path.is_file():
         raise ConfigError(f"{run} is no run folder (it has no config.toml); give one that fsar-train wrote")
     return build_config(read_recipe(str(path)))
-
-
-def choose_recipe(dataset: str, method: str, shot: int) -> str:
-    """The recipe that ships for a data set, method and number of shots, found by its name.
-
-    A method of one's own takes that of MoLo, or else of HyRSM++.
-
-    Raises:
-        ConfigError: there is none, or the method is unknown.
-    """
-    method_options(method)
-    names = recipe_names()
-    for other in (method,) if method in METHODS else ("molo", "hyrsm++"):
-        name = _recipe_name(dataset, other, shot)
-        if name in names:
-            return name
-    raise ConfigError(
-        f'no recipe ships for data set "{dataset}", method {method}, {shot}-shot; '
-        f"choose one with --recipe and override what differs: {_nearest(_recipe_name(dataset, method, shot))}"
-    )
-
-
-def _recipe_name(dataset: str, method: str, shot: int) -> str:
-    if (dataset, shot) == ("synthetic", 1):
-        return "demo" if method == "molo" else f"demo-{method}"
-    return f"{method}-{dataset}-{shot}shot"
-
-
-def list_recipes() -> str:
-    """The recipes that ship, in columns: method, data set, numbers of shots; then the names of all others."""
-    rows: dict[str, list[str]] = {}
-    others = []
-    for path in recipe_files():
-        method, _, rest = path.partition("/")
-        dataset, _, shot = rest.rpartition("-")
-        if shot.endswith("shot"):
-            rows.setdefault(f"{method:10} {dataset:12}", []).append(shot.removesuffix("shot"))
-        else:
-            others.append(path.replace("/", "-"))
-    table = [f"{row} {' '.join(shots)}" for row, shots in rows.items()]
-    return "\n".join([f"{'method':10} {'data set':12} shots", *table, f"others: {', '.join(others)}"])

@@ -25,8 +25,9 @@ from fsar.evaluation.prediction import read_geometry
 from fsar.evaluation.store import Group
 from fsar.methods.class_text import ClassText, read_class_text, write_class_text
 from fsar.pretraining.config import build_pretrain_config, read_pretrain_recipe
-from fsar.run.config import build_config, read_recipe, run_config
+from fsar.run.config import build_config, run_config
 from fsar.run.folder import read_log
+from fsar.run.recipes import read_recipe
 from fsar.trunks.weight_files import read_tensors
 from pipelines.episodes.file import read_episodes
 from pipelines.episodes.labels import read_labels

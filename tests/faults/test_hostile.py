@@ -21,7 +21,8 @@ from sealed import change_metadata, lie, seal, write_column
 from videos import moving_frames, write_video
 
 from fsar.evaluation.embeddings import EmbeddingStore
-from fsar.run.config import build_config, read_recipe
+from fsar.run.config import build_config
+from fsar.run.recipes import read_recipe
 from pipelines.episodes.labels import read_labels
 from preprocess.cli import cli
 from preprocess.datasets.catalogue import Video, arrange

@@ -23,8 +23,8 @@ from fsar.checkpoints import load_state, load_training_record
 from fsar.evaluation.embeddings import EmbeddingStore
 from fsar.evaluation.store import Group
 from fsar.methods import Embedding
-from fsar.run.config import read_recipe
 from fsar.run.folder import read_log
+from fsar.run.recipes import read_recipe
 from fsar.trunks.weight_files import read_tensors
 from preprocess.cli import cli
 from preprocess.datasets.catalogue import Catalogue

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from fsar.cli.train import cli
 from fsar.methods import METHODS
-from fsar.run.config import TYPES, build_config, choose_recipe, read_recipe, recipe_names
-from fsar.run.styles import STYLES, restyle
+from fsar.run.config import TYPES, build_config
+from fsar.run.recipes import STYLES, choose_recipe, read_recipe, recipe_names, restyle
 from fsar.training.optim import learning_rate
 from shards_spec.errors import ConfigError
 

@@ -10,7 +10,7 @@ from golden_case import GOLDEN
 
 from fsar.checkpoints import reference_names
 from fsar.methods import create_method
-from fsar.run.config import read_recipe
+from fsar.run.recipes import read_recipe
 from fsar.training.optim import create_optimizer, learning_rate, parameter_groups
 from shards_spec.errors import ConfigError
 
