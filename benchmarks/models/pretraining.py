@@ -32,7 +32,7 @@ from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli, resolve
 from fsar.pretraining import MotionViews
 from fsar.pretraining.batches import ViewLoader
-from fsar.pretraining.config import TYPES, PretrainConfig, all_option_types, pretrain_config_of
+from fsar.pretraining.config import PretrainConfig, all_keys, pretrain_config_of
 from fsar.probing.prober import Prober, Rules
 from fsar.probing.scores import group_interval
 from fsar.probing.weights import Probed, open_probed
@@ -109,7 +109,7 @@ def asked_of(variant: Variant, words: Sequence[str]) -> list[str]:
 def config_of(dataset: str, words: Sequence[str]) -> PretrainConfig:
     """The configuration that these words ask fsar-pretrain for."""
     given = cli.make_context("fsar-pretrain", ["--shards", ".", "--out", "run", *words]).params
-    kinds = TYPES | all_option_types()
+    kinds = all_keys()
     changed = overrides({key: value for key, value in given.items() if key in kinds and key != "method"}, kinds)
     return resolve(dataset, given["method"], given["recipe"], changed)
 

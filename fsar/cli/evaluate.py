@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from fsar.cli.compare import CompareOptions, check_runs, compare_runs
+from fsar.cli.help import GroupedCommand, option
 from fsar.cli.launch import launch
-from fsar.cli.options import check_option, parse_pairs
+from fsar.cli.options import check_option, evaluation_options, parse_pairs
 from fsar.cli.weights import (
     file_config,
     is_pretraining,
@@ -31,7 +32,7 @@ from fsar.report.result import coverage_text, describe
 from fsar.report.run import page
 from fsar.run import ranks
 from fsar.run.build import TRUNK_ALONE, class_text_sha256
-from fsar.run.config import RunConfig, build_config
+from fsar.run.config import DATA, EPISODES, KEYS, METHOD, OUTPUT, SPEED, RunConfig, build_config
 from fsar.run.device import choose_device
 from shards_spec import ShardSet
 from shards_spec.cli.console import shards_option
@@ -43,24 +44,9 @@ from shards_spec.remote.shards import RemoteShards
 T = TypeVar("T")
 
 FILE = click.Path(path_type=Path)
-# Options of this command -> keys of the configuration that they replace.
-KEYS = {
-    "episodes": "test_episodes",
-    "way": "test_way",
-    "shot": "test_shot",
-    "queries": "test_queries",
-    "seed": "eval_seed",
-    "groups": "groups",
-    "small_classes": "small_classes",
-    "unlabelled_per_class": "unlabelled_per_class",
-    "distractor_classes": "distractor_classes",
-    "distractors_per_class": "distractors_per_class",
-    "device": "device",
-    "precision": "precision",
-    "executor": "executor",
-    "class_text": "class_text",
-    "views": "views",
-}
+MODEL, CONTROLS, COMPARISON = METHOD, "Controls", "Comparison"  # headings of the help
+# Options of this command -> keys of a run that they replace
+REPLACED = {key.evaluation: name for name, key in KEYS.items() if key.evaluation}
 
 
 @dataclass(frozen=True)
@@ -76,50 +62,96 @@ class Source:
     trunk_weights: str | None
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--weights", type=FILE, help="A run folder, of fsar-pretrain too, or a file with the published code's names."
-)
-@click.option("--compare", "first", type=FILE, multiple=True, metavar="RUN...", help="Run folders to compare.")
-@click.argument("more", type=FILE, nargs=-1, metavar="")
+@click.command(cls=GroupedCommand)
 @shards_option()
-@click.option("--split", default="test", show_default=True)
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), help="[default: best where there is one]")
-@click.option("--method", help="Of a file of weights; without --weights one that has none of its own: prototype.")
-@click.option("--trunk", help="Name of the trunk that goes with --method.")
-@click.option("--recipe", help="For a file of weights: its configuration, which --method and --trunk override.")
-@click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="A further key of that configuration.")
-@click.option("--trunk-weights", help="Of --method prototype, or of --prototype-control: a file, or fetch.")
-@click.option("--episodes", type=click.IntRange(1), help="[default: the run's test_episodes]")
-@click.option("--episodes-file", type=FILE, help="Run this file's episodes; they are written there first if missing.")
-@click.option("--way", type=click.IntRange(2), help="[default: the run's test_way]")
-@click.option("--shot", type=click.IntRange(1), help="[default: the run's test_shot]")
-@click.option("--queries", type=click.IntRange(1), help="Per class.  [default: the run's test_queries]")
-@click.option("--groups", type=click.Choice(["disjoint", "any"]), help="[default: the run's]")
-@click.option("--small-classes", type=click.Choice(["refuse", "drop"]), help="Classes with too few videos.")
-@click.option("--unlabelled-per-class", type=click.IntRange(0), help="[default: the run's]")
-@click.option("--distractor-classes", type=click.IntRange(0), help="[default: the run's]")
-@click.option("--distractors-per-class", type=click.IntRange(0), help="0: as of the others.  [default: the run's]")
-@click.option("--seed", type=int, help="[default: the run's eval_seed]")
-@click.option("--device", help="[default: the run's]")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the run's]")
-@click.option("--executor", type=click.Choice(["auto", "dali", "portable"]), help="[default: the run's]")
-@click.option("--class-text", help="A file of fsar-text, for methods that read it.  [default: the run's]")
-@click.option(
-    "--inference", type=click.Choice(["visual", "text", "combined"]), help="Of clip-fsar.  [default: the run's]"
-)
-@click.option("--views", type=click.IntRange(0), help="Random views a video, embedded once each.  [default: the run's]")
-@click.option("--embeddings", type=FILE, help="Folder (zarr) that keeps embeddings of videos for the next evaluation.")
-@click.option("--shuffle-frames", "shuffled", is_flag=True, help="Shuffle the frames of each clip: a control.")
-@click.option("--prototype-control", "control", is_flag=True, help="Also test prototypes of the untrained trunk.")
-@click.option("--allow-overlap", is_flag=True, help="Test on what training saw; the result is stamped with it.")
-@click.option("--baseline", metavar="NAME", help="With --compare: the run to compare with.  [default: the first]")
-@click.option("--allow-styles", is_flag=True, help="With --compare: runs of several recipe styles, stamped.")
+@option("--split", group=DATA, default="test", show_default=True, help="Split that is tested.")
 @check_option
-@click.option("--out", type=FILE, help="Write the result as JSON.")
-@click.option("--report", type=FILE, help="Write a page to look at (HTML), of the one model or of the comparison.")
-@click.option("--markdown", type=FILE, help="With --compare: write the tables as Markdown.")
-@click.option("--csv", type=FILE, help="With --compare: write the figures as CSV.")
+@option(
+    "--weights",
+    group=MODEL,
+    type=FILE,
+    help="A run folder, also of fsar-pretrain, or a file with the published code's names.",
+)
+@option(
+    "--checkpoint",
+    group=MODEL,
+    type=click.Choice(["best", "last"]),
+    help="Of a run.  [default: best, if there is one]",
+)
+@option("--method", group=MODEL, help="Method of a file of weights; without --weights: prototype, which has none.")
+@option("--trunk", group=MODEL, help="Name of the trunk that goes with --method.")
+@option("--trunk-weights", group=MODEL, help="For --method prototype, or --prototype-control: a file, or fetch.")
+@option(
+    "--recipe",
+    group=MODEL,
+    main=False,
+    help="For a file of weights: its configuration, which --method and --trunk override.",
+)
+@option(
+    "--option",
+    "pairs",
+    group=MODEL,
+    main=False,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A further key of that configuration.",
+)
+@option(
+    "--inference",
+    group=MODEL,
+    main=False,
+    type=click.Choice(["visual", "text", "combined"]),
+    help="Of clip-fsar.  [default: the run's]",
+)
+@evaluation_options(KEYS)
+@option(
+    "--episodes-file",
+    group=EPISODES,
+    type=FILE,
+    help="Run this file's episodes; they are written there first if missing.",
+)
+@option(
+    "--embeddings",
+    group=SPEED,
+    type=FILE,
+    help="Folder (zarr) of embeddings that evaluations share.",
+)
+@option("--shuffle-frames", "shuffled", group=CONTROLS, is_flag=True, help="Shuffle the frames of each clip.")
+@option(
+    "--prototype-control",
+    "control",
+    group=CONTROLS,
+    is_flag=True,
+    help="Also test prototypes of the untrained trunk.",
+)
+@option(
+    "--allow-overlap",
+    group=CONTROLS,
+    main=False,
+    is_flag=True,
+    help="Test on what training saw; the result is stamped with it.",
+)
+@option("--compare", "first", group=COMPARISON, type=FILE, multiple=True, metavar="RUN...", help="Runs to compare.")
+@click.argument("more", type=FILE, nargs=-1, metavar="")
+@option(
+    "--baseline",
+    group=COMPARISON,
+    metavar="NAME",
+    help="With --compare: the run to compare with.  [default: the first]",
+)
+@option(
+    "--allow-styles",
+    group=COMPARISON,
+    main=False,
+    is_flag=True,
+    help="With --compare: runs of several recipe styles, stamped.",
+)
+@option("--markdown", group=COMPARISON, main=False, type=FILE, help="With --compare: write the tables as Markdown.")
+@option("--csv", group=COMPARISON, main=False, type=FILE, help="With --compare: write the figures as CSV.")
+@option("--out", group=OUTPUT, type=FILE, help="Write the result as JSON.")
+@option(
+    "--report", group=OUTPUT, type=FILE, help="Write a page to look at (HTML), of the one model or of the comparison."
+)
 def cli(
     folder: Path | RemoteShards,
     split: str,
@@ -131,7 +163,7 @@ def cli(
     inference: str | None,
     shuffled: bool,
     check: bool,
-    **given: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of KEYS
+    **given: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of REPLACED
 ) -> None:
     """Test a model on episodes of a split that it was not trained on, or compare runs on them.
 
@@ -145,7 +177,7 @@ def cli(
     _check(source, options, first, more)
     _check_folders(options, {"episodes-file": episodes_file, "embeddings": embeddings})
     store = EmbeddingStore(embeddings) if embeddings else None
-    asked = {KEYS[name]: value for name, value in given.items() if value is not None}
+    asked = {REPLACED[name]: value for name, value in given.items() if value is not None}
     changes = asked | {"inference": inference, "trunk_weights": source.trunk_weights}
     with ShardSet.open(folder, check=check) as shards:
         models = [model_of_run(run, source.checkpoint) for run in first + more] or [_tested(source, shards)]

@@ -1,153 +1,131 @@
-"""Every key of the configuration as a command-line option."""
+"""Turn the keys of a configuration into options of a command, and what was given back into values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
 
-from fsar.methods import METHODS, method_options
-from fsar.run.config import CHOICES, TYPES, method_option_types
-from fsar.run.flat_config import KINDS
+from fsar.cli.help import option
+from fsar.run.config import DATA, EPISODES, METHOD, SPEED, all_keys
+from fsar.run.keys import KINDS, Key
 from shards_spec.errors import ConfigError
 
-# What the help says of a key besides its choices.
-EXPLAINED = {
-    "cached_views": "With --freeze-trunk: random views of each video.",
-    "checkpoint_activations": "Compute the trunk's stages again in backward: less memory, more time.",
-    "checkpoint_parts": "The same for its first parts alone (stem, stages), which hold most; 0: for all, or none.",
-    "checkpoint_every": "Episodes between checkpoints.",
-    "class_text": "File of fsar-text, for clip-fsar.",
-    "clip_frames": "Frames of each clip that a video trunk reads; 0: it reads single frames.",
-    "clip_stride": "Distance of a clip's frames in the video.",
-    "crop": "Side of the square that the model sees, in pixels.",
-    "decay_norms": "Weight decay of norms, as the published code has it or not at all.",
-    "device": "auto, cpu, cuda or cuda:N.",
-    "distractor_classes": "Classes of which an episode has unlabelled videos alone.",
-    "distractors_per_class": "Videos of each; 0: as --unlabelled-per-class.",
-    "episodes": "Episodes of training in all.",
-    "episodes_per_step": "Episodes whose gradients make one step of the optimiser.",
-    "eval_seed": "Seed of the validation and test episodes.",
-    "executor": "What decodes frames; auto is DALI where it is installed.",
-    "feature_cache": "With --freeze-trunk: folder of features that runs share.  [default: in the run folder]",
-    "frame_rule": "How frames are chosen; the recipe's is that of its data set.",
-    "frames": "Frames of a video that the model sees, or clips of it for a video trunk.",
-    "freeze_trunk": "Train what comes after the trunk, from features that are computed once.",
-    "graph": "On a GPU, replay forward and backward as one CUDA graph.",
-    "groups": "Support and query of a class share no group, or any.",
-    "kinetics_window": "With the frame rule of Kinetics: where a clip may lie.",
-    "labelled_fraction": "Share of each class that may be labelled; the rest is unlabelled only.",
-    "labels": "CSV file of fsar-cluster whose clusters replace the training classes.",
-    "log_every": "Episodes between lines of log.jsonl.",
-    "lr": "Learning rate.",
-    "lr_clock": "How the rate's clock counts; the recipe style decides it.",
-    "lr_epoch": "Episodes in an epoch of that clock.",
-    "lr_factors": "Factor of --lr from each of --lr-steps on.",
-    "lr_steps": "Epochs at which the rate changes.",
-    "memory_format": "Order of maps in memory; auto: channels-last on a CPU and in bf16, else the trunk's own.",
-    "num_classes": "Rows of the auxiliary classifier; 0: one a training class.",
-    "precision": "bf16: the model computes in bfloat16 where that is safe; on a CPU faster with AMX alone.",
-    "prefetch": "Episodes prepared ahead.",
-    "queries": "Queries of each class in training.",
-    "query_flip": "Flip queries of training at random.",
-    "query_jitter": "Change the colours of queries of training.",
-    "random_crop": "Crop at random in training.",
-    "resize": "Height of frames before the crop.",
-    "resize_width": "Their width; 0: as the height.",
-    "seed": "Seed of weights and training episodes.",
-    "select_on": "Split that chooses the checkpoint; last: none does.",
-    "shot": "Support videos of each class in training; without --recipe it chooses the recipe.",
-    "small_classes": "Classes with too few videos for an episode.",
-    "tasks": "augment: each video is a class, its queries are views of it.",
-    "test_episodes": "Episodes of the test.",
-    "test_frames": "Frames of validation and test clips.",
-    "test_queries": "Queries of each class in validation and test.",
-    "test_shot": "Support videos of each class in validation and test.",
-    "test_way": "Classes of an episode in validation and test.",
-    "threads": "Threads that decode; 0: one a core.",
-    "trunk": "Network under the method, such as resnet50.",
-    "trunk_weights": "Its starting weights: a file, a run folder, fetch (download), or random.",
-    "unlabelled_per_class": "Unlabelled videos of each class in an episode.",
-    "val_episodes": "Episodes of a validation.",
-    "val_every": "Episodes between validations.",
-    "views": "Random views of a test video, embedded once each; 0: anew in every episode.",
-    "warmup_lr": "Rate from which --lr is approached.",
-    "way": "Classes of an episode in training.",
-    "weight_decay": "Weight decay.",
-}
-# Keys that the commands have as options of their own, or that only recipes set.
-OWN = frozenset({"dataset", "method", "recipe_style"})
+METAVARS = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
 
-
-check_option = click.option(
-    "--check", is_flag=True, help="Compare the CRC-32 of every picture with the index while it is read."
+check_option = option(
+    "--check",
+    is_flag=True,
+    group=DATA,
+    main=False,
+    help="Compare the CRC-32 of every picture with the index while it is read.",
 )
 
 
-def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add one option a key of the configuration; those that are not given stay out of the overrides."""
-    kinds = TYPES | method_option_types()
-    flags = {key for key, kind in kinds.items() if kind is bool}
-    return key_options(set(kinds) - OWN, _help, flags=flags)(command)
+def key_options(keys: Mapping[str, Key], default_of: Callable[[Key], str]) -> Callable[[Callable[..., Any]], Any]:
+    """Add one option a key; the command gets the text of each that was given, and None for the others.
 
-
-def key_options(
-    keys: Iterable[str], help_of: Callable[[str], str], *, flags: Collection[str] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The same for other keys; `help_of` says what each means, and one of `flags` alone means true."""
+    Args:
+        keys: The keys by name; those with an option of the command's own are left out.
+        default_of: Says in words what a key is where its option is not given.
+    """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for key in sorted(keys, reverse=True):
-            said: dict[str, Any] = {"default": None, "metavar": "VALUE", "help": help_of(key)}
-            if key in flags:
-                said |= {"is_flag": False, "flag_value": "true"}
-            command = click.option(f"--{key.replace('_', '-')}", key, **said)(command)
+        for key in reversed([each for each in keys.values() if not each.own_option]):
+            flag = {"is_flag": False, "flag_value": "true"} if key.kind is bool else {}
+            command = option(
+                key.option,
+                key.name,
+                default=None,
+                metavar=METAVARS.get(key.kind, "X,..."),
+                help=_help(key, default_of(key)),
+                group=key.group,
+                main=key.main,
+                **flag,
+            )(command)
         return command
 
     return add
 
 
-def _help(key: str) -> str:
-    """What a key means and takes; of a method's own, which methods have it."""
-    kind = (TYPES | method_option_types())[key]
-    text = EXPLAINED.get(key) or f"Of {', '.join(name for name in METHODS if key in method_options(name))}."
-    if key in CHOICES:
-        return f"{text}  [{'|'.join(CHOICES[key])}]"
-    return f"{text}  [true|false]" if kind is bool else text
+def evaluation_options(keys: Mapping[str, Key]) -> Callable[[Callable[..., Any]], Any]:
+    """Add the options by which fsar-eval replaces keys of a run, under the names that the keys state."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for key in reversed([each for each in keys.values() if each.evaluation]):
+            name = f"--{key.evaluation.replace('_', '-')}"
+            kind: Any = click.Choice(key.choices) if key.choices else click.STRING
+            if key.kind is int:
+                kind = click.IntRange(None if key.least is None else int(key.least))
+            command = option(
+                name,
+                key.evaluation,
+                type=kind,
+                metavar=METAVARS[key.kind] if key.kind is int else None,
+                help=f"{key.help}  [default: the run's]",
+                group=key.group if key.group in (METHOD, SPEED) else EPISODES,
+                main=key.main or key.evaluation != key.name,
+            )(command)
+        return command
+
+    return add
 
 
-def overrides(given: dict[str, Any], kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options that were given, as values of their `kinds`; without these, those of training's configuration.
+def _help(key: Key, default: str) -> str:
+    """Say what a key means, its choices and its default."""
+    notes = ["|".join(key.choices)] if key.choices else []
+    notes += [f"default: {default}"] if default else []
+    return f"{key.help}  [{'; '.join(notes)}]" if notes else key.help
+
+
+def default_text(key: Key, recipes: Iterable[Mapping[str, Any]]) -> str:
+    """Say what a key is where its option is not given: one value, or that it depends on the recipe."""
+    values = {value_text(table.get(key.name, key.default)) for table in recipes}
+    values -= {value_text(None)}  # a recipe of a method that has no such option
+    return values.pop() if len(values) == 1 else "by recipe" if values else ""
+
+
+def value_text(value: object) -> str:
+    """Write a value as its option takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def overrides(given: Mapping[str, Any], keys: Mapping[str, Key] | None = None) -> dict[str, Any]:
+    """Give the options that were set, as values of their keys; without `keys`, those of training.
 
     Raises:
-        ConfigError: a value that is none of its kind.
+        ConfigError: a value that is not of its kind.
     """
-    kinds = TYPES | method_option_types() if kinds is None else kinds
-    return {key: parse(key, text, kinds[key]) for key, text in given.items() if text is not None}
+    keys = all_keys() if keys is None else keys
+    return {name: parse(name, text, keys[name].kind) for name, text in given.items() if text is not None}
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
-    """Options of a configuration from words KEY=VALUE.
+    """Read options of a configuration from words KEY=VALUE.
 
     Raises:
-        ConfigError: a word without "=", or a value that is none of its kind.
+        ConfigError: a word without "=", or a value that is not of its kind.
     """
-    kinds, values = TYPES | method_option_types(), {}
+    keys, values = all_keys(), {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
+        name, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--option {pair}: expected KEY=VALUE")
-        key = key.replace("-", "_")
-        values[key] = parse(key, text, kinds.get(key, Any))
+        name = name.replace("-", "_")
+        values[name] = parse(name, text, keys[name].kind if name in keys else Any)
     return values
 
 
-def parse(key: str, text: str, kind: Any) -> Any:  # noqa: ANN401 -- any kind of a value is what it makes
-    """One value from its text.
+def parse(name: str, text: str, kind: Any) -> Any:  # noqa: ANN401 -- any kind of a value is what it makes
+    """Read one value from its text.
 
     Raises:
-        ConfigError: it is none of its kind.
+        ConfigError: it is not of its kind.
     """
     try:
         if kind is bool:
@@ -159,7 +137,7 @@ def parse(key: str, text: str, kind: Any) -> Any:  # noqa: ANN401 -- any kind of
         return [float(part) for part in text.split(",")]
     except (ValueError, KeyError):
         expected = KINDS.get(kind, "numbers with commas between them")
-        raise ConfigError(f"--{key.replace('_', '-')} {text}: expected {expected}") from None
+        raise ConfigError(f"--{name.replace('_', '-')} {text}: expected {expected}") from None
 
 
 def _number_or_text(text: str) -> float | str:

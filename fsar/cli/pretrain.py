@@ -9,19 +9,17 @@ import click
 import torch
 
 from fsar.checkpoints import join_records, load_training_record, weights_sha256
+from fsar.cli.help import GroupedCommand, option
 from fsar.cli.launch import launch
-from fsar.cli.options import check_option, key_options, overrides
+from fsar.cli.options import check_option, default_text, key_options, overrides
 from fsar.evaluation.overlap import training_record
 from fsar.pretraining import PRETRAINING
 from fsar.pretraining.batches import ViewLoader
 from fsar.pretraining.config import (
-    CHOICES,
-    TYPES,
     PretrainConfig,
-    all_option_types,
+    all_keys,
     build_pretrain_config,
     choose_pretrain_recipe,
-    option_defaults,
     pretrain_config_of,
     pretrain_recipe_names,
     read_pretrain_recipe,
@@ -30,8 +28,11 @@ from fsar.pretraining.trainer import Pretrainer, build_pretraining, check_queue
 from fsar.report.pretraining import draw_pictures, write_pretrain_report
 from fsar.report.result import coverage_text, describe_data, provenance
 from fsar.run import ranks
+from fsar.run.config import METHOD, OUTPUT
 from fsar.run.device import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data, last_checkpoint
+from fsar.run.keys import Key
+from fsar.run.recipes import shipped
 from fsar.run.weights import training_record_of
 from shards_spec import ShardSet
 from shards_spec.cli.console import shards_option
@@ -39,54 +40,9 @@ from shards_spec.errors import ConfigError
 from shards_spec.files import json_bytes, write_whole
 from shards_spec.remote.shards import RemoteShards
 
-# What the help says of a key besides its choices.
-EXPLAINED = {
-    "batch": "Videos of a step.",
-    "blur_sigma": "Of fima: the blur's strength, one value for the run or one a clip.",
-    "checkpoint_activations": "Compute the trunk's stages again in backward: less memory, more time.",
-    "checkpoint_parts": "The same for its first parts alone (stem, stages), which hold most; 0: for all, or none.",
-    "checkpoint_every": "Steps between checkpoints.",
-    "clip_frames": "Frames of a clip.",
-    "clip_norm": "Largest norm of the gradient; 0: any.",
-    "clip_stride": "Distance of a clip's frames; for mscl in positions of its flow.",
-    "crop": "Side of the crops in pixels.",
-    "device": "auto, cpu, cuda or cuda:N.",
-    "epochs": "Times that each video is read.",
-    "executor": "What decodes frames; auto is DALI where it is installed.",
-    "flip": "Mirror half of the crops; not where left and right mean something.",
-    "flip_negate_u": "Of mscl: u of mirrored flow changes its sign; not so in the published code.",
-    "flow_layout": "Of mscl: which clip's turned flow is set against a view; released: as the published code has it.",
-    "jitter_sync": "Of moco, mscl: colours change by one factor a clip, or one a frame as in the published code.",
-    "list": "Which of the official lists.",
-    "lists": "In place of --split: official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file; their "
-    "training videos are read.",
-    "local_weight": "Of fima: weight of windows' parts; of mscl: of frames against flow; 0 leaves them out.",
-    "log_every": "Steps between lines of log.jsonl.",
-    "lr": "Learning rate, for the whole batch.",
-    "lr_factor": "Factor of --lr at each of --milestones.",
-    "milestones": "Epochs at which the rate changes, of the schedules step and warmup_step.",
-    "precision": "bf16: the model computes in bfloat16 where that is safe.",
-    "prefetch": "Steps prepared ahead.",
-    "queue": "Keys that are kept as negatives; no more than there are videos.",
-    "schedule": "How the rate changes from epoch to epoch.",
-    "seed": "Seed of weights, clips and colours.",
-    "sgd_momentum": "Momentum of SGD.",
-    "split": "Split whose videos are read; all: every video, of which later tests then show it.",
-    "threads": "Threads that decode; 0: one a core.",
-    "trunk": "Video trunk, such as i3d or r3d18.",
-    "warmup_lr": "Rate from which the schedule warmup_step starts.",
-    "weight_decay": "Weight decay, of norms and biases too.",
-    "weights": "That the trunk starts from: a run folder of ours, a file, or fetch; without it they are random.",
-}
-OWN = frozenset({"dataset", "method"})
 
-
-def _help(key: str) -> str:
-    """What a key means and takes; of a method's own, which methods have it."""
-    text = EXPLAINED.get(key) or f"Of {', '.join(name for name in PRETRAINING if key in option_defaults(name))}."
-    if key in CHOICES:
-        return f"{text}  [{'|'.join(CHOICES[key])}]"
-    return f"{text}  [true|false]" if (TYPES | all_option_types())[key] is bool else text
+def _default(key: Key) -> str:
+    return default_text(key, shipped("pretraining.toml").values())
 
 
 def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -95,18 +51,24 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
         context.exit()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedCommand, more="Add --print-config to a command to see every value of its run.")
 @shards_option()
-@click.option("--method", default=None, help=f"One of {', '.join(PRETRAINING)}.  [default: the recipe's]")
-@click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set and method]")
-@click.option(
-    "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes, help="List recipes and stop."
+@option("--method", group=METHOD, help=f"One of {', '.join(PRETRAINING)}.  [default: the recipe's]")
+@option("--recipe", group=METHOD, help="Name of a recipe, or a TOML file.  [default: by data set and method]")
+@option(
+    "--recipes",
+    group=METHOD,
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_recipes,
+    help="List the recipes and exit.",
 )
-@click.option("--out", "run", type=click.Path(path_type=Path), required=True, help="Run folder.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run folder, with its recipe.")
 @check_option
-@click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
-@key_options(set(TYPES | all_option_types()) - OWN, _help)
+@key_options(all_keys(), _default)
+@option("--out", "run", group=OUTPUT, type=click.Path(path_type=Path), required=True, help="Run folder.")
+@option("--resume", group=OUTPUT, is_flag=True, help="Go on from the last checkpoint of the run folder.")
+@option("--print-config", group=OUTPUT, is_flag=True, help="Print the whole configuration as a recipe and exit.")
 def cli(
     folder: Path | RemoteShards,
     method: str | None,
@@ -123,12 +85,15 @@ def cli(
     A recipe is chosen by data set and method, and gives every value that is not given here: see them with
     --print-config.  The run folder gets config.toml, log.jsonl, a checkpoint, result.json and report.html; give it to
     fsar-probe, or to fsar-train as --trunk-weights.
-    """
+
+    \b
+    fsar-pretrain --shards shards/ucf101 --method fima --lists ucfTrainTestlist --out runs/fima
+    """  # noqa: D301 -- \b is click's mark of lines to be left as they are
     with ShardSet.open(folder, check=check) as shards:
         if resume and recipe is None:
             check_is_run(run)
             recipe = str(run / "config.toml")
-        config = resolve(shards.dataset.name, method, recipe, overrides(given, TYPES | all_option_types()))
+        config = resolve(shards.dataset.name, method, recipe, overrides(given, all_keys()))
         if print_config:
             click.echo(config.to_toml(), nl=False)
             return

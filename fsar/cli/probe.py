@@ -53,7 +53,7 @@ def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> Non
     if name is None:
         return
     known = shipped("probe.toml")
-    table = read_table(name, known, hint=", ".join(known))
+    table = read_table(name, known, hint=lambda _: ", ".join(known))
     for key in table:
         if key not in OF_RECIPES:
             raise ConfigError(f'recipe {name}: unknown key "{key}"; {suggest(key, OF_RECIPES)}')

@@ -10,8 +10,9 @@ from typing import Any
 import click
 import torch
 
+from fsar.cli.help import GroupedCommand, option
 from fsar.cli.launch import launch
-from fsar.cli.options import check_option, config_options, overrides
+from fsar.cli.options import check_option, default_text, key_options, overrides
 from fsar.evaluation.accuracy import answer, evaluate, summarise
 from fsar.evaluation.overlap import find_overlap
 from fsar.methods import METHODS, find_method, method_options
@@ -20,10 +21,11 @@ from fsar.report.result import coverage_text, describe, describe_data
 from fsar.report.run import write_report
 from fsar.run import ranks
 from fsar.run.build import class_text_sha256, frozen_prototypes, training_labels
-from fsar.run.config import RunConfig, build_config
+from fsar.run.config import METHOD, OUTPUT, RunConfig, all_keys, build_config
 from fsar.run.device import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data
-from fsar.run.recipes import STYLES, choose_recipe, list_recipes, read_recipe, restyle
+from fsar.run.keys import Key
+from fsar.run.recipes import STYLES, choose_recipe, list_recipes, read_recipe, recipe_tables, restyle
 from fsar.training.trainer import Trainer
 from pipelines.episodes.labels import labels_sha256
 from shards_spec import ShardSet
@@ -33,29 +35,53 @@ from shards_spec.files import json_bytes, write_whole
 from shards_spec.remote.shards import RemoteShards
 
 
+def _default(key: Key) -> str:
+    return default_text(key, recipe_tables().values())
+
+
 def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
         click.echo(list_recipes())
         context.exit()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedCommand, more="Add --print-config to a command to see every value of its run.")
 @shards_option()
-@click.option(
-    "--method", default=None, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: the recipe's, or molo]"
+@option(
+    "--method", group=METHOD, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: the recipe's, or molo]"
 )
-@click.option("--recipe", help="Name of a recipe, or a TOML file.  [default: by data set, method and shot]")
-@click.option(
-    "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes, help="List recipes and stop."
+@option("--recipe", group=METHOD, help="Name of a recipe, or a TOML file.  [default: by data set, method and shot]")
+@option(
+    "--recipes",
+    group=METHOD,
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_recipes,
+    help="List the recipes and exit.",
 )
-@click.option("--recipe-style", help=f"One of {', '.join(STYLES)}.  [default: the recipe's]")
-@click.option("--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-SHOTshot]")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run folder, with its recipe.")
-@click.option("--shuffle-control", is_flag=True, help="Also test with the frames of each clip shuffled.")
-@click.option("--prototype-control", is_flag=True, help="Also test prototypes of the trunk's starting weights.")
+@option("--recipe-style", group=METHOD, main=False, help=f"One of {', '.join(STYLES)}.  [default: the recipe's]")
 @check_option
-@click.option("--print-config", is_flag=True, help="Print the whole configuration and stop.")
-@config_options
+@key_options(all_keys(), _default)
+@option(
+    "--run", group=OUTPUT, type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-Nshot]"
+)
+@option("--resume", group=OUTPUT, is_flag=True, help="Go on from the last checkpoint of the run folder.")
+@option(
+    "--shuffle-control",
+    group=OUTPUT,
+    main=False,
+    is_flag=True,
+    help="Also test with the frames of each clip shuffled.",
+)
+@option(
+    "--prototype-control",
+    group=OUTPUT,
+    main=False,
+    is_flag=True,
+    help="Also test prototypes of the trunk's starting weights.",
+)
+@option("--print-config", group=OUTPUT, is_flag=True, help="Print the whole configuration as a recipe and exit.")
 def cli(
     folder: Path | RemoteShards,
     method: str | None,
@@ -74,7 +100,10 @@ def cli(
 
     A recipe is chosen by data set, method and shot, and gives every value that is not given here: see them with
     --print-config.  The run folder gets config.toml, log.jsonl, checkpoints, result.json and report.html.
-    """
+
+    \b
+    fsar-train --shards shards/ucf101 --method molo --shot 5 --trunk-weights fetch
+    """  # noqa: D301 -- \b is click's mark of lines to be left as they are
     with ShardSet.open(folder, check=check) as shards:
         name, options = shards.dataset.name, overrides(given)
         saved = (run or _run_folder(method or "molo", name, options.get("shot", 1))) / "config.toml"

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any
 
 from fsar.pretraining import PRETRAINING, find_pretraining, pretraining_options
-from fsar.run.flat_config import FlatConfig, option_types, typed
+from fsar.run.config import DATA, METHOD, OUTPUT, SCHEDULE, SPEED
+from fsar.run.flat_config import FlatConfig
+from fsar.run.keys import Key, check_keys, key, keys_of, option_types, typed
+from fsar.run.method_keys import GROUP
+from fsar.run.names import suggest_key
 from fsar.run.recipes import near_names, read_table, shipped
 from pipelines.clips.flow import FlowPairRules
 from pipelines.clips.windows import PairRules, WindowRules
-from shards_spec.errors import ConfigError, suggest
+from shards_spec.errors import ConfigError
 from shards_spec.schema import flow_pairs
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": ("cosine", "step", "warmup_step"),
-    "precision": ("fp32", "bf16"),
-    "executor": ("auto", "dali", "portable"),
-    "blur_sigma": ("fixed", "per_sample"),
-    "jitter_sync": ("clip", "frame"),
-    "flow_layout": ("intended", "released"),
-}
-# Smallest sensible values.
-LEAST = dict.fromkeys(("clip_frames", "clip_stride", "crop", "batch", "epochs", "checkpoint_every", "log_every"), 1)
-LEAST |= {"checkpoint_parts": 0, "prefetch": 1, "list": 1, "queue": 1, "dim": 1, "dense_queue": 0}
-LEAST |= dict.fromkeys(("threads", "seed", "lr_factor", "warmup_lr", "sgd_momentum", "weight_decay", "clip_norm"), 0)
 
 RULES = {"fima": WindowRules, "moco": PairRules, "mscl": FlowPairRules}  # how clips are drawn
 # How a method's views are made of its clips, beside what the method itself decides.
@@ -35,6 +26,7 @@ LOOKS: dict[str, dict[str, object]] = {
     "moco": {"jitter_sync": "clip"},
     "mscl": {"jitter_sync": "clip", "flow_layout": "intended", "flip_negate_u": False},
 }
+CLIPS = "Clips"
 # Options that follow from others.
 DERIVED = frozenset({"trunk", "total", "frames", "stride", "crop", "extra_frame", "flow_crops"})
 
@@ -43,47 +35,85 @@ DERIVED = frozenset({"trunk", "total", "frames", "stride", "crop", "extra_frame"
 class PretrainConfig(FlatConfig):
     """Every value of a run; `options` holds what only the method, its clips and its views understand."""
 
-    # No result depends on these, up to rounding on other devices.
-    FREE: ClassVar[frozenset[str]] = frozenset(
-        {"device", "executor", "threads", "prefetch", "log_every", "checkpoint_every"}
-        | {"checkpoint_activations", "checkpoint_parts"}
+    method: str = key(group=METHOD, own_option=True)
+    trunk: str = key(text="Video trunk, such as i3d or r3d18.", group=METHOD, main=True)
+    dataset: str = key("", group=DATA, own_option=True)  # the data set that the recipe is meant for
+    split: str = key(
+        "train",
+        "Split whose videos are read; all: every video, of which later tests then show it.",
+        group=DATA,
+        main=True,
     )
-
-    method: str
-    trunk: str
-    dataset: str = ""  # the data set that the recipe is meant for
-    split: str = "train"  # whose videos are read, without their labels; "all": every one
-    lists: str = (
-        ""  # in place of a split: official lists of UCF101 or HMDB51 (a folder), whose training videos are read
+    lists: str = key(
+        "",
+        "In place of --split: official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file; their training "
+        "videos are read.",
+        group=DATA,
+        main=True,
     )
-    list: int = 1  # which of the official lists
-    weights: str = ""  # that the trunk starts from: a file, a run folder, "fetch"; empty: random ones
+    list: int = key(1, "Which of the official lists.", least=1, group=DATA)
+    weights: str = key(
+        "",
+        "Weights that the trunk starts from: a run folder of ours, a file, or fetch; without it they are random.",
+        group=METHOD,
+        main=True,
+    )
     # Clips
-    clip_frames: int = 16
-    clip_stride: int = 2  # of flow positions for mscl
-    crop: int = 224
-    # Optimisation: SGD; an epoch reads each video once, the last ones that fill no batch left out
-    batch: int = 64  # videos a step
-    epochs: int = 100
-    lr: float = 0.01
-    schedule: str = "cosine"  # per epoch
-    milestones: tuple[float, ...] = ()  # epochs, of the other schedules
-    lr_factor: float = 0.1  # at each milestone
-    warmup_lr: float = 0.0025
-    sgd_momentum: float = 0.9
-    weight_decay: float = 1e-4
-    clip_norm: float = 0.0  # largest norm of the gradient; 0: any
-    checkpoint_every: int = 500  # steps
-    log_every: int = 20  # steps
-    seed: int = 0
+    clip_frames: int = key(16, "Frames of a clip.", least=1, group=CLIPS, main=True)
+    clip_stride: int = key(
+        2, "Distance of a clip's frames; for mscl in positions of its flow.", least=1, group=CLIPS, main=True
+    )
+    crop: int = key(224, "Side of the crops in pixels.", least=1, group=CLIPS, main=True)
+    # Optimisation: SGD; an epoch reads each video once, and leaves out the last ones that fill no batch
+    batch: int = key(64, "Videos of a step.", least=1, group=SCHEDULE, main=True)
+    epochs: int = key(100, "Times that each video is read.", least=1, group=SCHEDULE, main=True)
+    lr: float = key(0.01, "Learning rate, for the whole batch.", above=0, group=SCHEDULE, main=True)
+    schedule: str = key(
+        "cosine",
+        "How the rate changes from epoch to epoch.",
+        choices=("cosine", "step", "warmup_step"),
+        group=SCHEDULE,
+    )
+    milestones: tuple[float, ...] = key(
+        (), "Epochs at which the rate changes, of the schedules step and warmup_step.", group=SCHEDULE
+    )
+    lr_factor: float = key(0.1, "Factor of --lr at each of --milestones.", least=0, group=SCHEDULE)
+    warmup_lr: float = key(0.0025, "Rate from which the schedule warmup_step starts.", least=0, group=SCHEDULE)
+    sgd_momentum: float = key(0.9, "Momentum of SGD.", least=0, group=SCHEDULE)
+    weight_decay: float = key(1e-4, "Weight decay, of norms and biases too.", least=0, group=SCHEDULE)
+    clip_norm: float = key(0.0, "Largest norm of the gradient; 0: any.", least=0, group=SCHEDULE)
+    checkpoint_every: int = key(500, "Steps between checkpoints.", least=1, group=OUTPUT, free=True)
+    log_every: int = key(20, "Steps between lines of log.jsonl.", least=1, group=OUTPUT, free=True)
+    seed: int = key(0, "Seed of weights, clips and colours.", least=0, group=SCHEDULE, main=True)
     # Execution
-    precision: str = "fp32"  # or "bf16": autocast; losses, parameters and optimiser stay float32
-    checkpoint_activations: bool = False  # compute the trunk's inner values twice, to keep a fraction of them
-    checkpoint_parts: int = 0  # only those of so many of its first parts, which hold the most; 0: as the line above
-    device: str = "auto"
-    executor: str = "auto"
-    threads: int = 0  # 0: one a core
-    prefetch: int = 2
+    # bf16 is autocast: losses, parameters and the optimiser stay float32.
+    precision: str = key(
+        "fp32",
+        "bf16: the model computes in bfloat16 where that is safe.",
+        choices=("fp32", "bf16"),
+        group=SPEED,
+        main=True,
+    )
+    checkpoint_activations: bool = key(
+        False, "Compute the trunk's stages again in backward: less memory, more time.", group=SPEED, free=True
+    )
+    checkpoint_parts: int = key(
+        0,
+        "The same for only its first parts (stem, stages), which hold most; 0: for all, or none.",
+        least=0,
+        group=SPEED,
+        free=True,
+    )
+    device: str = key("auto", "auto, cpu, cuda or cuda:N.", group=SPEED, free=True, main=True)
+    executor: str = key(
+        "auto",
+        "What decodes frames; auto is DALI where it is installed.",
+        choices=("auto", "dali", "portable"),
+        group=SPEED,
+        free=True,
+    )
+    threads: int = key(0, "Threads that decode; 0: one a core.", least=0, group=SPEED, free=True, main=True)
+    prefetch: int = key(2, "Steps prepared ahead.", least=1, group=SPEED, free=True)
     options: dict[str, Any] = field(default_factory=dict)
 
     def value(self, option: str) -> Any:  # noqa: ANN401 -- of any kind
@@ -95,9 +125,51 @@ class PretrainConfig(FlatConfig):
         return {key: value for key, value in self.options.items() if key in known}
 
 
-TYPES: dict[str, Any] = {
-    key: kind for key, kind in get_type_hints(PretrainConfig).items() if key not in ("options", "FREE")
-}
+KEYS = keys_of(PretrainConfig)
+# Options of methods, of their clips and of their views; defaults are those of their classes.
+OPTIONS = (
+    Key(name="area", help="Least and largest share of the frame that a crop covers."),
+    Key(name="blur_sigma", help="Strength of the blur, one a run or one a clip.", choices=("fixed", "per_sample")),
+    Key(name="clip_per_video", help="Windows drawn of a video."),
+    Key(name="cross_weight", help="Weight of pictures against flow; 0 leaves it out."),
+    Key(name="dense_queue", help="Keys of places that are kept as negatives; 0: none.", least=0),
+    Key(name="dense_temperature", help="Divides the cosines of places."),
+    Key(name="dense_weight", help="Weight of the loss of places; 0 leaves it out."),
+    Key(name="diff_wrap", help="What the first frame's difference is taken from."),
+    Key(name="dim", help="Numbers in an embedding.", least=1),
+    Key(name="dropout", help="Dropout of the decoder."),
+    Key(name="enqueue", help="When keys enter the queue: interleaved (the code) or after_step."),
+    Key(name="filter_stride", help="Stride at which clips are chosen; 0: that of training."),
+    Key(name="flip", help="Mirror half of the crops; not where left and right mean something."),
+    Key(name="flip_negate_u", help="u of mirrored flow changes its sign; not so in the published code."),
+    Key(name="flow_fields", help="Fields of a clip that are read: all, or the even ones."),
+    Key(
+        name="flow_layout",
+        help="Which clip's turned flow is set against a view; released: as the published code has it.",
+        choices=("intended", "released"),
+    ),
+    Key(name="flow_momentum", help="Momentum of the flow's key encoder: fixed, or released (the code)."),
+    Key(name="flow_negatives", help="Negatives of flow: snapshot, or released (the code)."),
+    Key(name="flow_series", help="Series of the shards that holds the flow."),
+    Key(name="fra", help="Flow rotation augmentation."),
+    Key(
+        name="jitter_sync",
+        help="Colours change by one factor a clip, or one a frame as in the published code.",
+        choices=("clip", "frame"),
+    ),
+    Key(name="local_weight", help="Weight of windows' parts (fima), of frames against flow (mscl); 0: none."),
+    Key(name="min_gap", help="Least distance of two windows' starts, in frames."),
+    Key(name="momentum", help="Momentum of the key encoder."),
+    Key(name="motion_filter", help="Choose clips with motion."),
+    Key(name="motion_rule", help="How these are chosen: fixed, or released (the code)."),
+    Key(name="parts", help="Parts of a window."),
+    Key(name="pos_ratio", help="Places match that lie nearer than this share of a cell's diagonal."),
+    Key(name="queue", help="Keys that are kept as negatives; no more than there are videos.", least=1),
+    Key(name="short", help="What is done with videos that are too short."),
+    Key(name="starts", help="Where the two clips of a video start."),
+    Key(name="temperature", help="Divides the cosines."),
+    Key(name="weight_aug_flow", help="Weights of turned flow: against itself, and against pictures."),
+)
 
 
 def rule_defaults(method: str) -> dict[str, object]:
@@ -113,12 +185,20 @@ def option_defaults(method: str) -> dict[str, object]:
     return {key: value for key, value in known.items() if key not in DERIVED}
 
 
-def all_option_types() -> dict[str, Any]:
-    """The same of all methods, with the kinds of the values."""
-    defaults: dict[str, object] = {}
-    for name in PRETRAINING:
-        defaults |= option_defaults(name)
-    return option_types(defaults)
+def option_keys(*methods: str) -> dict[str, Key]:
+    """Collect the options of methods, their clips and their views as keys."""
+    stated = {each.name: each for each in OPTIONS}
+    found = {}
+    for name, kind in option_types({k: v for method in methods for k, v in option_defaults(method).items()}).items():
+        readers = ", ".join(method for method in PRETRAINING if name in option_defaults(method))
+        one = stated[name]
+        found[name] = replace(one, kind=kind, help=f"{one.help.rstrip('.')} ({readers}).", group=GROUP)
+    return found
+
+
+def all_keys() -> dict[str, Key]:
+    """Collect the keys of the configuration and the options of all methods."""
+    return KEYS | option_keys(*PRETRAINING)
 
 
 def build_pretrain_config(values: Mapping[str, Any]) -> PretrainConfig:
@@ -127,31 +207,24 @@ def build_pretrain_config(values: Mapping[str, Any]) -> PretrainConfig:
     Raises:
         ConfigError: an unknown key (the nearest is named), or a value of another type or outside the choices.
     """
-    for key in ("method", "trunk"):
-        if key not in values:
-            raise ConfigError(f'the configuration has no "{key}"; take a recipe, or set it')
+    for name in ("method", "trunk"):
+        if name not in values:
+            raise ConfigError(f'the configuration has no "{name}"; take a recipe, or set it')
     method = str(values["method"])
-    hints = option_types(option_defaults(method))
-    for key in values:
-        if key not in TYPES and key not in hints:
-            raise ConfigError(f'unknown key "{key}" for method {method}; {suggest(key, TYPES.keys() | hints)}')
-    loop = {key: typed(key, values[key], TYPES[key]) for key in values if key in TYPES}
-    options = {key: typed(key, values[key], hints[key]) for key in values if key in hints}
+    keys = KEYS | option_keys(method)
+    for name in values:
+        if name not in keys:
+            raise ConfigError(f'unknown key "{name}" for method {method}; {suggest_key(name, keys)}')
+    values = {name: typed(name, value, keys[name].kind) for name, value in values.items()}
+    loop = {name: value for name, value in values.items() if name in KEYS}
+    options = {name: value for name, value in values.items() if name not in KEYS}
     config = PretrainConfig(**loop, options=options)
+    check_keys(values, keys.values())
     _check(config)
     return config
 
 
 def _check(config: PretrainConfig) -> None:
-    table = config.flat()
-    for key, choices in CHOICES.items():
-        if key in table and table[key] not in choices:
-            raise ConfigError(f'{key} = "{table[key]}": {suggest(str(table[key]), choices)}')
-    for key, least in LEAST.items():
-        if key in table and table[key] < least:
-            raise ConfigError(f"{key} = {table[key]}: must be at least {least}")
-    if config.lr <= 0:
-        raise ConfigError(f"lr = {config.lr}: must be above 0")
     if config.lists and config.split != "train":
         raise ConfigError(f'lists = "{config.lists}" and split = "{config.split}" both choose videos: leave one out')
     if config.list > 1 and not config.lists:
@@ -173,8 +246,12 @@ def read_pretrain_recipe(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is none, or it is no flat TOML.
     """
+    return read_table(name, shipped("pretraining.toml"), hint=_nearest)
+
+
+def _nearest(name: str) -> str:
     names = pretrain_recipe_names()
-    return read_table(name, shipped("pretraining.toml"), hint=f"{near_names(name, names)}(known: {', '.join(names)})")
+    return f"{near_names(name, names)}(known: {', '.join(names)})"
 
 
 def choose_pretrain_recipe(dataset: str, method: str) -> str:

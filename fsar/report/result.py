@@ -13,24 +13,10 @@ from fsar.checkpoints import weights_sha256
 from fsar.evaluation.accuracy import Result
 from fsar.methods import FewShotMethod, method_options
 from fsar.run.config import RunConfig
+from fsar.run.keys import recorded
 from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 from shards_spec.schema import Plan
-
-# Names in a result -> keys of the configuration.
-SETTINGS = {
-    "method": "method",
-    "way": "test_way",
-    "shot": "test_shot",
-    "queries": "test_queries",
-    "unlabelled_per_class": "unlabelled_per_class",
-    "distractor_classes": "distractor_classes",
-    "distractors_per_class": "distractors_per_class",
-    "labelled_fraction": "labelled_fraction",
-    "views": "views",
-    "freeze_trunk": "freeze_trunk",
-    "recipe_style": "recipe_style",
-}
 
 
 def describe(
@@ -53,7 +39,7 @@ def describe(
         class_text: Hash of the file of class texts that the model read.
     """
     return (
-        {name: getattr(config, key) for name, key in SETTINGS.items()}
+        recorded(config)
         | {"dataset": shards.dataset.name, "test": test.to_json(), "class_text_sha256": class_text}
         | inference(config)
         | provenance(shards, model, device=device, precision=config.precision)

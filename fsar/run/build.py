@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, FewShotMethod, create_method, find_method, method_options
 from fsar.methods.class_text import ClassText, read_class_text
 from fsar.run import ranks
-from fsar.run.config import RunConfig
+from fsar.run.config import KEYS, RunConfig
 from fsar.run.weights import load_trunk_weights
 from fsar.trunks import Trunk, VideoTrunk, create_trunk, parts_to_recompute
 from pipelines.episodes.labels import read_labels
@@ -24,6 +24,8 @@ from pipelines.episodes.stream import Chosen
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
+# Keys of a run that rule only its training episodes
+TRAINING_ONLY = frozenset({"way", "shot", "queries", "random_crop", "query_flip", "query_jitter"})
 TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
 
 
@@ -32,20 +34,10 @@ def _frame_rule(config: RunConfig) -> str:
     return "kinetics-whole" if whole else config.frame_rule
 
 
-def _clips(config: RunConfig) -> dict[str, Any]:
-    """What training and evaluation say alike of the frames of a video."""
-    return {
-        "frames": config.frames,
-        "frame_rule": _frame_rule(config),
-        "clip_frames": config.clip_frames,
-        "clip_stride": config.clip_stride,
-    }
-
-
-def _unlabelled(config: RunConfig) -> dict[str, Any]:
-    """What training and evaluation say alike of unlabelled videos."""
-    names = ("unlabelled_per_class", "distractor_classes", "distractors_per_class", "labelled_fraction")
-    return {name: getattr(config, name) for name in names}
+def _shared_rules(config: RunConfig) -> dict[str, Any]:
+    """The rules that training and evaluation state alike: the keys of a run under the same names."""
+    names = {each.name for each in fields(EpisodeRules)} & KEYS.keys() - TRAINING_ONLY
+    return {name: getattr(config, name) for name in names} | {"frame_rule": _frame_rule(config)}
 
 
 def takes_unlabelled(config: RunConfig) -> bool:
@@ -75,40 +67,15 @@ def training_labels(shards: ShardSet, config: RunConfig) -> Labels | None:
 
 
 def training_rules(config: RunConfig) -> EpisodeRules:
-    """How training episodes are drawn."""
-    return EpisodeRules(
-        way=config.way,
-        shot=config.shot,
-        queries=config.queries,
-        random_frames=True,
-        resize=config.resize,
-        resize_width=config.resize_width,
-        crop=config.crop,
-        random_crop=config.random_crop,
-        query_flip=config.query_flip,
-        query_jitter=config.query_jitter,
-        groups=config.groups,
-        small_classes=config.small_classes,
-        **_clips(config),
-        **_unlabelled(config),
-    )
+    """Give the rules by which training episodes are drawn."""
+    own = {name: getattr(config, name) for name in TRAINING_ONLY}
+    return EpisodeRules(random_frames=True, **_shared_rules(config) | own)
 
 
 def evaluation_rules(config: RunConfig) -> EpisodeRules:
-    """How validation and test episodes are drawn: centre crop, no augmentation."""
-    return EpisodeRules(
-        way=config.test_way,
-        shot=config.test_shot,
-        queries=config.test_queries,
-        random_frames=config.test_frames == "random",
-        resize=config.resize,
-        resize_width=config.resize_width,
-        crop=config.crop,
-        groups=config.groups,
-        small_classes=config.small_classes,
-        **_clips(config),
-        **_unlabelled(config),
-    )
+    """Give the rules by which validation and test episodes are drawn: centre crop, no augmentation."""
+    shape = {"way": config.test_way, "shot": config.test_shot, "queries": config.test_queries}
+    return EpisodeRules(random_frames=config.test_frames == "random", **_shared_rules(config) | shape)
 
 
 def class_text_of(config: RunConfig) -> ClassText | None:

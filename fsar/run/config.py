@@ -1,142 +1,261 @@
-"""The configuration of a run: one flat table, from a recipe, overridden by options, saved with the run."""
+"""State every key of a training run once, and make the configuration: one flat table, saved with the run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any
 
-from fsar.methods import METHODS, method_options
-from fsar.run.flat_config import FlatConfig, option_types, typed
+from fsar.methods import method_options
+from fsar.run.flat_config import FlatConfig
+from fsar.run.keys import Key, check_keys, key, keys_of, typed
+from fsar.run.method_keys import DERIVED, method_keys
+from fsar.run.names import suggest_key
 from fsar.run.recipes import STYLES, bound_options, read_recipe
-from shards_spec.errors import ConfigError, suggest
+from shards_spec.errors import ConfigError
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "recipe_style": STYLES,
-    "lr_clock": ("reference", "single"),
-    "decay_norms": ("reference", "none"),
-    "test_frames": ("random", "centre"),
-    "kinetics_window": ("reference", "whole"),
-    "select_on": ("val", "test", "last"),
-    "precision": ("fp32", "bf16"),
-    "memory_format": ("auto", "contiguous", "channels-last"),
-    "groups": ("disjoint", "any"),
-    "small_classes": ("refuse", "drop"),
-    "tasks": ("labels", "augment"),
-    "executor": ("auto", "dali", "portable"),
-}
-# What may differ between a run and its resumption: no result depends on it, up to rounding on other devices.
-FREE = frozenset({"device", "executor", "threads", "prefetch", "log_every", "test_episodes"})
-FREE |= {"graph", "checkpoint_activations", "checkpoint_parts", "feature_cache"}
-# Smallest sensible values.
-LEAST = dict.fromkeys(("way", "test_way"), 2) | dict.fromkeys(("seed", "eval_seed", "threads", "num_classes"), 0)
-LEAST |= {"checkpoint_parts": 0, "resize_width": 0, "views": 0, "clip_frames": 0, "clip_stride": 1}
-LEAST |= dict.fromkeys(("unlabelled_per_class", "distractor_classes", "distractors_per_class"), 0)
-LEAST |= dict.fromkeys(("shot", "queries", "test_shot", "test_queries", "frames", "resize", "crop", "prefetch"), 1)
-LEAST |= dict.fromkeys(("episodes", "episodes_per_step", "val_every", "val_episodes", "test_episodes", "lr_epoch"), 1)
-LEAST |= dict.fromkeys(("checkpoint_every", "log_every", "cached_views"), 1) | dict.fromkeys(
-    ("warmup_lr", "weight_decay"), 0
-)
-# Options of methods that a run derives itself.
-DERIVED = frozenset({"trunk", "channels", "frames", "num_classes"})
+DATA, METHOD, EPISODES, FRAMES = "Data", "Method", "Episodes", "Frames"
+SCHEDULE, SPEED, OUTPUT = "Schedule", "Speed", "Output"
 
 
 @dataclass(frozen=True)
 class RunConfig(FlatConfig):
-    """Every value of a run; `options` holds what only the method understands."""
+    """Every value of a run; `options` holds the options that only the method knows."""
 
-    FREE: ClassVar[frozenset[str]] = FREE
-
-    method: str
-    trunk: str
-    # A file with torchvision's names, a run folder, "fetch" for the published file, or "random"; empty is refused.
-    trunk_weights: str = ""
-    dataset: str = ""  # the data set that the recipe is meant for
-    class_text: str = ""  # a file of fsar-text, for methods that read the texts of classes
-    num_classes: int = 0  # rows of the auxiliary classifier; 0: one a training class
-    recipe_style: str = "fixed"
+    method: str = key(group=METHOD, own_option=True, recorded="method")
+    trunk: str = key(text="Network under the method, such as resnet50.", group=METHOD, main=True)
+    trunk_weights: str = key(
+        "",
+        "Its starting weights, which most recipes require: a file, a run folder, fetch (download), or random.",
+        group=METHOD,
+        main=True,
+    )
+    dataset: str = key("", group=DATA, own_option=True)  # the data set that the recipe is meant for
+    class_text: str = key("", "File of fsar-text, for methods that read it.", group=METHOD, evaluation="class_text")
+    num_classes: int = key(0, "Rows of the auxiliary classifier; 0: one a training class.", least=0, group=METHOD)
+    recipe_style: str = key("fixed", choices=STYLES, group=METHOD, own_option=True, recorded="recipe_style")
     # Episodes
-    way: int = 5
-    shot: int = 1
-    queries: int = 6  # per class, in training
-    test_way: int = 5
-    test_shot: int = 1
-    test_queries: int = 1
-    groups: str = "disjoint"  # support and query share no group, or only no video
-    small_classes: str = "refuse"  # or "drop" the classes with too few videos for an episode
+    way: int = key(5, "Classes of an episode in training.", least=2, group=EPISODES, main=True)
+    shot: int = key(
+        1,
+        "Support videos of each class in training; without --recipe it chooses the recipe.",
+        least=1,
+        group=EPISODES,
+        main=True,
+    )
+    queries: int = key(6, "Queries of each class in training.", least=1, group=EPISODES)
+    test_way: int = key(
+        5,
+        "Classes of an episode in validation and test.",
+        least=2,
+        group=EPISODES,
+        evaluation="way",
+        recorded="way",
+    )
+    test_shot: int = key(
+        1,
+        "Support videos of each class in validation and test.",
+        least=1,
+        group=EPISODES,
+        evaluation="shot",
+        recorded="shot",
+    )
+    test_queries: int = key(
+        1,
+        "Queries of each class in validation and test.",
+        least=1,
+        group=EPISODES,
+        evaluation="queries",
+        recorded="queries",
+    )
+    groups: str = key(
+        "disjoint",
+        "Support and query of a class share no group (such as a source video), or any.",
+        choices=("disjoint", "any"),
+        group=EPISODES,
+        evaluation="groups",
+    )
+    small_classes: str = key(
+        "refuse",
+        "Classes with too few videos for an episode.",
+        choices=("refuse", "drop"),
+        group=EPISODES,
+        evaluation="small_classes",
+    )
     # Unlabelled videos, in training and evaluation
-    unlabelled_per_class: int = 0
-    distractor_classes: int = 0  # of which an episode has unlabelled videos alone
-    distractors_per_class: int = 0  # 0: unlabelled_per_class
-    labelled_fraction: float = 1.0  # below 1 the rest of each class is only ever unlabelled
+    unlabelled_per_class: int = key(
+        0,
+        "Unlabelled videos of each class in an episode.",
+        least=0,
+        group=EPISODES,
+        evaluation="unlabelled_per_class",
+        recorded="unlabelled_per_class",
+    )
+    distractor_classes: int = key(
+        0,
+        "Classes of which an episode has only unlabelled videos.",
+        least=0,
+        group=EPISODES,
+        evaluation="distractor_classes",
+        recorded="distractor_classes",
+    )
+    distractors_per_class: int = key(
+        0,
+        "Videos of each such class; 0: as --unlabelled-per-class.",
+        least=0,
+        group=EPISODES,
+        evaluation="distractors_per_class",
+        recorded="distractors_per_class",
+    )
+    labelled_fraction: float = key(
+        1.0,
+        "Share of each class that may be labelled; the rest is unlabelled only.",
+        above=0,
+        most=1,
+        group=EPISODES,
+        recorded="labelled_fraction",
+    )
     # Training without labels
-    tasks: str = "labels"  # or "augment": each video is a class of its own, its queries are views of it
-    labels: str = ""  # a CSV file of video,cluster whose clusters replace the training classes
+    tasks: str = key(
+        "labels",
+        "augment: each video is a class, its queries are views of it.",
+        choices=("labels", "augment"),
+        group=EPISODES,
+    )
+    labels: str = key("", "CSV file of fsar-cluster whose clusters replace the training classes.", group=DATA)
     # Frames
-    frames: int = 8
-    frame_rule: str = "segment"
-    clip_frames: int = 0  # of each clip that a video trunk reads, with the frame rule segment_clips; 0: single frames
-    clip_stride: int = 1
-    test_frames: str = "centre"
-    views: int = 0  # random views of a test video that are embedded once each; 0: random frames anew in each episode
-    kinetics_window: str = "whole"
-    resize: int = 256  # height before the crop
-    resize_width: int = 0  # 0: as the height
-    crop: int = 224
-    random_crop: bool = True
-    query_flip: bool = True
-    query_jitter: bool = True
-    # What comes after the trunk is trained alone, from features of a few views of each video
-    freeze_trunk: bool = False
-    cached_views: int = 4
-    feature_cache: str = ""  # folder of the features; empty: that of the run
+    frames: int = key(
+        8,
+        "Frames that the model sees of a video, or clips of it for a video trunk.",
+        least=1,
+        group=EPISODES,
+        main=True,
+    )
+    frame_rule: str = key("segment", "How frames are chosen; the recipe's is that of its data set.", group=FRAMES)
+    clip_frames: int = key(
+        0, "Frames of each clip that a video trunk reads; 0: it reads single frames.", least=0, group=FRAMES
+    )  # goes with the frame rule segment_clips
+    clip_stride: int = key(1, "Distance of a clip's frames in the video.", least=1, group=FRAMES)
+    test_frames: str = key("centre", "Frames of validation and test clips.", choices=("random", "centre"), group=FRAMES)
+    views: int = key(
+        0,
+        "Random views of a test video, embedded once each; 0: anew in every episode.",
+        least=0,
+        group=FRAMES,
+        evaluation="views",
+        recorded="views",
+    )
+    kinetics_window: str = key(
+        "whole",
+        "With the frame rule of Kinetics: where a clip may lie.",
+        choices=("reference", "whole"),
+        group=FRAMES,
+    )
+    resize: int = key(256, "Height of frames before the crop, in pixels.", least=1, group=FRAMES)
+    resize_width: int = key(0, "Their width; 0: as the height.", least=0, group=FRAMES)
+    crop: int = key(224, "Side of the square that the model sees, in pixels.", least=1, group=FRAMES)
+    random_crop: bool = key(True, "Crop at random in training.", group=FRAMES)
+    query_flip: bool = key(True, "Flip queries of training at random.", group=FRAMES)
+    query_jitter: bool = key(True, "Change the colours of queries of training.", group=FRAMES)
+    # The trunk stays as it is: what comes after it is trained from features of a few views of each video
+    freeze_trunk: bool = key(
+        False,
+        "Train what comes after the trunk, from features that are computed once.",
+        group=SPEED,
+        recorded="freeze_trunk",
+    )
+    cached_views: int = key(4, "With --freeze-trunk: random views of each video.", least=1, group=SPEED)
+    feature_cache: str = key(
+        "",
+        "With --freeze-trunk: folder of features that runs share; without it they lie in the run folder.",
+        group=SPEED,
+        free=True,
+    )
     # Optimisation; the clock counts episodes
-    episodes: int = 6000
-    episodes_per_step: int = 4
-    lr: float = 5e-5
-    warmup_lr: float = 1e-5
-    lr_clock: str = "single"
-    lr_epoch: int = 2000  # episodes in an epoch of the clock
-    lr_steps: tuple[float, ...] = (0.0,)  # epochs at which the rate changes
-    lr_factors: tuple[float, ...] = (1.0,)
-    weight_decay: float = 1e-3
-    decay_norms: str = "none"
+    episodes: int = key(6000, "Episodes of training in all.", least=1, group=SCHEDULE, main=True)
+    episodes_per_step: int = key(
+        4, "Episodes whose gradients make one step of the optimiser.", least=1, group=SCHEDULE, main=True
+    )
+    lr: float = key(5e-5, "Learning rate.", above=0, group=SCHEDULE, main=True)
+    warmup_lr: float = key(1e-5, "Rate from which --lr is approached.", least=0, group=SCHEDULE)
+    lr_clock: str = key(
+        "single",
+        "How the rate's clock counts; the recipe style decides it.",
+        choices=("reference", "single"),
+        group=SCHEDULE,
+    )
+    lr_epoch: int = key(2000, "Episodes in an epoch of that clock.", least=1, group=SCHEDULE)
+    lr_steps: tuple[float, ...] = key((0.0,), "Epochs at which the rate changes.", group=SCHEDULE)
+    lr_factors: tuple[float, ...] = key((1.0,), "Factor of --lr from each of --lr-steps on.", group=SCHEDULE)
+    weight_decay: float = key(1e-3, "Weight decay.", least=0, group=SCHEDULE)
+    decay_norms: str = key(
+        "none",
+        "Weight decay of norms, as the published code has it or not at all.",
+        choices=("reference", "none"),
+        group=SCHEDULE,
+    )
     # Validation, test, checkpoints: in episodes
-    val_every: int = 500
-    val_episodes: int = 1000
-    test_episodes: int = 10_000
-    select_on: str = "val"
-    checkpoint_every: int = 500
-    log_every: int = 20
-    seed: int = 0
-    eval_seed: int = 0
+    val_every: int = key(500, "Episodes between validations.", least=1, group=SCHEDULE)
+    val_episodes: int = key(1000, "Episodes of a validation.", least=1, group=SCHEDULE)
+    test_episodes: int = key(
+        10_000, "Episodes of the test.", least=1, group=SCHEDULE, free=True, main=True, evaluation="episodes"
+    )
+    select_on: str = key(
+        "val", "Split that chooses the checkpoint; last: none does.", choices=("val", "test", "last"), group=SCHEDULE
+    )
+    checkpoint_every: int = key(500, "Episodes between checkpoints.", least=1, group=OUTPUT)
+    log_every: int = key(20, "Episodes between lines of log.jsonl.", least=1, group=OUTPUT, free=True)
+    seed: int = key(0, "Seed of weights and training episodes.", least=0, group=SCHEDULE, main=True)
+    eval_seed: int = key(0, "Seed of the validation and test episodes.", least=0, group=SCHEDULE, evaluation="seed")
     # Execution
-    # or "bf16": autocast; matching, losses, parameters and optimiser stay float32. On a CPU it is slower than float32,
-    # unless that has AMX.
-    precision: str = "fp32"
-    # Order in memory of a trunk's maps. "auto": channels last on a CPU and in bf16, where it is faster, else the
-    # trunk's own. Sums of BatchNorm in training differ by it (about 1e-4 at 224 x 224).
-    memory_format: str = "auto"
-    checkpoint_activations: bool = False  # compute the trunk's inner values twice, to keep a fraction of them
-    checkpoint_parts: int = 0  # only those of so many of its first parts, which hold the most; 0: as the line above
-    graph: bool = True  # replay the training step as a CUDA graph; a CPU has none
-    device: str = "auto"
-    executor: str = "auto"
-    threads: int = 0  # 0: one a core
-    prefetch: int = 2
+    # bf16 is autocast: matching, losses, parameters and the optimiser stay float32.
+    precision: str = key(
+        "fp32",
+        "bf16: compute in bfloat16 where that is safe; on a CPU faster only with AMX.",
+        choices=("fp32", "bf16"),
+        group=SPEED,
+        main=True,
+        evaluation="precision",
+    )
+    # Sums of BatchNorm in training differ by the order (about 1e-4 at 224 x 224), hence it is not free.
+    memory_format: str = key(
+        "auto",
+        "Order of maps in memory; auto: channels-last on a CPU and in bf16, else the trunk's own.",
+        choices=("auto", "contiguous", "channels-last"),
+        group=SPEED,
+    )
+    checkpoint_activations: bool = key(
+        False, "Compute the trunk's stages again in backward: less memory, more time.", group=SPEED, free=True
+    )
+    checkpoint_parts: int = key(
+        0,
+        "The same for only its first parts (stem, stages), which hold most; 0: for all, or none.",
+        least=0,
+        group=SPEED,
+        free=True,
+    )
+    graph: bool = key(True, "On a GPU, replay forward and backward as one CUDA graph.", group=SPEED, free=True)
+    device: str = key("auto", "auto, cpu, cuda or cuda:N.", group=SPEED, free=True, main=True, evaluation="device")
+    executor: str = key(
+        "auto",
+        "What decodes frames; auto is DALI where it is installed.",
+        choices=("auto", "dali", "portable"),
+        group=SPEED,
+        free=True,
+        evaluation="executor",
+    )
+    threads: int = key(0, "Threads that decode; 0: one a core.", least=0, group=SPEED, free=True, main=True)
+    prefetch: int = key(2, "Episodes prepared ahead.", least=1, group=SPEED, free=True)
     options: dict[str, Any] = field(default_factory=dict)
 
 
-TYPES: dict[str, Any] = {key: kind for key, kind in get_type_hints(RunConfig).items() if key not in ("options", "FREE")}
+KEYS = keys_of(RunConfig)
 
 
-def method_option_types() -> dict[str, Any]:
-    """Every option of the methods of the registry that a recipe may set, with the type of its default."""
-    defaults: dict[str, object] = {}
-    for name in METHODS:
-        defaults |= {key: value for key, value in method_options(name).items() if key not in DERIVED}
-    return option_types(defaults)
+def all_keys() -> dict[str, Key]:
+    """Collect the keys of the configuration and the options of all methods of the registry."""
+    return KEYS | method_keys()
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
@@ -146,31 +265,31 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: an unknown key (the nearest is named), a value of another type or outside the choices,
             or options of both recipe styles.
     """
-    for key in ("method", "trunk"):
-        if key not in values:
-            raise ConfigError(f'the configuration has no "{key}"; take a recipe, or set it')
-    allowed = set(method_options(str(values["method"]))) - DERIVED
-    for key in values:
-        if key not in TYPES and key not in allowed:
-            raise ConfigError(
-                f'unknown key "{key}" for method {values["method"]}; {suggest(key, TYPES.keys() | allowed)}'
-            )
-    loop = {key: typed(key, values[key], TYPES[key]) for key in values if key in TYPES}
-    hints = method_option_types()
-    options = {k: typed(k, v, hints.get(k, Any)) for k, v in values.items() if k not in TYPES}
+    for name in ("method", "trunk"):
+        if name not in values:
+            raise ConfigError(f'the configuration has no "{name}"; take a recipe, or set it')
+    known = KEYS.keys() | (set(method_options(str(values["method"]))) - DERIVED)
+    for name in values:
+        if name not in known:
+            raise ConfigError(f'unknown key "{name}" for method {values["method"]}; {suggest_key(name, known)}')
+    loop = {name: typed(name, value, KEYS[name].kind) for name, value in values.items() if name in KEYS}
+    own = method_keys()  # a method of one's own has options that these do not list
+    options = {
+        name: typed(name, value, own[name].kind if name in own else Any)
+        for name, value in values.items()
+        if name not in KEYS
+    }
     config = RunConfig(**loop, options=options)
     _check(config)
     return config
 
 
 def _check(config: RunConfig) -> None:
-    for key, choices in CHOICES.items():
-        if getattr(config, key) not in choices:
-            raise ConfigError(f'{key} = "{getattr(config, key)}": {suggest(getattr(config, key), choices)}')
-    for key, value in bound_options(config.recipe_style, config.frame_rule).items():
-        if getattr(config, key) != value:
+    check_keys(vars(config), KEYS.values())
+    for name, value in bound_options(config.recipe_style, config.frame_rule).items():
+        if getattr(config, name) != value:
             raise ConfigError(
-                f'{key} = "{getattr(config, key)}" is not of the recipe style "{config.recipe_style}" '
+                f'{name} = "{getattr(config, name)}" is not of the recipe style "{config.recipe_style}" '
                 f'("{value}" is): a run follows one style throughout; choose it with --recipe-style'
             )
     unlabelled = config.unlabelled_per_class or config.distractor_classes or config.labelled_fraction < 1
@@ -189,30 +308,23 @@ def _check(config: RunConfig) -> None:
 
 
 def _check_numbers(config: RunConfig) -> None:
-    for key, least in LEAST.items():
-        if getattr(config, key) < least:
-            raise ConfigError(f"{key} = {getattr(config, key)}: must be at least {least}")
-    if not 0 < config.labelled_fraction <= 1:
-        raise ConfigError(f"labelled_fraction = {config.labelled_fraction}: must be above 0 and at most 1")
-    if config.lr <= 0:
-        raise ConfigError(f"lr = {config.lr}: must be above 0")
     if len(config.lr_steps) != len(config.lr_factors):
         raise ConfigError(f"lr_steps = {config.lr_steps} and lr_factors = {config.lr_factors} must be equally long")
     if len(config.options.get("position_scale", "AB")) != len("AB"):
         raise ConfigError(f"position_scale = {config.options['position_scale']}: expected two numbers, A and B")
-    for key in ("val_every", "checkpoint_every", "episodes"):
-        if getattr(config, key) % config.episodes_per_step:
+    for name in ("val_every", "checkpoint_every", "episodes"):
+        if getattr(config, name) % config.episodes_per_step:
             raise ConfigError(
-                f"{key} = {getattr(config, key)} is no multiple of episodes_per_step = {config.episodes_per_step}: "
+                f"{name} = {getattr(config, name)} is no multiple of episodes_per_step = {config.episodes_per_step}: "
                 "checkpoints lie between optimiser steps"
             )
 
 
 def run_config(run: Path) -> RunConfig:
-    """The configuration of a run folder.
+    """Read the configuration of a run folder.
 
     Raises:
-        ConfigError: it is none, or its configuration is damaged.
+        ConfigError: it is no run folder, or its configuration is damaged.
     """
     path = run / "config.toml"
     if not path.is_file():

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -84,8 +84,8 @@ def _recipe_name(dataset: str, method: str, shot: int) -> str:
 
 
 @cache
-def _recipes() -> dict[str, Table]:
-    """All recipes of few-shot training that ship, by name, in the order of names."""
+def recipe_tables() -> dict[str, Table]:
+    """Make all recipes of few-shot training that ship, by name; the tables are shared, so do not change them."""
     found = {_recipe_name(dataset, method, shot): _paper_recipe(method, dataset, shot)
              for method, dataset, shot in paper_rows()}  # fmt: skip
     demo, lite0 = shipped("demo.toml"), shipped("lite0.toml")
@@ -98,7 +98,7 @@ def _recipes() -> dict[str, Table]:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the project."""
-    return list(_recipes())
+    return list(recipe_tables())
 
 
 def list_recipes() -> str:
@@ -117,10 +117,10 @@ def read_recipe(name: str) -> Table:
     Raises:
         ConfigError: there is none, or it is no flat TOML.
     """
-    return read_table(name, _recipes(), hint=_nearest(name))
+    return read_table(name, recipe_tables(), hint=_nearest)
 
 
-def read_table(name: str, known: Mapping[str, Table], *, hint: str) -> Table:
+def read_table(name: str, known: Mapping[str, Table], *, hint: Callable[[str], str]) -> Table:
     """Read a TOML file, or one of the recipes `known`; `hint` says what an unknown name may mean.
 
     Raises:
@@ -131,7 +131,7 @@ def read_table(name: str, known: Mapping[str, Table], *, hint: str) -> Table:
         return parse_toml(path.read_text(encoding="utf-8", errors="replace"), name)
     if name in known:
         return dict(known[name])
-    raise ConfigError(f'no recipe "{name}"; give a .toml file, or a name: {hint}')
+    raise ConfigError(f'no recipe "{name}"; give a .toml file, or a name: {hint(name)}')
 
 
 def near_names(name: str, names: list[str]) -> str:
@@ -155,7 +155,7 @@ def choose_recipe(dataset: str, method: str, shot: int) -> str:
     method_options(method)
     for other in (method,) if method in METHODS else ("molo", "hyrsm++"):
         name = _recipe_name(dataset, other, shot)
-        if name in _recipes():
+        if name in recipe_tables():
             return name
     raise ConfigError(
         f'no recipe ships for data set "{dataset}", method {method}, {shot}-shot; '

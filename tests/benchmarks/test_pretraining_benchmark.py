@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks.models.pretraining import VARIANTS, Answers, asked_of, config_of, main, table, train
 from fsar.cli.options import overrides
 from fsar.cli.pretrain import cli
-from fsar.pretraining.config import TYPES, all_option_types, build_pretrain_config, read_pretrain_recipe
+from fsar.pretraining.config import all_keys, build_pretrain_config, read_pretrain_recipe
 
 ALONE = np.full(4, -1, np.int64)
 
@@ -21,7 +21,7 @@ ALONE = np.full(4, -1, np.int64)
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_each_row_is_a_recipe_with_one_thing_changed(variant) -> None:
     given = cli.make_context("fsar-pretrain", ["--shards", ".", "--out", "run", *variant.options]).params
-    own = TYPES | all_option_types()
+    own = all_keys()
     changed = overrides({key: value for key, value in given.items() if key in own}, own)
     recipe = read_pretrain_recipe(f"{variant.method}-tiny")
     config, plain = build_pretrain_config(recipe | changed), build_pretrain_config(recipe)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from fsar.cli.train import cli
 from fsar.methods import METHODS
-from fsar.run.config import TYPES, build_config
+from fsar.run.config import KEYS, build_config
 from fsar.run.recipes import STYLES, choose_recipe, read_recipe, recipe_names, restyle
 from fsar.training.optim import learning_rate
 from shards_spec.errors import ConfigError
@@ -120,7 +120,7 @@ def test_a_row_of_the_tables_has_its_recipe(method: str, dataset: str, shot: int
     assert {key: table.get(key) for key in expected} == expected
     assert (table["weight_decay"], table["lr_clock"], table["decay_norms"]) == (1e-3, "reference", "reference")
     assert table["test_frames"] == ("centre" if dataset == "kinetics100" else "random")
-    assert set(table) - set(TYPES) <= set(expected), "an option that no table has"
+    assert set(table) - set(KEYS) <= set(expected), "an option that no table has"
 
 
 @pytest.mark.parametrize(("method", "dataset", "shot"), ROWS)
@@ -146,7 +146,7 @@ def test_every_recipe_holds_every_value_of_a_run(name: str) -> None:
     table = read_recipe(name)
     other = next(style for style in STYLES if style != table["recipe_style"])
     assert restyle(restyle(table, other), table["recipe_style"]) == table
-    assert set(TYPES) - set(table) <= DERIVED
+    assert set(KEYS) - set(table) <= DERIVED
     if table["method"] not in METHODS:
         return
     for values in (table, restyle(table, other)):
@@ -213,10 +213,10 @@ def test_recipes_are_chosen_by_data_set_method_and_shot() -> None:
         name = choose_recipe("synthetic", method, 1)
         table, demo = read_recipe(name), read_recipe("demo")
         assert (table["method"], table["dataset"]) == (method, "synthetic")
-        schedule = set(TYPES) & set(demo) - {"method", "lr", "warmup_lr"}
+        schedule = set(KEYS) & set(demo) - {"method", "lr", "warmup_lr"}
         assert {key for key in schedule if table[key] != demo[key]} == set(), name
         lite0, molo = read_recipe(f"{method}-lite0"), read_recipe("molo-lite0")
-        assert {key for key in set(TYPES) & set(molo) if lite0[key] != molo[key]} == {"method"}
+        assert {key for key in set(KEYS) & set(molo) if lite0[key] != molo[key]} == {"method"}
 
 
 def test_a_method_of_ones_own_takes_the_recipe_of_the_data_set() -> None:
