@@ -38,7 +38,8 @@ Ints = NDArray[np.int64]
 
 # Bytes of embeddings of a batch: they fit into a CPU's cache, and keep a GPU busy.
 BATCH_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
-BLOCK = (128, 16)  # queries and support videos of a block of the table: few, since a pair may take many numbers
+# Queries and support videos of a block of the table: few, since a pair may take many numbers
+BLOCK = (128, 16)
 TABLE_VIDEOS = 8192  # most rows and columns of the table
 TABLE_EPISODES = 256  # episodes that are read from it at a time
 # One episode fills the cores, and batched attention has no fused kernel.
@@ -146,10 +147,10 @@ def table_pays(model: FewShotMethod, episodes: EpisodeVideos) -> bool:
 
 
 @singledispatch
-def by_pairs(model: FewShotMethod, shot: int) -> bool:  # noqa: ARG001  # of methods of which nothing is known
-    """Tell whether a logit is the mean, over a class's videos, of the logits for each video as a class.
+def by_pairs(model: FewShotMethod, shot: int) -> bool:  # noqa: ARG001 -- methods of others: False
+    """Tell whether a logit is a mean over the videos of a class, each taken as a class by itself.
 
-    Evaluation then matches each pair of videos once. A method of one's own joins by
+    Evaluation then matches each pair of videos once.  A method of one's own joins by
     `@by_pairs.register(ItsClass)`.
     """
     return False
@@ -159,7 +160,7 @@ def by_pairs(model: FewShotMethod, shot: int) -> bool:  # noqa: ARG001  # of met
 @by_pairs.register(TRX)
 @by_pairs.register(CTX)
 def _of_one_shot(model: FewShotMethod, shot: int) -> bool:
-    """A logit depends on all shots together."""
+    """Tell it of methods whose logit depends on all shots together."""
     del model
     return shot == 1
 
@@ -167,13 +168,13 @@ def _of_one_shot(model: FewShotMethod, shot: int) -> bool:
 @by_pairs.register(OTAM)
 @by_pairs.register(Prototype)
 def _of_merged(model: OTAM | Prototype, shot: int) -> bool:
-    """A query is compared with each video of a class, or with their mean."""
+    """Tell it of methods that compare a query with each video of a class, or with their mean."""
     return shot == 1 or model.support_merge == "video"
 
 
 @by_pairs.register(CLIPFSAR)
 def _of_clip_fsar(model: CLIPFSAR, shot: int) -> bool:
-    """Probabilities over classes depend on all classes together."""
+    """Tell it of CLIP-FSAR: its probabilities of texts depend on all classes together."""
     return shot == 1 and model.inference == "visual"
 
 

@@ -116,10 +116,15 @@ class Group:
         return sorted(path for path in self.folder.glob("part-*") if PART_NAME.fullmatch(path.name))
 
     def _create(self) -> None:
-        with disk_errors(self.store):
-            root = zarr.open_group(self.store, mode="a", zarr_format=3, attributes={"format": FORMAT})
-            root.require_group(self.folder.name)
-            zarr.open_group(self.folder, mode="a").update_attributes(self.facts)
+        try:
+            with disk_errors(self.store):
+                root = zarr.open_group(self.store, mode="a", zarr_format=3, attributes={"format": FORMAT})
+                root.require_group(self.folder.name)
+                zarr.open_group(self.folder, mode="a").update_attributes(self.facts)
+        except (ValueError, TypeError, KeyError) as error:  # zarr on what is no JSON, or no group
+            raise FsarError(
+                f"the zarr.json of {self.store} or of {self.folder} is damaged ({error!r}); delete it"
+            ) from error
 
 
 class Found:

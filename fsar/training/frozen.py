@@ -27,8 +27,8 @@ from shards_spec.errors import ConfigError, FsarError
 
 Ints = NDArray[np.int64]
 
-# Pooled features are small, and float32 keeps them as the trunk made them.  Maps are forty-nine times larger, and
-# float16 changes them (1 part in 2,000) far less than another crop does.
+# Pooled features are small, and float32 keeps them as the trunk made them.  Maps are forty-nine
+# times larger, and float16 changes them (1 part in 2,000) far less than another crop does.
 TYPES = {"pooled": torch.float32, "maps": torch.float16, "images": torch.uint8}
 IN_A_PART = {"pooled": 512, "maps": 32}  # views: some tens of MB
 
