@@ -1,6 +1,6 @@
 """CLIP-FSAR: CLIP-guided prototype modulating for few-shot action recognition.
 
-Source: Wang et al., IJCV 2023 (arXiv 2303.02982).
+Source: Wang et al., IJCV 2023, arXiv 2303.02982.
 
 1. Video-text contrast: a video's mean frame against the texts of all base classes (the class term).
 2. Prototype modulation: attention over the support's frames and the text vector of their class.

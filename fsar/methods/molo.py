@@ -1,4 +1,6 @@
-"""MoLo: motion-augmented long-short contrastive learning (Wang et al., CVPR 2023, 2304.00946).
+"""MoLo: motion-augmented long-short contrastive learning.
+
+Source: Wang et al., CVPR 2023, arXiv 2304.00946.
 
 A global token looks at all frames of a video (long); the local tokens are the frames (short). The
 motion branch (section 3.3) does the same with differences of feature maps of consecutive frames.
@@ -47,7 +49,7 @@ class MoLo(FewShotMethod):
 
     loss = ce + classification_weight * class + recons_weight * recons
          + contrastive_weight * (s2q + q2s + s2q_motion + q2s_motion).
-    The reference code divides all terms but the last by the 4 episodes that make a step. So
+    The reference code divides all terms but recons by the 4 episodes that make a step. So
     `recons_weight` is 4 times its RECONS_COFF.
 
     Args:

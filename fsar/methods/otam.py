@@ -1,4 +1,6 @@
-"""OTAM: few-shot video classification via temporal alignment (Cao et al., CVPR 2020, 1906.11415).
+"""OTAM: few-shot video classification via temporal alignment.
+
+Source: Cao et al., CVPR 2020, arXiv 1906.11415.
 
 Where the paper and the published re-implementation (alibaba-mmai-research/MoLo) differ, this
 follows the latter.

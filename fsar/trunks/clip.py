@@ -1,4 +1,7 @@
-"""CLIP's visual towers RN50 and ViT-B/16 (Radford et al. 2021), with OpenAI's parameter names."""
+"""CLIP's visual towers RN50 and ViT-B/16, with OpenAI's parameter names.
+
+Source: Radford et al. 2021, arXiv 2103.00020.
+"""
 
 from __future__ import annotations
 

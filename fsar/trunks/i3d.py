@@ -1,4 +1,7 @@
-"""I3D: Inception-v1 inflated to video (Carreira and Zisserman 2017), as FIMA's code has it."""
+"""I3D: Inception-v1 inflated to video, as FIMA's code has it.
+
+Source: Carreira and Zisserman 2017, arXiv 1705.07750.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Sources: Tran et al. 2018 (arXiv 1711.11248) with torchvision's parameter names; SlowOnly of
 Feichtenhofer et al. 2019 (arXiv 1812.03982) with MMAction2's; the thin encoders of MSCL (arXiv
 2208.06105, megvii-research/MSCL). Trunks of 18 layers are made of basic blocks, those of 50 layers
-of bottlenecks; each kind is followed by its thin one.
+of bottlenecks; each kind is followed by its thin one. Two strides are those of time and place.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from fsar.trunks.base import StagedTrunk, Three, convolution3d, he_init, unit3d
 
 ONE: Three = (1, 1, 1)
-# inputs, outputs, channels between the two convolutions of a factorised one, stride -> a
-# convolution
+# inputs, outputs, channels in the middle of a factorised convolution, stride -> a convolution
 Convolution = Callable[[int, int, int, Three], nn.Module]
 Names = tuple[str, str]  # of a convolution and its norm
 DEPTHS = (3, 4, 6, 3)  # blocks of the four stages of a network of 50 layers
