@@ -17,8 +17,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from fsar.episode import Episode
 from fsar.methods.class_text import ClassText
-from pipelines.augment.clips import render, render_windows
-from pipelines.augment.on_cpu import ClipBuffers, Target
+from pipelines.augment.clips import render
+from pipelines.augment.on_cpu import ClipBuffers, Target, render_windows
 from pipelines.decoding.raw import RawExecutor
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
@@ -128,19 +128,20 @@ class EpisodeLoader:
         if self.device.type != "cpu" or any(view.box for view in plan.views):
             return self.background.decode(plan)
         if self._raw is None:
-            return self._rendered(plan, self.background.decode(plan), target=self._in_background)
-        windows = [self._raw.windows(reads) for reads in plan.reads]
+            windows = [list(frames.numpy()) for frames in self.background.decode(plan)]
+        else:
+            windows = [self._raw.windows(reads) for reads in plan.reads]
         return render_windows(windows, plan.views, mean=self.mean, std=self.std, target=self._in_background)
 
     def _finished(self, plan: EpisodePlan, made: Tensor | list[Tensor]) -> Episode:
         """In the consumer's thread: make clips of frames, and the episode of clips."""
         if not isinstance(made, Tensor):
-            made = self._rendered(plan, self.background.to_device(made), target=self._target)
+            made = self._rendered(plan, self.background.to_device(made))
         return self.assemble(plan, self.rules.parted(made))
 
-    def _rendered(self, plan: EpisodePlan, frames: list[Tensor], *, target: Target) -> Tensor:
+    def _rendered(self, plan: EpisodePlan, frames: list[Tensor]) -> Tensor:
         """Make clips [V, T, 3, H, W] on the device."""
-        look: dict[str, Any] = {"mean": self.mean, "std": self.std, "target": target}
+        look: dict[str, Any] = {"mean": self.mean, "std": self.std, "target": self._target}
         return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
 
     def assemble(self, plan: EpisodePlan, clips: Tensor | None, *, features: Tensor | None = None) -> Episode:

@@ -26,7 +26,8 @@ from fsar.pretraining.motion_views import MotionViews, Wrap, motion_views
 from fsar.pretraining.mscl import PairedViews
 from fsar.run import ranks
 from fsar.trunks import Trunk
-from pipelines.augment.clips import Three, normalise
+from pipelines.augment.clips import normalise
+from pipelines.augment.on_cpu import Three
 from pipelines.augment.photometric import ClipJitter, Photometric, gaussian_blur
 from pipelines.clips.stream import COLOURS, ClipPlan, ClipRules
 from pipelines.draw import PhiloxDraw

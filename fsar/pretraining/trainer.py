@@ -26,7 +26,7 @@ from shards_spec.errors import ConfigError
 
 def pretraining_step(model: nn.Module, *, precision: str = "fp32") -> TrainingStep:
     """Make the step of a batch of views, shared by all processes."""
-    return TrainingStep(model, precision=precision, shared=True, accuracies=named_accuracies)
+    return TrainingStep(model, precision=precision, processes=ranks.count(), shared=True, accuracies=named_accuracies)
 
 
 def named_accuracies(output: PretrainingOutput, _batch: object) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class RunningStatistics:
     @torch.no_grad()
     def merge(self) -> None:
         """Give all processes the same statistics."""
-        if ranks.count() == 1 or not self._values:
+        if not self._values:
             return
         everyone = ranks.gather(self._now()[None])  # [processes, 2, n]: one flat message for all norms
         self._before = everyone.mean(dim=0) if self.shared else self._in_turn(everyone)
@@ -138,6 +138,7 @@ class TrainingStep:
         precision: "fp32", or "bf16" for autocast.
         per_update: Batches, of all processes, whose gradients make one step of the optimiser.  Each
             loss is divided by it.
+        processes: Processes of the run; each makes a step of its own.
         shared: The processes share each batch, in equal parts.
         graph: Replay the step as a CUDA graph, of episodes only; without effect on a CPU.
         accuracies: Shares of right answers that a reading sums too; by default those of an
@@ -150,12 +151,13 @@ class TrainingStep:
         *,
         precision: str = "fp32",
         per_update: int = 1,
+        processes: int = 1,
         shared: bool = False,
         graph: bool = False,
         accuracies: Accuracies = episode_accuracy,
     ) -> None:
         self.model, self.precision, self.shared, self.accuracies = model, precision, shared, accuracies
-        self.per_update = per_update * ranks.count() if shared else per_update
+        self.processes, self.per_update = processes, per_update * processes if shared else per_update
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = next(model.parameters()).device
         self.names: list[str] = []  # of the totals; known after the first batch
@@ -167,7 +169,7 @@ class TrainingStep:
 
     def __call__(self, batch: Any, *, seed: int) -> None:  # noqa: ANN401 -- what the model reads
         """Add the gradients of one batch; `seed` decides its dropout."""
-        if ranks.count() > 1 and self._statistics is None:  # it takes the values before the first batch
+        if self.processes > 1 and self._statistics is None:  # it takes the values before the first batch
             self._statistics = RunningStatistics(self.model, shared=self.shared)
         torch.manual_seed(seed)
         self._run(batch)

@@ -82,7 +82,11 @@ class Trainer:
             decay_norms=config.decay_norms,  # type: ignore[arg-type]  # checked by the configuration
         )
         self.step = TrainingStep(
-            self.model, precision=config.precision, per_update=config.episodes_per_step, graph=config.graph
+            self.model,
+            precision=config.precision,
+            per_update=config.episodes_per_step,
+            processes=ranks.count(),
+            graph=config.graph,
         )
         self.progress, self.best_accuracy, self.best_n = Progress(), -1.0, 0
         self._stack = ExitStack()

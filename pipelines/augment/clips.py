@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from pipelines.augment.on_cpu import Look, Target, Windows, fill_clips
+from pipelines.augment.on_cpu import Target, Three, Windows, fill_unresized, scale_and_shift
 from pipelines.clips.stream import Box
 from pipelines.draw import Jitter
 from pipelines.episodes.stream import View
 
 Factor = float | torch.Tensor
-Three = tuple[float, float, float]
 
 
 def render(
@@ -63,35 +62,8 @@ def render(
         clips.index_copy_(0, torch.tensor(numbers, device=device), batch)
     if unresized:
         pixels: list[Windows] = [list(each.numpy()) for each in frames]
-        _fill(clips, unresized, views, pixels, mean=mean, std=std, threads=target.threads)
+        fill_unresized(clips, unresized, views, pixels, mean=mean, std=std, threads=target.threads)
     return clips
-
-
-def render_windows(
-    windows: Sequence[Windows], views: Sequence[View], *, mean: Three, std: Three, target: Target
-) -> torch.Tensor:
-    """Do as `render` on the CPU for views without box, from windows [h, w, 3] in any memory."""
-    shape = (len(views), len(views[0].indices), 3, *windows[0][0].shape[:2])
-    clips = target.empty(shape, torch.device("cpu"))
-    _fill(clips, range(len(views)), views, windows, mean=mean, std=std, threads=target.threads)
-    return clips
-
-
-def _fill(
-    clips: torch.Tensor,
-    numbers: Sequence[int],
-    views: Sequence[View],
-    windows: Sequence[Windows],
-    *,
-    mean: Three,
-    std: Three,
-    threads: int,
-) -> None:
-    levels = torch.arange(256.0).expand(3, 1, 256)
-    scale, shift = _scale_and_shift(mean, std, 255.0, levels)
-    table = (levels * scale + shift)[:, 0].numpy()  # [3, 256] the value of each byte: torch rounds it as `normalise`
-    look = Look(table, colour_matrix(mean, std).numpy())
-    fill_clips(clips, numbers, views, windows, look=look, threads=threads or torch.get_num_threads())
 
 
 def _batches(views: Sequence[View], device: torch.device) -> Iterator[list[int]]:
@@ -227,16 +199,5 @@ def normalise(images: torch.Tensor, mean: Three, std: Three, *, white: float = 1
 
     The images are [..., 3, H, W] with values in [0, white].
     """
-    scale, shift = _scale_and_shift(mean, std, white, images)
+    scale, shift = scale_and_shift(mean, std, white, images)
     return torch.addcmul(shift, images, scale)
-
-
-def colour_matrix(mean: Three, std: Three) -> torch.Tensor:
-    """Return the matrix [3, 4] that normalises colours in [0, 1] with a 1 below them."""
-    scale, shift = _scale_and_shift(mean, std, 1.0, torch.empty(0))
-    return torch.cat([torch.diag(scale.flatten()), shift.flatten(1)], 1)
-
-
-def _scale_and_shift(mean: Three, std: Three, white: float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    means, stds = (torch.tensor(three, device=like.device, dtype=like.dtype)[:, None, None] for three in (mean, std))
-    return 1 / (white * stds), -means / stds

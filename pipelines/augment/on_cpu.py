@@ -19,10 +19,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipelines.draw import Jitter
 from pipelines.episodes.stream import View
 
+Three = tuple[float, float, float]
 Pixels = npt.NDArray[np.uint8]
 Windows = Sequence[Pixels]  # uint8 [h, w, 3] each
 Values = npt.NDArray[np.float32]
@@ -51,7 +53,7 @@ class ClipBuffers:
         self._arrays: list[np.ndarray[tuple[int], Any]] = []
         self._lock = threading.Lock()
 
-    def take(self, *shape: int) -> torch.Tensor:
+    def take(self, *shape: int) -> Tensor:
         """Return a tensor of that shape; its content is undefined."""
         size = math.prod(shape)
         with self._lock:
@@ -83,7 +85,7 @@ class Target:
     memory_format: torch.memory_format = torch.contiguous_format
     threads: int = 0
 
-    def empty(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    def empty(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return clips [V, T, 3, h, w] whose content is undefined."""
         last = self.memory_format == torch.channels_last
         stored = (*shape[:2], *shape[3:], shape[2]) if last else shape
@@ -106,7 +108,7 @@ class Look:
 
 
 def fill_clips(
-    clips: torch.Tensor,
+    clips: Tensor,
     numbers: Sequence[int],
     views: Sequence[View],
     frames: Sequence[Windows],
@@ -209,8 +211,8 @@ class _Painter:
 
 
 def augment_clips(
-    clips: torch.Tensor, jitters: Sequence[Jitter | None], kernels: Sequence[Values | None], matrix: torch.Tensor
-) -> torch.Tensor:
+    clips: Tensor, jitters: Sequence[Jitter | None], kernels: Sequence[Values | None], matrix: Tensor
+) -> Tensor:
     """Jitter, then blur, then normalise clips [N, T, 3, H, W] of colours in [0, 1].
 
     Clips of the same shape are returned.
@@ -239,7 +241,7 @@ def augment_clips(
     return out
 
 
-def blur_clips(clips: torch.Tensor, kernels: Sequence[Values | None]) -> torch.Tensor:
+def blur_clips(clips: Tensor, kernels: Sequence[Values | None]) -> Tensor:
     """Return a copy of clips float32 [N, T, 3, H, W], where those with a kernel are blurred."""
     out = clips.clone(memory_format=torch.contiguous_format)
     made = out.flatten(1, 2).numpy()  # [N, T 3, H, W]
@@ -305,3 +307,43 @@ def _hue(frame: Values, spare: Values, shift: float) -> None:
 
 
 _OPERATIONS = (_brightness, _contrast, _saturation, _hue)  # each as its namesake of `pipelines.augment.clips`
+
+
+def render_windows(
+    windows: Sequence[Windows], views: Sequence[View], *, mean: Three, std: Three, target: Target
+) -> Tensor:
+    """Do as `render` on the CPU for views without box, from windows [h, w, 3] in any memory."""
+    shape = (len(views), len(views[0].indices), 3, *windows[0][0].shape[:2])
+    clips = target.empty(shape, torch.device("cpu"))
+    fill_unresized(clips, range(len(views)), views, windows, mean=mean, std=std, threads=target.threads)
+    return clips
+
+
+def fill_unresized(
+    clips: Tensor,
+    numbers: Sequence[int],
+    views: Sequence[View],
+    windows: Sequence[Windows],
+    *,
+    mean: Three,
+    std: Three,
+    threads: int,
+) -> None:
+    """Fill the clips [V, T, 3, H, W] of these numbers from their windows, normalised."""
+    levels = torch.arange(256.0).expand(3, 1, 256)
+    scale, shift = scale_and_shift(mean, std, 255.0, levels)
+    table = (levels * scale + shift)[:, 0].numpy()  # [3, 256] the value of each byte: torch rounds it as `normalise`
+    look = Look(table, colour_matrix(mean, std).numpy())
+    fill_clips(clips, numbers, views, windows, look=look, threads=threads or torch.get_num_threads())
+
+
+def colour_matrix(mean: Three, std: Three) -> Tensor:
+    """Return the matrix [3, 4] that normalises colours in [0, 1] with a 1 below them."""
+    scale, shift = scale_and_shift(mean, std, 1.0, torch.empty(0))
+    return torch.cat([torch.diag(scale.flatten()), shift.flatten(1)], 1)
+
+
+def scale_and_shift(mean: Three, std: Three, white: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factor and summand [3, 1, 1] that normalise values in [0, white], of the type of `like`."""
+    means, stds = (torch.tensor(three, device=like.device, dtype=like.dtype)[:, None, None] for three in (mean, std))
+    return 1 / (white * stds), -means / stds

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from pipelines.augment.clips import OPERATIONS, Three, brightness, colour_matrix, greyscale, hue, normalise
-from pipelines.augment.on_cpu import Values, augment_clips, blur_clips
+from pipelines.augment.clips import OPERATIONS, brightness, greyscale, hue, normalise
+from pipelines.augment.on_cpu import Three, Values, augment_clips, blur_clips, colour_matrix
 from pipelines.draw import Jitter
 from shards_spec.errors import ConfigError, choice
 

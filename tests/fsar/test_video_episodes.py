@@ -21,7 +21,6 @@ from fsar.evaluation.embeddings import embed_rows, shuffle_clips
 from fsar.run.build import build_model
 from fsar.run.config import build_config
 from fsar.trunks.video import ThinResNet18
-from pipelines.augment.on_cpu import Target
 from pipelines.draw import PhiloxDraw
 from pipelines.episodes.stream import EpisodeStream
 from pipelines.sampling import frame_rule, segment_clips
@@ -108,7 +107,7 @@ def test_an_episode_of_clips_holds_the_frames_of_its_plan(random_views) -> None:
     with EpisodeLoader(FakeShards(), "all", single, executor="portable", threads=1) as loader:
         view = plan.support[2]
         pixels = loader.executor.decode(plan.reads[view.reads])
-        frame = loader._rendered(dataclasses.replace(plan, support=(view,), query=()), [pixels], target=Target())[0]
+        frame = loader._rendered(dataclasses.replace(plan, support=(view,), query=()), [pixels])[0]
     assert torch.equal(episode.support[1, 0, 1, 2], frame[1 * 4 + 2])
 
 
