@@ -31,7 +31,7 @@ from shards_spec.remote.shards import RemoteShards
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @shards_option()
-@click.option("--split", default="train", show_default=True, help="fsar-train reads clusters of train alone.")
+@click.option("--split", default="train", show_default=True, help="fsar-train reads only clusters of train.")
 @click.option(
     "--features", type=click.Choice(["trunk", "flow"]), default="trunk", show_default=True, help="What is clustered."
 )

@@ -75,7 +75,7 @@ def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--trunk", help="Of a file of weights, or of none.")
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), help="Of a run.  [default: best where there is one]")
-@click.option("--untrained", is_flag=True, help="Also probe the trunk with random weights; alone without --weights.")
+@click.option("--untrained", is_flag=True, help="Also probe the trunk with random weights; without --weights, only it.")
 @click.option("--lists", type=FILE, help="Official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file.")
 @click.option("--list", "number", type=click.IntRange(1), default=1, show_default=True, help="Which official list.")
 @click.option("--split", help="Without --lists: hold out videos of this split's classes.  [default: of all]")
@@ -145,7 +145,7 @@ def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> Non
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Epochs between tests in training; 0: at the end alone.",
+    help="Epochs between tests in training; 0: only at the end.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
