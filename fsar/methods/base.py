@@ -21,6 +21,7 @@ from shards_spec.errors import ConfigError, choice
 # Inputs that only some methods read: maps of single frames, images in addition to features, the
 # text vectors of classes, unlabelled videos.
 Input = Literal["maps", "images", "class_text", "unlabelled"]
+SupportMerge = Literal["prototype", "video"]  # average the shots of a class, or match each of them
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Source: Wang et al., IJCV 2023, arXiv 2303.02982.
 2. Prototype modulation: attention over the support's frames and the text vector of their class.
 3. Matching: OTAM's alignment of query frames with prototypes.
 
-Where the paper and the published code (alibaba-mmai-research/MoLo) differ, this follows the code.
+Where paper and published code (alibaba-mmai-research/MoLo) differ, this follows the code.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import check_smoothing, class_means, cosine, full_precision, otam, otam_both, token_cosine
-from fsar.methods.base import Embedding, FewShotMethod, Input, Output, base_class_loss, query_loss, weighted_sum
+from fsar.methods.base import (
+    Embedding,
+    FewShotMethod,
+    Input,
+    Output,
+    SupportMerge,
+    base_class_loss,
+    query_loss,
+    weighted_sum,
+)
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
 
-SupportMerge = Literal["prototype", "video"]
 Inference = Literal["visual", "text", "combined"]
 HIDDEN = 2048  # width of the feed-forward part, whatever the width of the tokens
 
@@ -134,15 +142,7 @@ class CLIPFSAR(FewShotMethod):
     def logits(
         self, support: Tensor, mask: Tensor | None, class_text: Tensor | None, query: Tensor, in_context: Tensor
     ) -> Tensor:
-        """Logits [Q, way] of queries [Q, T, C], bare and in their context.
-
-        Args:
-            support: Frames [way, shot, T, C].
-            mask: [way, shot], False at padding.
-            class_text: [way, C].
-            query: Frames [Q, T, C].
-            in_context: The same frames after attention [Q, T, C].
-        """
+        """Frames [way, shot, T, C], queries [Q, T, C] bare and in context -> logits [Q, way]."""
         text = None if class_text is None else self.checked_text(class_text)
         inference = "visual" if self.training else self.inference
         if inference == "visual":

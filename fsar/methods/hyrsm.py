@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -23,12 +23,10 @@ from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import Reduction, class_means, full_precision, set_distance
-from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
+from fsar.methods.base import Embedding, FewShotMethod, Output, SupportMerge, base_class_loss, query_loss, weighted_sum
 from fsar.methods.layers import PositionCode, TemporalTransformer
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
-
-SupportMerge = Literal["prototype", "video"]
 
 
 class HyRSM(FewShotMethod):

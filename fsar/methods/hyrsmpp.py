@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import Reduction, cosine_distance
-from fsar.methods.base import Embedding, Input
-from fsar.methods.hyrsm import HyRSM, SupportMerge
+from fsar.methods.base import Embedding, Input, SupportMerge
+from fsar.methods.hyrsm import HyRSM
 from fsar.trunks import Trunk
 from shards_spec.errors import ConfigError
 

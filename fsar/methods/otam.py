@@ -8,13 +8,11 @@ follows the latter.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from einops import rearrange
 from torch import Tensor
 
 from fsar.matching import check_smoothing, class_means, otam, otam_both, token_cosine
-from fsar.methods.base import Embedding, FewShotMethod
+from fsar.methods.base import Embedding, FewShotMethod, SupportMerge
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
 
@@ -40,7 +38,7 @@ class OTAM(FewShotMethod):
         frames: int = 8,
         smoothing: float = 0.1,
         single_direction: bool = False,
-        support_merge: Literal["prototype", "video"] = "video",
+        support_merge: SupportMerge = "video",
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames)
         check_smoothing(smoothing)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fsar.episode import Episode
 from fsar.matching import class_means, cosine, full_precision, token_cosine
-from fsar.methods.base import Embedding, FewShotMethod, Output, base_class_loss, query_loss, weighted_sum
+from fsar.methods.base import Embedding, FewShotMethod, Output, SupportMerge, base_class_loss, query_loss, weighted_sum
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import choice
 
@@ -48,7 +48,7 @@ class Prototype(FewShotMethod):
         frames: int = 8,
         num_classes: int = 64,
         metric: Literal["cosine", "euclidean"] = "cosine",
-        support_merge: Literal["prototype", "video"] = "video",
+        support_merge: SupportMerge = "video",
         temperature: float | None = 1.0,
         classification_weight: float = 0.0,
     ) -> None:
