@@ -16,7 +16,7 @@ from shards_spec.errors import FsarError
 
 
 class Counting:
-    """A trainer that only notes what the loop asks of it; batches from `bad` on have no finite loss."""
+    """A trainer that notes the calls of the loop; from batch `bad` on no loss is finite."""
 
     def __init__(self, run: Path | None, *, total: int, n: int = 0, stride: int = 1, bad: int = 99) -> None:
         self.model, self.run, self.progress = torch.nn.Linear(1, 1).eval(), run, Progress(n=n)
