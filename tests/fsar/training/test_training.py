@@ -201,7 +201,7 @@ def test_trains_on_a_gpu(tiny_path: Path, tmp_path: Path) -> None:
     [
         (["--method", "mola"], 'did you mean "molo"'),
         (["--recipe", "demos"], 'did you mean "demo"'),
-        (["--lrr", "1"], "No such option"),
+        (["--lrr", "1"], "has no option --lrr; did you mean --lr?"),
         (["--lr", "fast"], "expected a number"),
         (["--device", "abacus"], "not to be had here"),
         (["--way", "4"], "has 3 classes and a 4-way episode needs"),
