@@ -13,13 +13,14 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsar.checkpoints import choose_checkpoint, load_state
+from fsar.cli.help import Command
 from fsar.cli.options import check_option
 from fsar.evaluation.embeddings import embed_videos
 from fsar.methods import FewShotMethod, create_method
-from fsar.run.build import build_model, evaluation_rules, frozen_prototypes
+from fsar.run.build import evaluation_rules, frozen_prototypes, open_model
 from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run.device import choose_device
+from fsar.run.weights import find_weights
 from fsar.training.clusters import agreement, flow_features, k_means, keep_large
 from pipelines.episodes.labels import write_labels
 from pipelines.loader import executor_for
@@ -29,7 +30,7 @@ from shards_spec.errors import ConfigError
 from shards_spec.remote.shards import RemoteShards
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @shards_option()
 @click.option("--split", default="train", show_default=True, help="fsar-train reads only clusters of train.")
 @click.option(
@@ -136,8 +137,7 @@ def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
     device = choose_device(config.device)
     if run is None:
         return frozen_prototypes(config).to(device)
-    trained = build_model(config, weights=False)
-    load_state(choose_checkpoint(run), trained)
+    trained = open_model(config, find_weights(str(run)))
     return create_method("prototype", trunk=trained.trunk, frames=config.frames).to(device)
 
 

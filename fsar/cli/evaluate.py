@@ -16,7 +16,6 @@ from fsar.cli.launch import launch
 from fsar.cli.options import check_option, evaluation_options, parse_pairs
 from fsar.cli.weights import (
     file_config,
-    is_pretraining,
     model_of_file,
     model_of_run,
     model_of_trunk,
@@ -34,6 +33,7 @@ from fsar.run import ranks
 from fsar.run.build import TRUNK_ALONE, class_text_sha256
 from fsar.run.config import DATA, EPISODES, KEYS, METHOD, OUTPUT, SPEED, RunConfig, build_config
 from fsar.run.device import choose_device
+from fsar.run.weights import is_pretraining
 from shards_spec import ShardSet
 from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
@@ -239,7 +239,7 @@ def _take(kind: type[T], given: dict[str, Any]) -> T:
 def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], more: tuple[Path, ...]) -> None:
     """Refuse options that contradict each other."""
     if source.trunk_weights and (first or source.weights) and not options.control:
-        raise ConfigError("--trunk-weights are those of --method alone, or of --prototype-control: leave them out")
+        raise ConfigError("--trunk-weights go only with --method, or with --prototype-control: leave them out")
     _check_control(source, options, first)
     if first:
         if source.weights or source.method or source.trunk or source.recipe or source.pairs:

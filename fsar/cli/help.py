@@ -1,4 +1,4 @@
-"""Print a short help of grouped options, or all of them, and answer a wrong option with the right one."""
+"""Print a short or full help of grouped options, and answer a wrong option with the right one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,36 @@ class Option(click.Option):
 
 
 def option(*names: str, group: str, main: bool = True, **settings: Any) -> Callable[..., Any]:  # noqa: ANN401
-    """Add an option to a command, under a heading of its help; `settings` are those of `click.option`."""
+    """Add an option to a command, under a heading of its help.
+
+    `settings` are those of `click.option`.
+    """
+    if isinstance(settings.get("type"), click.IntRange | click.FloatRange):
+        settings.setdefault("metavar", "N" if isinstance(settings["type"], click.IntRange) else "X")
     return click.option(*names, cls=Option, group=group, main=main, **settings)
 
 
-class GroupedCommand(click.Command):
+class Command(click.Command):
+    """A command that answers an unknown option with the nearest by meaning or spelling."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of a command line.
+
+        Raises:
+            ConfigError: there is no such option; the sentence names the nearest by meaning or
+                spelling.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = {name.lstrip("-").replace("-", "_") for each in self.params for name in each.opts}
+            near = nearest(error.option_name, known)
+            every = "--help-all" if "help_all" in known else "--help"
+            hint = f"did you mean --{near.replace('_', '-')}?" if near else f"{every} lists those that it has"
+            raise ConfigError(f"{ctx.info_name} has no option {error.option_name}; {hint}") from None
+
+
+class GroupedCommand(Command):
     """A command whose --help lists its main options by group, and whose --help-all lists every one.
 
     Args:
@@ -46,20 +71,6 @@ class GroupedCommand(click.Command):
         self.more = f"  {more}" if more else ""
         show_all: dict[str, Any] = {"is_flag": True, "is_eager": True, "expose_value": False, "callback": _show_all}
         self.params.append(click.Option(["--help-all"], help="Show every option and exit.", **show_all))
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words of a command line.
-
-        Raises:
-            ConfigError: there is no such option; the sentence names the nearest by meaning or spelling.
-        """
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            known = {name.lstrip("-").replace("-", "_") for each in self.params for name in each.opts}
-            near = nearest(error.option_name, known)
-            hint = f"did you mean --{near.replace('_', '-')}?" if near else "--help-all lists those that it has"
-            raise ConfigError(f"{ctx.info_name} has no option {error.option_name}; {hint}") from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings, in the order in which these come up."""

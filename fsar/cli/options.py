@@ -1,4 +1,4 @@
-"""Turn the keys of a configuration into options of a command, and what was given back into values."""
+"""Turn the keys of a configuration into options of a command, and their texts into values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ check_option = option(
 
 
 def key_options(keys: Mapping[str, Key], default_of: Callable[[Key], str]) -> Callable[[Callable[..., Any]], Any]:
-    """Add one option a key; the command gets the text of each that was given, and None for the others.
+    """Add one option a key.
+
+    The command gets the text of each that was given, and None for the others.
 
     Args:
         keys: The keys by name; those with an option of the command's own are left out.
@@ -50,7 +52,7 @@ def key_options(keys: Mapping[str, Key], default_of: Callable[[Key], str]) -> Ca
 
 
 def evaluation_options(keys: Mapping[str, Key]) -> Callable[[Callable[..., Any]], Any]:
-    """Add the options by which fsar-eval replaces keys of a run, under the names that the keys state."""
+    """Add the options by which fsar-eval replaces keys of a run, under the keys' names for them."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for key in reversed([each for each in keys.values() if each.evaluation]):
@@ -62,7 +64,6 @@ def evaluation_options(keys: Mapping[str, Key]) -> Callable[[Callable[..., Any]]
                 name,
                 key.evaluation,
                 type=kind,
-                metavar=METAVARS[key.kind] if key.kind is int else None,
                 help=f"{key.help}  [default: the run's]",
                 group=key.group if key.group in (METHOD, SPEED) else EPISODES,
                 main=key.main or key.evaluation != key.name,
@@ -80,7 +81,7 @@ def _help(key: Key, default: str) -> str:
 
 
 def default_text(key: Key, recipes: Iterable[Mapping[str, Any]]) -> str:
-    """Say what a key is where its option is not given: one value, or that it depends on the recipe."""
+    """Write the default of a key: its value in all recipes, or that it depends on the recipe."""
     values = {value_text(table.get(key.name, key.default)) for table in recipes}
     values -= {value_text(None)}  # a recipe of a method that has no such option
     return values.pop() if len(values) == 1 else "by recipe" if values else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from fsar.cli.help import Command
 from fsar.evaluation.prediction import Prediction, find_examples, find_videos, open_run, predict, read_support
 from shards_spec.cli.console import WITH_FAILURES, run_command
 from shards_spec.errors import ConfigError
@@ -16,7 +17,7 @@ from shards_spec.errors import ConfigError
 FILE = click.Path(path_type=Path)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--weights", type=FILE, required=True, help="A run folder of fsar-train.")
 @click.option("--support", "folder", type=FILE, required=True, help="Top of a tree of CLASS/video files: the examples.")
 @click.option("--query", "first", type=FILE, multiple=True, metavar="VIDEO...",

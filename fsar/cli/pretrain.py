@@ -1,4 +1,7 @@
-"""The command `fsar-pretrain`: shards without their labels -> a video trunk, its curves, a report."""
+"""Train a video trunk from shards without labels and write its curves and a report.
+
+The command `fsar-pretrain`.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,9 @@ def cli(
 ) -> None:
     """Train a video trunk from shards without labels.
 
-    A recipe is chosen by data set and method, and gives every value that is not given here: see them with
-    --print-config.  The run folder gets config.toml, log.jsonl, a checkpoint, result.json and report.html; give it to
-    fsar-probe, or to fsar-train as --trunk-weights.
+    A recipe is chosen by data set and method, and gives every value that is not given here: see
+    them with --print-config.  The run folder gets config.toml, log.jsonl, a checkpoint, result.json
+    and report.html; give it to fsar-probe, or to fsar-train as --trunk-weights.
 
     \b
     fsar-pretrain --shards shards/ucf101 --method fima --lists ucfTrainTestlist --out runs/fima
@@ -105,7 +108,7 @@ def cli(
 
 
 def resolve(dataset: str, method: str | None, recipe: str | None, given: dict[str, Any]) -> PretrainConfig:
-    """The configuration of a run: the recipe, then what was given.
+    """Make the configuration of a run: the recipe, then the options that were set.
 
     Raises:
         ConfigError: unknown names or values, or neither a recipe nor a method.
@@ -149,7 +152,7 @@ def pretrain(
 def describe_pretraining(
     trainer: Pretrainer, views: ViewLoader, shards: ShardSet, *, device: torch.device
 ) -> dict[str, Any]:
-    """What a finished run says of itself."""
+    """Describe a finished run, for result.json."""
     config, progress = trainer.config, trainer.progress
     return {
         "method": config.method,

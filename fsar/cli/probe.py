@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fsar.cli.help import GroupedCommand, option
 from fsar.cli.options import check_option
 from fsar.cli.probe_run import ACTIVATION, FIT, MODES, ProbeRun
 from fsar.evaluation.overlap import UNKNOWN, Overlap, find_overlap
@@ -17,6 +18,7 @@ from fsar.probing.scores import AVERAGES
 from fsar.probing.weights import Probed, open_probed
 from fsar.report.probe import Neighbours, figures, page
 from fsar.report.result import coverage_text
+from fsar.run.config import DATA, METHOD, OUTPUT, SPEED
 from fsar.run.device import choose_device
 from fsar.run.recipes import read_table, shipped
 from pipelines.clips.labelled import SAMPLING, ProbeRules
@@ -29,6 +31,7 @@ from shards_spec.remote.shards import RemoteShards
 from shards_spec.splits.divisions import Division, held_out_division, listed_division
 
 FILE = click.Path(path_type=Path)
+CLIPS, MEASURES, TRAINING = "Clips", "Measures", "Training of classifiers"  # headings of the help
 SHARE = click.FloatRange(0, 1, min_open=True)
 SIZES = {"i3d": 224}  # of a clip; 112 for all others, as the published code has them
 CUT = ("frames", "stride", "size", "clips", "sampling", "centre", "area", "flip", "jitter")  # of ProbeRules
@@ -60,103 +63,257 @@ def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> Non
     context.default_map = {key: str(value) for key, value in table.items()}  # text, whose type click checks
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
+@click.command(cls=GroupedCommand)
+@option(
     "--recipe",
+    group=METHOD,
     is_eager=True,
     expose_value=False,
     callback=_recipe,
     help="Values for the options below: mscl-ssv2, or a TOML file.  [default: the papers' protocols, see each]",
 )
-@click.option("--weights", help="A run folder of fsar-pretrain or fsar-train, a file of weights, or fetch.")
+@option("--weights", group=METHOD, help="A run folder of fsar-pretrain or fsar-train, a file of weights, or fetch.")
 @shards_option()
-@click.option(
-    "--mode", "modes", type=click.Choice([*MODES, ACTIVATION]), multiple=True, required=True, help="May be given again."
+@option(
+    "--mode",
+    "modes",
+    group=MEASURES,
+    type=click.Choice([*MODES, ACTIVATION]),
+    multiple=True,
+    required=True,
+    help="Measure; may be given again.",
 )
-@click.option("--trunk", help="Of a file of weights, or of none.")
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), help="Of a run.  [default: best where there is one]")
-@click.option("--untrained", is_flag=True, help="Also probe the trunk with random weights; without --weights, only it.")
-@click.option("--lists", type=FILE, help="Official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file.")
-@click.option("--list", "number", type=click.IntRange(1), default=1, show_default=True, help="Which official list.")
-@click.option("--split", help="Without --lists: hold out videos of this split's classes.  [default: of all]")
-@click.option(
+@option("--trunk", group=METHOD, help="Name of the trunk, of a file of weights or for random weights.")
+@option(
+    "--checkpoint",
+    group=METHOD,
+    main=False,
+    type=click.Choice(["best", "last"]),
+    help="Checkpoint of a run.  [default: best, if there is one]",
+)
+@option(
+    "--untrained",
+    group=METHOD,
+    is_flag=True,
+    help="Also probe the trunk with random weights; without --weights, only that.",
+)
+@option(
+    "--lists", group=DATA, type=FILE, help="Official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file."
+)
+@option(
+    "--list",
+    "number",
+    group=DATA,
+    main=False,
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Which official list.",
+)
+@option("--split", group=DATA, help="Without --lists: hold out videos of this split's classes.  [default: of all]")
+@option(
     "--held-out",
+    group=DATA,
+    main=False,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.3,
     show_default=True,
     help="Without --lists: share of each class that is tested; groups stay together.",
 )
-@click.option("--held-out-seed", type=click.IntRange(0), default=0, show_default=True, help="Another holds out others.")
-@click.option("--frames", type=click.IntRange(1), help="Of a clip.  [default: the run's, or 16]")
-@click.option("--stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 2]")
-@click.option("--size", type=click.IntRange(1), help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]")
-@click.option("--clips", type=click.IntRange(1), default=10, show_default=True, help="Uniform clips of a test video.")
-@click.option("--test-frames", type=click.IntRange(1), help="Of a test clip.  [default: --frames]")
-@click.option("--test-size", type=click.IntRange(1), help="Side of a test clip.  [default: --size]")
-@click.option(
+@option(
+    "--held-out-seed",
+    group=DATA,
+    main=False,
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Another holds out others.",
+)
+@option("--frames", group=CLIPS, type=click.IntRange(1), help="Frames of a clip.  [default: the run's, or 16]")
+@option(
+    "--stride", group=CLIPS, type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 2]"
+)
+@option(
+    "--size",
+    group=CLIPS,
+    type=click.IntRange(1),
+    help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]",
+)
+@option(
+    "--clips", group=CLIPS, type=click.IntRange(1), default=10, show_default=True, help="Uniform clips of a test video."
+)
+@option("--test-frames", group=CLIPS, main=False, type=click.IntRange(1), help="Of a test clip.  [default: --frames]")
+@option("--test-size", group=CLIPS, main=False, type=click.IntRange(1), help="Side of a test clip.  [default: --size]")
+@option(
     "--sampling",
+    group=CLIPS,
+    main=False,
     type=click.Choice(SAMPLING),
     default="windows",
     show_default=True,
     help="Frames at --stride, or one of each of --frames equal parts of the video.",
 )
-@click.option(
-    "--centre", type=SHARE, default=0.875, show_default=True, help="Of test clips: side over that of the frame."
+@option(
+    "--centre",
+    group=CLIPS,
+    main=False,
+    type=SHARE,
+    default=0.875,
+    show_default=True,
+    help="Of test clips: side over that of the frame.",
 )
-@click.option("--area", type=SHARE, default=0.2, show_default=True, help="Of training clips: least share of the frame.")
-@click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror training clips by chance.")
-@click.option("--jitter/--no-jitter", default=True, show_default=True, help="Change the colours of training clips.")
-@click.option(
-    "--clip-average", type=click.Choice(AVERAGES), help="Of a classifier.  [default: logprob for i3d, else logit]"
+@option(
+    "--area",
+    group=CLIPS,
+    main=False,
+    type=SHARE,
+    default=0.2,
+    show_default=True,
+    help="Of training clips: least share of the frame.",
 )
-@click.option("--k", type=click.IntRange(1), default=20, show_default=True, help="Neighbours of knn.")
-@click.option(
+@option(
+    "--flip/--no-flip",
+    group=CLIPS,
+    main=False,
+    default=True,
+    show_default=True,
+    help="Mirror training clips by chance.",
+)
+@option(
+    "--jitter/--no-jitter",
+    group=CLIPS,
+    main=False,
+    default=True,
+    show_default=True,
+    help="Change the colours of training clips.",
+)
+@option(
+    "--clip-average",
+    group=MEASURES,
+    main=False,
+    type=click.Choice(AVERAGES),
+    help="Of a classifier.  [default: logprob for i3d, else logit]",
+)
+@option(
+    "--k", group=MEASURES, main=False, type=click.IntRange(1), default=20, show_default=True, help="Neighbours of knn."
+)
+@option(
     "--temperature",
+    group=MEASURES,
+    main=False,
     type=click.FloatRange(0),
     default=0.07,
     show_default=True,
     help="Of knn: votes are exp(cosine / temperature); 0: a plain majority.",
 )
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="[default: finetune 0.01, linear 30]")
-@click.option("--weight-decay", type=click.FloatRange(0), help="[default: finetune 0.0001, linear 0]")
-@click.option("--batch", type=click.IntRange(1), help="[default: finetune 16, linear 256]")
-@click.option("--clip-norm", type=click.FloatRange(0), help="Largest norm of the gradient.  [default: any]")
-@click.option("--epochs", type=click.IntRange(1), help="[default: finetune 150, linear 100]")
-@click.option(
+@option(
+    "--lr",
+    group=TRAINING,
+    type=click.FloatRange(0, min_open=True),
+    help="[default: finetune 0.01, linear 30]",
+)
+@option(
+    "--weight-decay",
+    group=TRAINING,
+    main=False,
+    type=click.FloatRange(0),
+    help="[default: finetune 0.0001, linear 0]",
+)
+@option("--batch", group=TRAINING, type=click.IntRange(1), help="Clips of a step.  [default: finetune 16, linear 256]")
+@option(
+    "--clip-norm",
+    group=TRAINING,
+    main=False,
+    type=click.FloatRange(0),
+    help="Largest norm of the gradient.  [default: any]",
+)
+@option("--epochs", group=TRAINING, type=click.IntRange(1), help="[default: finetune 150, linear 100]")
+@option(
     "--milestones",
+    group=TRAINING,
+    main=False,
     callback=_epochs,
     help="Epochs from which lr is times 0.1.  [default: finetune 60,120, linear 60,80]",
 )
-@click.option(
+@option(
     "--dropout",
+    group=TRAINING,
+    main=False,
     type=click.FloatRange(0, 1, max_open=True),
-    help="[default: finetune 0.7 on ucf101, else 0.5; linear 0]",
+    help="Dropout.  [default: finetune 0.7 on ucf101, else 0.5; linear 0]",
 )
-@click.option("--probe-l2norm", "l2norm", is_flag=True, default=None, help="linear: features of length 1.")
-@click.option(
+@option(
+    "--probe-l2norm",
+    "l2norm",
+    group=TRAINING,
+    main=False,
+    is_flag=True,
+    default=None,
+    help="linear: features of length 1.",
+)
+@option(
     "--views",
+    group=TRAINING,
+    main=False,
     type=click.Choice(VIEWS),
     default="fresh",
     show_default=True,
     help="linear: train on new random clips, or on the cached features of the uniform ones.",
 )
-@click.option(
+@option(
     "--test-every",
+    group=TRAINING,
+    main=False,
     type=click.IntRange(0),
     default=0,
     show_default=True,
     help="Epochs between tests in training; 0: only at the end.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--executor", type=click.Choice(["auto", "dali", "portable"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Of decoding; 0: one a core.")
-@click.option("--features", "cache", type=FILE, help="Folder in which features are kept for the next command.")
-@click.option("--resume", is_flag=True, help="Go on with the classifier in --out.")
-@click.option("--allow-overlap", is_flag=True, help="Test on videos that training saw; the result is stamped with it.")
+@option(
+    "--seed",
+    group=TRAINING,
+    main=False,
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of clips and weights.",
+)
+@option("--device", group=SPEED, default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@option("--precision", group=SPEED, main=False, type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@option(
+    "--executor",
+    group=SPEED,
+    main=False,
+    type=click.Choice(["auto", "dali", "portable"]),
+    default="auto",
+    show_default=True,
+)
+@option(
+    "--threads",
+    group=SPEED,
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Decoding threads; 0: one a core.",
+)
+@option(
+    "--features",
+    "cache",
+    group=OUTPUT,
+    main=False,
+    type=FILE,
+    help="Folder in which features are kept for the next command.",
+)
+@option("--resume", group=OUTPUT, is_flag=True, help="Go on with the classifier in --out.")
+@option(
+    "--allow-overlap",
+    group=OUTPUT,
+    main=False,
+    is_flag=True,
+    help="Test on videos that training saw; the result is stamped with it.",
+)
 @check_option
-@click.option("--out", type=FILE, help="Folder for result.json, report.html, and the classifier's log.")
+@option("--out", group=OUTPUT, type=FILE, help="Folder for result.json, report.html, and the classifier's log.")
 def cli(
     weights: str | None,
     folder: Path | RemoteShards,

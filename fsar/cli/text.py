@@ -9,6 +9,7 @@ import click
 import torch
 from torch import Tensor
 
+from fsar.cli.help import Command
 from fsar.methods.class_text import ClassText, class_words, prompts, write_class_text
 from fsar.trunks.clip_text import ClipText, ClipTokenizer
 from fsar.trunks.weight_files import read_tensors
@@ -21,7 +22,7 @@ FILE = click.Path(path_type=Path)
 TOGETHER = 64  # texts that go through the tower at once
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--clip",
     type=FILE,

@@ -1,4 +1,7 @@
-"""The command `fsar-train`: shards -> a trained model, its accuracy on novel classes, a report."""
+"""Train a few-shot model from shards, test it on novel classes and write a report.
+
+The command `fsar-train`.
+"""
 
 from __future__ import annotations
 
@@ -98,8 +101,9 @@ def cli(
 ) -> None:
     """Train a few-shot method from shards, select on val, test once.
 
-    A recipe is chosen by data set, method and shot, and gives every value that is not given here: see them with
-    --print-config.  The run folder gets config.toml, log.jsonl, checkpoints, result.json and report.html.
+    A recipe is chosen by data set, method and shot, and gives every value that is not given here:
+    see them with --print-config.  The run folder gets config.toml, log.jsonl, checkpoints,
+    result.json and report.html.
 
     \b
     fsar-train --shards shards/ucf101 --method molo --shot 5 --trunk-weights fetch
@@ -134,7 +138,7 @@ def _run_folder(method: str, dataset: str, shot: int) -> Path:
 def resolve(
     dataset: str, method: str | None, recipe: str | None, style: str | None, given: dict[str, Any]
 ) -> RunConfig:
-    """The configuration of a run: the recipe, its style, then what was given.
+    """Make the configuration of a run: the recipe, its style, then the options that were set.
 
     Raises:
         ConfigError: unknown names or values.
@@ -151,7 +155,7 @@ def resolve(
 
 
 def _own_shot(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What was given, without the number of shots where it names a recipe that is trained with another.
+    """Leave out the number of shots if it only names a recipe that is trained with another.
 
     CLIP-FSAR's 5-shot recipes are trained 1-shot.
     """
@@ -164,7 +168,10 @@ def _own_shot(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adapt(table: dict[str, Any], method: str) -> dict[str, Any]:
-    """A recipe for another method: options that only its own method has are left out, and named."""
+    """Adapt a recipe to another method.
+
+    Leave out and name the options that only its own method has.
+    """
     foreign = set(method_options(table["method"])) - set(method_options(method)) if "method" in table else set()
     dropped = sorted(foreign & set(table))
     if dropped:
@@ -181,7 +188,7 @@ def _training_classes(shards: ShardSet, config: RunConfig) -> int:
 
 
 def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
-    """Start a run folder, or check that it can be resumed: the configuration, and the shards that it saw."""
+    """Start a run folder, or check that it can be resumed with this configuration and data."""
     seen = describe_data(shards)
     if config.labels:
         seen["labels"] = labels_sha256(Path(config.labels))
@@ -198,7 +205,7 @@ def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool)
 
 @dataclass(frozen=True)
 class Controls:
-    """What is tested beside the trained model, on the same episodes."""
+    """Controls that are tested on the same episodes as the trained model."""
 
     shuffled: bool = False
     prototypes: bool = False
@@ -207,7 +214,10 @@ class Controls:
 def train_and_test(
     config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool, controls: Controls
 ) -> tuple[dict[str, Any], Examples | None]:
-    """Train, load the selected checkpoint, test it once, write `result.json`; the first process collects examples."""
+    """Train, load the selected checkpoint, test it once, write `result.json`.
+
+    The first process collects examples.
+    """
     with Trainer(config, shards, run, device=device, resume=resume) as trainer:
         test = trainer.open_test()  # refused now, not after hours, when the test classes have too few videos
         baseline = frozen_prototypes(config).to(device) if controls.prototypes else None  # so are missing weights
@@ -221,7 +231,7 @@ def train_and_test(
         table["left_out"] = list(test.stream.dropped)
         overlap = find_overlap(trainer.trained_on, shards, test.stream.videos())
         table["overlap"] = overlap.to_json()
-        if overlap.found:  # splits are disjoint; classes whose names differ in case or spaces alone are not
+        if overlap.found:  # splits are disjoint, but classes whose names differ only in case or spaces count as one
             click.echo(str(overlap))
         if test.stream.dropped:
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
@@ -244,7 +254,7 @@ def train_and_test(
 
 
 def _training_facts(trainer: Trainer, selected: int) -> dict[str, Any]:
-    """What a result says of its training."""
+    """Describe the training in a result."""
     return {
         "selected_on": trainer.config.select_on if trainer.selects else "last",
         "selected_after": selected,

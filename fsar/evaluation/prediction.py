@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsar.checkpoints import choose_checkpoint, load_state
 from fsar.evaluation.embeddings import embed_videos, join
 from fsar.methods import Embedding, FewShotMethod
 from fsar.methods.class_text import ClassText
-from fsar.run.build import build_model, class_text_of, evaluation_rules
+from fsar.run.build import class_text_of, evaluation_rules, open_model
 from fsar.run.config import build_config, run_config
 from fsar.run.device import autocast, choose_device
+from fsar.run.weights import find_weights
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.loader import Executor, executor_for
 from preprocess.datasets.catalogue import Catalogue, Video, walk
@@ -142,8 +142,7 @@ def open_run(
     """
     config = build_config(run_config(run).flat() | changes)
     device = choose_device(config.device)
-    model = build_model(config, weights=False).to(device)
-    load_state(choose_checkpoint(run, checkpoint), model)
+    model = open_model(config, find_weights(str(run), checkpoint=checkpoint)).to(device)
     rules = replace(evaluation_rules(config), random_frames=False)
     how = (config.precision, config.executor, workers, time_limit, class_text_of(config))
     return model.eval(), Viewing(read_geometry(run), rules, *how)

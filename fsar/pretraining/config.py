@@ -1,4 +1,7 @@
-"""The configuration of a pre-training run: one flat table, from a recipe, overridden by options, saved with the run."""
+"""State every key of a pre-training run once, and make the configuration.
+
+It is one flat table, saved with the run.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from shards_spec.errors import ConfigError
 from shards_spec.schema import flow_pairs
 
 RULES = {"fima": WindowRules, "moco": PairRules, "mscl": FlowPairRules}  # how clips are drawn
-# How a method's views are made of its clips, beside what the method itself decides.
+# Options of how a method's views are made of its clips, which the method itself does not know, and
+# their defaults.
 LOOKS: dict[str, dict[str, object]] = {
     "fima": {"blur_sigma": "fixed"},
     "moco": {"jitter_sync": "clip"},
@@ -33,7 +37,10 @@ DERIVED = frozenset({"trunk", "total", "frames", "stride", "crop", "extra_frame"
 
 @dataclass(frozen=True)
 class PretrainConfig(FlatConfig):
-    """Every value of a run; `options` holds what only the method, its clips and its views understand."""
+    """Every value of a run.
+
+    `options` holds what only the method, its clips and its views understand.
+    """
 
     method: str = key(group=METHOD, own_option=True)
     trunk: str = key(text="Video trunk, such as i3d or r3d18.", group=METHOD, main=True)
@@ -64,7 +71,8 @@ class PretrainConfig(FlatConfig):
         2, "Distance of a clip's frames; for mscl in positions of its flow.", least=1, group=CLIPS, main=True
     )
     crop: int = key(224, "Side of the crops in pixels.", least=1, group=CLIPS, main=True)
-    # Optimisation: SGD; an epoch reads each video once, and leaves out the last ones that fill no batch
+    # Optimisation: SGD; an epoch reads each video once, and leaves out the last ones that fill no
+    # batch
     batch: int = key(64, "Videos of a step.", least=1, group=SCHEDULE, main=True)
     epochs: int = key(100, "Times that each video is read.", least=1, group=SCHEDULE, main=True)
     lr: float = key(0.01, "Learning rate, for the whole batch.", above=0, group=SCHEDULE, main=True)
@@ -117,11 +125,11 @@ class PretrainConfig(FlatConfig):
     options: dict[str, Any] = field(default_factory=dict)
 
     def value(self, option: str) -> Any:  # noqa: ANN401 -- of any kind
-        """An option of the method, its clips or its views: what was set, or its default."""
+        """Look up an option of the method, its clips or its views, or its default."""
         return self.options[option] if option in self.options else option_defaults(self.method)[option]
 
     def part(self, known: Mapping[str, object]) -> dict[str, Any]:
-        """The options that were set among those `known`."""
+        """Select the options that were set among those `known`."""
         return {key: value for key, value in self.options.items() if key in known}
 
 
@@ -173,13 +181,13 @@ OPTIONS = (
 
 
 def rule_defaults(method: str) -> dict[str, object]:
-    """Options of how a method's clips are drawn, and their defaults."""
+    """Collect the options of how a method's clips are drawn, with their defaults."""
     defaults = {each.name: each.default for each in fields(RULES[method])}
     return {key: value for key, value in defaults.items() if value is not None and value is not MISSING}
 
 
 def option_defaults(method: str) -> dict[str, object]:
-    """Every option that a recipe of a method may set beside the fields of the configuration, and its default."""
+    """Collect the further options that a recipe of a method may set, with their defaults."""
     find_pretraining(method)
     known = pretraining_options(method) | rule_defaults(method) | LOOKS[method]
     return {key: value for key, value in known.items() if key not in DERIVED}
@@ -205,7 +213,8 @@ def build_pretrain_config(values: Mapping[str, Any]) -> PretrainConfig:
     """Check a flat table and make the configuration.
 
     Raises:
-        ConfigError: an unknown key (the nearest is named), or a value of another type or outside the choices.
+        ConfigError: an unknown key (the nearest is named), or a value of another type or outside
+            the choices.
     """
     for name in ("method", "trunk"):
         if name not in values:
@@ -244,7 +253,7 @@ def read_pretrain_recipe(name: str) -> dict[str, Any]:
     """Read a recipe: a name that ships with the project, or a TOML file.
 
     Raises:
-        ConfigError: there is none, or it is no flat TOML.
+        ConfigError: there is no such recipe, or it is no flat TOML.
     """
     return read_table(name, shipped("pretraining.toml"), hint=_nearest)
 
@@ -255,7 +264,7 @@ def _nearest(name: str) -> str:
 
 
 def choose_pretrain_recipe(dataset: str, method: str) -> str:
-    """The recipe that ships for a method and data set: its own, or that of the published run.
+    """Name the recipe that ships for a method and data set: its own, or that of the published run.
 
     Raises:
         ConfigError: the method is unknown.
@@ -266,16 +275,19 @@ def choose_pretrain_recipe(dataset: str, method: str) -> str:
 
 
 def frame_stride(config: PretrainConfig) -> int:
-    """Distance of a clip's frames in the video; MSCL counts its own in positions of its flow."""
+    """Distance of a clip's frames in the video, in frames.
+
+    MSCL's own stride counts positions of its flow.
+    """
     pairs = flow_pairs(str(config.value("flow_series"))) if config.method == "mscl" else None
     return config.clip_stride * (pairs[1] if pairs else 1)
 
 
 def pretrain_config_of(run: Path) -> PretrainConfig:
-    """The configuration of a run folder of fsar-pretrain.
+    """Read the configuration of a run folder of fsar-pretrain.
 
     Raises:
-        ConfigError: it is none, or its configuration is damaged.
+        ConfigError: it is no run folder, or its configuration is damaged.
     """
     path = run / "config.toml"
     if not path.is_file():

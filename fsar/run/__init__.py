@@ -1,1 +1,1 @@
-"""What a run is made of: configuration, recipes, device, processes, folder."""
+"""Parts of a run: configuration, recipes, weights, device, processes, folder."""

@@ -1,4 +1,4 @@
-"""The configuration of a run -> its device and the episodes of its splits."""
+"""Make the model of a configuration and open the episodes of its splits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
+from fsar.checkpoints import load_reference_state_dict, load_state
 from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, FewShotMethod, create_method, find_method, method_options
 from fsar.methods.class_text import ClassText, read_class_text
 from fsar.run import ranks
 from fsar.run.config import KEYS, RunConfig
-from fsar.run.weights import load_trunk_weights
+from fsar.run.weights import Weights, load_trunk_weights
 from fsar.trunks import Trunk, VideoTrunk, create_trunk, parts_to_recompute
+from fsar.trunks.weight_files import read_tensors
 from pipelines.episodes.labels import read_labels
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
@@ -26,7 +28,7 @@ from shards_spec.errors import ConfigError
 
 # Keys of a run that rule only its training episodes
 TRAINING_ONLY = frozenset({"way", "shot", "queries", "random_crop", "query_flip", "query_jitter"})
-TRUNK_ALONE = {"support_merge": "prototype"}  # of the method "prototype", as the control of others
+TRUNK_ALONE = {"support_merge": "prototype"}  # options of the method "prototype", the control of other methods
 
 
 def _frame_rule(config: RunConfig) -> str:
@@ -35,13 +37,13 @@ def _frame_rule(config: RunConfig) -> str:
 
 
 def _shared_rules(config: RunConfig) -> dict[str, Any]:
-    """The rules that training and evaluation state alike: the keys of a run under the same names."""
+    """Collect the rules that training and evaluation share: keys of a run with their names."""
     names = {each.name for each in fields(EpisodeRules)} & KEYS.keys() - TRAINING_ONLY
     return {name: getattr(config, name) for name in names} | {"frame_rule": _frame_rule(config)}
 
 
 def takes_unlabelled(config: RunConfig) -> bool:
-    """Whether episodes of a configuration have unlabelled videos."""
+    """Tell whether episodes of a configuration have unlabelled videos."""
     return bool(config.unlabelled_per_class or config.distractor_classes)
 
 
@@ -56,7 +58,7 @@ def check_unlabelled(config: RunConfig) -> None:
 
 
 def training_labels(shards: ShardSet, config: RunConfig) -> Labels | None:
-    """What the classes of training episodes are, where they are not those of the split.
+    """Read the labels that replace the classes of training episodes; None for the split's.
 
     Raises:
         ConfigError: the label file is missing, damaged, or names a video outside the split.
@@ -73,16 +75,20 @@ def training_rules(config: RunConfig) -> EpisodeRules:
 
 
 def evaluation_rules(config: RunConfig) -> EpisodeRules:
-    """Give the rules by which validation and test episodes are drawn: centre crop, no augmentation."""
+    """Give the rules by which validation and test episodes are drawn.
+
+    They crop the centre and augment nothing.
+    """
     shape = {"way": config.test_way, "shot": config.test_shot, "queries": config.test_queries}
     return EpisodeRules(random_frames=config.test_frames == "random", **_shared_rules(config) | shape)
 
 
 def class_text_of(config: RunConfig) -> ClassText | None:
-    """The texts of classes that a run reads; None where it reads none.
+    """Read the texts of classes of a run; None for a run without texts.
 
     Raises:
-        ConfigError: the file is missing or of another form, or the method and the file do not go together.
+        ConfigError: the file is missing or of another form, or the method and the file do not go
+            together.
     """
     if not config.class_text:
         if config.options.get("inference", "visual") != "visual":
@@ -94,7 +100,7 @@ def class_text_of(config: RunConfig) -> ClassText | None:
 
 
 def class_text_sha256(config: RunConfig) -> str | None:
-    """Hash of the file of texts of classes that a run reads; ConfigError when it is missing."""
+    """Hash the file of texts of classes that a run reads; ConfigError when it is missing."""
     if not config.class_text:
         return None
     try:
@@ -115,10 +121,13 @@ def open_episodes(
     training: bool,
     given: Sequence[Chosen] | None = None,
 ) -> EpisodeLoader:
-    """The episodes of a split as a run wants them, of `given` videos or drawn; close the loader when done.
+    """Open the episodes of a split for a run, of `given` videos or drawn.
+
+    Close the loader when done.
 
     Raises:
-        ConfigError: a class has too few videos, the rules do not fit the shards, or the label file is of no use.
+        ConfigError: a class has too few videos, the rules do not fit the shards, or the label file
+            is of no use.
         ShardError: there is no such split.
     """
     return EpisodeLoader(
@@ -141,7 +150,7 @@ def open_episodes(
 
 
 def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
-    """The model of a configuration, its random weights a function of the seed alone.
+    """Make the model of a configuration; its random weights depend only on the seed.
 
     Args:
         config: The run's configuration.
@@ -163,8 +172,31 @@ def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
     return create_method(config.method, **derived, **config.options)
 
 
+def open_model(config: RunConfig, weights: Weights) -> FewShotMethod:
+    """Make the model of a configuration with the weights of a run or of a published file.
+
+    A file's auxiliary classifier is left out, as no test reads it.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or does not fit the configuration.
+    """
+    model = build_model(config, weights=False)
+    assert weights.path is not None, "fetch and random are weights of trunks"
+    if weights.run is not None:
+        load_state(weights.path, model)
+        return model
+    try:
+        load_reference_state_dict(model, read_tensors(weights.path), drop_classifier=True)
+    except ConfigError as error:
+        raise ConfigError(f"{weights.path}: {error}") from error
+    return model
+
+
 def set_clips(trunk: Trunk, config: RunConfig) -> None:
-    """Tell a video trunk how long its clips are; ConfigError when the trunk and what a run reads do not fit."""
+    """Set the length of a video trunk's clips.
+
+    ConfigError when the trunk and the frames of a run do not fit.
+    """
     if not isinstance(trunk, VideoTrunk):
         if config.clip_frames:
             raise ConfigError(f"trunk {config.trunk} reads single frames: leave clip_frames and segment_clips out")
@@ -178,20 +210,28 @@ def set_clips(trunk: Trunk, config: RunConfig) -> None:
 
 
 def memory_format(config: RunConfig, own: torch.memory_format) -> torch.memory_format:
-    """Order in memory of a trunk's maps: what the configuration says, else what is fastest, or the trunk's own."""
+    """Choose the order in memory of a trunk's maps.
+
+    It is the configured one, else the fastest, or the trunk's own.
+    """
     formats = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     return formats.get(config.memory_format, torch.channels_last if on_cpu or config.precision == "bf16" else own)
 
 
 def prototypes_of_trunk(config: RunConfig) -> RunConfig:
-    """The control of a run: cosine prototypes of its trunk, which read neither texts nor unlabelled videos."""
+    """Make the control of a run: cosine prototypes of its trunk, without texts.
+
+    It takes no unlabelled videos either.
+    """
     plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
     return replace(plain, method="prototype", options=TRUNK_ALONE)
 
 
 def frozen_prototypes(config: RunConfig) -> FewShotMethod:
-    """Cosine prototypes of the trunk as a run starts with it: the control that shows what training has added.
+    """Make cosine prototypes of the trunk as a run starts with it.
+
+    They are the control that shows the gain of training.
 
     Raises:
         ConfigError: the trunk's weights are missing or do not fit.

@@ -1,4 +1,7 @@
-"""State every key of a training run once, and make the configuration: one flat table, saved with the run."""
+"""State every key of a training run once, and make the configuration.
+
+It is one flat table, saved with the run.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +161,8 @@ class RunConfig(FlatConfig):
     random_crop: bool = key(True, "Crop at random in training.", group=FRAMES)
     query_flip: bool = key(True, "Flip queries of training at random.", group=FRAMES)
     query_jitter: bool = key(True, "Change the colours of queries of training.", group=FRAMES)
-    # The trunk stays as it is: what comes after it is trained from features of a few views of each video
+    # The trunk stays as it is: what comes after it is trained from features of a few views of each
+    # video
     freeze_trunk: bool = key(
         False,
         "Train what comes after the trunk, from features that are computed once.",
@@ -218,7 +222,8 @@ class RunConfig(FlatConfig):
         main=True,
         evaluation="precision",
     )
-    # Sums of BatchNorm in training differ by the order (about 1e-4 at 224 x 224), hence it is not free.
+    # Sums of BatchNorm in training differ by the order (about 1e-4 at 224 x 224), hence it is not
+    # free.
     memory_format: str = key(
         "auto",
         "Order of maps in memory; auto: channels-last on a CPU and in bf16, else the trunk's own.",
@@ -262,8 +267,8 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     """Check a flat table and make the configuration.
 
     Raises:
-        ConfigError: an unknown key (the nearest is named), a value of another type or outside the choices,
-            or options of both recipe styles.
+        ConfigError: an unknown key (the nearest is named), a value of another type or outside the
+            choices, or options of both recipe styles.
     """
     for name in ("method", "trunk"):
         if name not in values:

@@ -1,6 +1,9 @@
-"""Keep the folder of a run: begun once, resumed only with the same configuration and data, with its log.
+"""Keep the folder and the log of a run.
 
-`log.jsonl` holds one object a line; TensorBoard events stand beside it where TensorBoard is installed.
+It is begun once, and resumed only with the same configuration and data.
+
+`log.jsonl` holds one object a line; TensorBoard events lie in the same folder if TensorBoard is
+installed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from shards_spec.files import disk_errors, json_bytes, read_json, write_whole
 
 
 def last_checkpoint(run: Path) -> Path:
-    """The checkpoint to resume from."""
+    """Path of the checkpoint to resume from."""
     return run / "checkpoints" / "last.safetensors"
 
 
@@ -86,11 +89,12 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Writes the records of a run, in the first of its processes; a context manager.
+    """Writer of the records of a run, in the first of its processes; a context manager.
 
     Args:
-        run: The run folder; None: nothing is written.
-        start: Episodes that the run's checkpoint had seen: what a killed run had logged after it is dropped.
+        run: The run folder; None to write nothing.
+        start: Episodes of the run's checkpoint; records that a killed run wrote after it are
+            dropped.
     """
 
     def __init__(self, run: Path | None, start: int) -> None:
@@ -106,7 +110,7 @@ class RunLog:
         self._board = _open_board(run, start)
 
     def write(self, kind: str, n: int, **values: float | str) -> None:
-        """Append one record of what was known after n episodes."""
+        """Append one record of the state after n episodes."""
         if self._file is None:
             return
         line = (json.dumps({"kind": kind, "n": n} | values) + "\n").encode()
@@ -119,7 +123,10 @@ class RunLog:
                     self._board.add_scalar(f"{kind}/{name}", value, n)
 
     def make_durable(self) -> None:
-        """Called before a checkpoint is written, which must not know more than the log does."""
+        """Write the log to disk, before a checkpoint is written.
+
+        A checkpoint must not be ahead of the log.
+        """
         if self._file is None:
             return
         with disk_errors(self._path):
@@ -151,7 +158,10 @@ def _truncate(path: Path, n: int) -> None:
 
 
 def _episode(line: str) -> float:
-    """Number of the episode of a record; infinite for a line that was being written when the run was killed."""
+    """Number of the episode of a record.
+
+    It is infinite for a line that was being written when the run was killed.
+    """
     try:
         return float(json.loads(line)["n"])
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -1,7 +1,8 @@
 """State each key of a configuration once: type, default, help, bounds, and who may set it.
 
-A configuration is a dataclass whose fields are made by `key`.  The checks of its values, the options of the commands,
-what a resumed run may change and what a result records all follow from these statements.
+A configuration is a dataclass whose fields are made by `key`.  The checks of its values, the
+options of the commands, what a resumed run may change and what a result records all follow from
+these statements.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Key:
         least: The least value.
         above: A bound that the value has to exceed.
         most: The largest value.
-        free: A resumed run may differ in it, since no result depends on it, up to rounding on other devices.
+        free: A resumed run may differ in it, since no result depends on it, up to rounding on other
+            devices.
         main: The short help lists it.
         evaluation: The option of fsar-eval that replaces it; empty for none.
         recorded: Its name in a result; empty where a result does not record it.
@@ -75,7 +77,10 @@ class Key:
 
 
 def key(default: Any = None, text: str = "", **facts: Any) -> Any:  # noqa: ANN401 -- a field of any kind
-    """Make a field of a configuration, without a default where that is None; `facts` are attributes of its `Key`."""
+    """Make a field of a configuration, without a default where that is None.
+
+    `facts` are attributes of its `Key`.
+    """
     metadata = {"key": Key(default=default, help=text, **facts)}
     return field(metadata=metadata) if default is None else field(default=default, metadata=metadata)
 

@@ -36,7 +36,10 @@ EXPLAINED = {
 
 
 def method_keys() -> dict[str, Key]:
-    """Collect every option of the registry's methods that a recipe may set; its kind is that of the default."""
+    """Collect every option of the registry's methods that a recipe may set.
+
+    The kind of an option is that of its default.
+    """
     found: dict[str, dict[str, object]] = {}  # option -> method -> default
     for method in METHODS:
         for option, default in method_options(method).items():

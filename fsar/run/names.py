@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 from shards_spec.errors import suggest
 
-# Names of other projects and papers -> ours, the likeliest first; a command takes the first that it has.
+# Names of other projects and papers -> ours, the likeliest first; a command takes the first that it
+# has.
 MEANINGS: dict[str, tuple[str, ...]] = {
     "adam_lr": ("lr",),
     "amp": ("precision",),
@@ -113,9 +114,12 @@ MEANINGS: dict[str, tuple[str, ...]] = {
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """Find the known name that is meant by another, by its meaning or its spelling; "-" and "_" are the same.
+    """Find the known name that is meant by another, by its meaning or its spelling.
 
-    A name of another project counts as the name that it means: "lerning-rate" is "learning_rate", hence "lr".
+    "-" and "_" are the same.
+
+    A name of another project counts as the name that it means: "lerning-rate" is "learning_rate",
+    hence "lr".
     """
     word = name.strip("-").lower().replace("-", "_")
     meant = {other: found for other, ours in MEANINGS.items() if (found := next((o for o in ours if o in known), None))}

@@ -1,7 +1,7 @@
-"""Several processes that compute one run together: how many, which this one is, and what they tell each other.
+"""Let several processes compute one run together, and exchange values.
 
-One process alone needs no group: all of this then costs nothing and changes nothing.  In a group every process must
-make the same calls in the same order, on the device where it computes.
+A single process needs no group: these functions then cost nothing and change nothing.  In a group
+every process makes the same calls in the same order, on the device where it computes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from shards_spec.errors import FsarError
 
 T = TypeVar("T")
 
-# A process waits no longer for another one; torchrun itself ends all of them at once when one dies.
+# The longest that a process waits for another one; torchrun itself ends all of them at once when
+# one dies.
 PATIENCE = timedelta(minutes=10)
 
 
@@ -30,17 +31,17 @@ class LostProcessError(FsarError):
 
 
 def count() -> int:
-    """Number of processes of the run."""
+    """Count the processes of the run."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this one."""
+    """Number of this process, from 0."""
     return distributed.get_rank() if count() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this is the one that writes files."""
+    """Tell whether this is the process that writes files."""
     return rank() == 0
 
 
@@ -50,7 +51,11 @@ def local_rank() -> int:
 
 
 def threads(asked: int) -> int:
-    """Threads that decode: as many as asked for; for 0, with others on this machine, this process's share of cores."""
+    """Choose the number of decoding threads.
+
+    It is as asked; 0 stays 0 for a single process, and is this process's share of the cores in a
+    group.
+    """
     if asked or count() == 1:
         return asked
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -93,7 +98,10 @@ def _lost() -> Iterator[None]:
 
 @torch.no_grad()
 def gather(values: Tensor) -> Tensor:
-    """[N, ...] -> [processes * N, ...] of all of them, in their order; without a gradient."""
+    """Gather tensors [N, ...] of all processes as [processes * N, ...], in their order.
+
+    The result has no gradient.
+    """
     if count() == 1:
         return values.detach()
     parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(count())]
@@ -103,7 +111,7 @@ def gather(values: Tensor) -> Tensor:
 
 
 def gather_values(value: T) -> list[T]:
-    """A value of each process, of any kind that pickle knows."""
+    """Gather one value of each process, of any kind that pickle knows."""
     if count() == 1:
         return [value]
     values: list[T | None] = [None] * count()
@@ -114,7 +122,10 @@ def gather_values(value: T) -> list[T]:
 
 @torch.no_grad()
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Make each tensor the sum over all processes, in one message; equal bit for bit in all of them."""
+    """Make each tensor the sum over all processes, in one message.
+
+    Equal bit for bit in all of them.
+    """
     if count() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -125,7 +136,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 def anywhere(flags: Tensor) -> Tensor:
-    """Flags [...] -> whether they are set in any process."""
+    """Combine flags [...]: each is set if it is set in any process."""
     if count() == 1:
         return flags
     numbers = flags.to(torch.int32)
@@ -135,7 +146,7 @@ def anywhere(flags: Tensor) -> Tensor:
 
 
 def of_first(value: T) -> T:
-    """The value that the first process has."""
+    """Return the value that the first process has."""
     if count() == 1:
         return value
     values = [value]
@@ -146,7 +157,7 @@ def of_first(value: T) -> T:
 
 @torch.no_grad()
 def like_first(tensor: Tensor) -> Tensor:
-    """The tensor as the first process has it, written over this one's."""
+    """Overwrite a tensor by that of the first process, and return it."""
     if count() > 1:
         held = tensor.detach().contiguous()
         with _lost():
@@ -156,18 +167,18 @@ def like_first(tensor: Tensor) -> Tensor:
 
 
 def same_weights(module: nn.Module) -> None:
-    """Give a module the parameters and buffers of the first process."""
+    """Overwrite the parameters and buffers of a module by those of the first process."""
     if count() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             like_first(tensor)
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come this far."""
+    """Wait until every process has come this far."""
     if count() > 1:
         add_up([torch.zeros(1)])
 
 
 def share(number: int) -> range:
-    """This process's part of `number` things: as many as the others have, or one more."""
+    """Give this process its part of `number` things; parts differ by at most one."""
     return range(number * rank() // count(), number * (rank() + 1) // count())

@@ -1,8 +1,9 @@
 """Give each recipe that ships as one flat table, by its name.
 
-The data lie in `fsar/recipes`: papers.toml is a table of methods, data sets and shots, from which the recipes
-METHOD-DATASET-Nshot follow; demo.toml and lite0.toml have one recipe a method.  A recipe style is what the published
-code does ("reference"), or what replaces its known faults ("fixed"):
+The data lie in `fsar/recipes`: papers.toml is a table of methods, data sets and shots, from which
+the recipes METHOD-DATASET-Nshot follow; demo.toml and lite0.toml have one recipe a method.  A
+recipe style is what the published code does ("reference"), or what replaces its known faults
+("fixed"):
 
 | option | reference | fixed |
 |---|---|---|
@@ -15,7 +16,8 @@ code does ("reference"), or what replaces its known faults ("fixed"):
 | query_jitter | on: only queries are jittered, as the authors meant it (CLIP-FSAR: on Kinetics only) | as there |
 | select_on | val; `--select-on test`, as the code does, is stamped into the result | val |
 
-The first four belong to the style and are never mixed in a run.  The others are its defaults, which a run may change.
+The first four belong to the style and are never mixed in a run.  The others are its defaults, which
+a run may change.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ def shipped(file: str) -> Table:
 
 
 def _pick(table: Mapping[str, Any], *names: str) -> Table:
-    """Choose the value for one of `names` where a key has several; a key that has none for them is left out."""
+    """Choose the value for one of `names` where a key has several.
+
+    A key that has none for them is left out.
+    """
     flat = {}
     for key, value in table.items():
         if not isinstance(value, dict):
@@ -55,7 +60,10 @@ def _pick(table: Mapping[str, Any], *names: str) -> Table:
 
 
 def _settings(method: str) -> Table:
-    """The training settings of a method; methods that papers.toml does not have are trained as HyRSM++ is."""
+    """Look up the training settings of a method.
+
+    A method that papers.toml lacks has those of HyRSM++.
+    """
     papers = shipped("papers.toml")
     name = papers["method"].get(method, {}).get("settings", "hyrsm++")
     return {key: value for key, value in papers["settings"][name].items() if key not in ("datasets", "shots")}
@@ -85,7 +93,10 @@ def _recipe_name(dataset: str, method: str, shot: int) -> str:
 
 @cache
 def recipe_tables() -> dict[str, Table]:
-    """Make all recipes of few-shot training that ship, by name; the tables are shared, so do not change them."""
+    """Make all recipes of few-shot training that ship, by name.
+
+    The tables are shared, so do not change them.
+    """
     found = {_recipe_name(dataset, method, shot): _paper_recipe(method, dataset, shot)
              for method, dataset, shot in paper_rows()}  # fmt: skip
     demo, lite0 = shipped("demo.toml"), shipped("lite0.toml")
@@ -102,7 +113,10 @@ def recipe_names() -> list[str]:
 
 
 def list_recipes() -> str:
-    """List the recipes that ship in columns: method, data set, numbers of shots; then the names of all others."""
+    """List the recipes that ship in columns: method, data set, numbers of shots.
+
+    Then the names of all others.
+    """
     rows: dict[str, list[str]] = {}
     for method, dataset, shot in sorted(paper_rows(), key=lambda row: (f"{row[0]}-", *row[1:])):
         rows.setdefault(f"{method:10} {dataset:12}", []).append(str(shot))
@@ -115,7 +129,7 @@ def read_recipe(name: str) -> Table:
     """Read a recipe: a name that ships with the project, or a TOML file.
 
     Raises:
-        ConfigError: there is none, or it is no flat TOML.
+        ConfigError: there is no such recipe, or it is no flat TOML.
     """
     return read_table(name, recipe_tables(), hint=_nearest)
 
@@ -150,7 +164,7 @@ def choose_recipe(dataset: str, method: str, shot: int) -> str:
     A method of one's own takes that of MoLo, or else of HyRSM++.
 
     Raises:
-        ConfigError: there is none, or the method is unknown.
+        ConfigError: there is no such recipe, or the method is unknown.
     """
     method_options(method)
     for other in (method,) if method in METHODS else ("molo", "hyrsm++"):
@@ -183,7 +197,10 @@ def bound_options(style: str, frame_rule: str) -> Table:
 
 
 def restyle(table: Mapping[str, Any], style: str) -> Table:
-    """Change a recipe to another style: what the style fixes, and its defaults for a published data set."""
+    """Change a recipe to another style.
+
+    What the style fixes, and its defaults for a published data set.
+    """
     values = {"recipe_style": style} | bound_options(style, table.get("frame_rule", "segment"))
     method, dataset = str(table.get("method")), table.get("dataset")
     if dataset in {row[1] for row in paper_rows()}:

@@ -1,10 +1,11 @@
-"""Weights of a trunk before training: a run folder, a file with the published names, or the published file itself."""
+"""Find and read the weights that a command was given: a run folder, a file, "fetch" or "random"."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fsar.checkpoints import MODEL, TrainingRecord, choose_checkpoint, load_training_record, take_colours
+from fsar.methods import METHODS
+from fsar.run.recipes import read_recipe
 from fsar.trunks import TRUNKS, create_trunk
 from fsar.trunks.weight_files import plain_tensors, read_tensors, trunk_entries
 from shards_spec.errors import ConfigError
 
-# torchvision's IMAGENET1K_V1 files, for video KINETICS400_V1; the hash that ends a name is the start of its SHA-256.
+# torchvision's IMAGENET1K_V1 files, for video KINETICS400_V1; the hash that ends a name is the
+# start of its SHA-256.
 PUBLISHED = {
     "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
     "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
@@ -41,14 +45,112 @@ PACKAGED = {
 }
 
 
-def load_trunk_weights(trunk: nn.Module, name: str, source: str, *, option: str = "--trunk-weights") -> None:
-    """Fill a trunk: `source` is a file, a run folder, `fetch`, or `random` for the weights that it was made with.
+@dataclass(frozen=True)
+class Weights:
+    """Weights as a command was given them.
 
-    A run folder also says which constants of colour its weights were trained with; the trunk takes them.  `option` is
-    how a command names the source.
+    Attributes:
+        source: The text that names them.
+        path: The file that holds them; None for "fetch", and for "random" or an empty text.
+        run: The run folder that they are of; None for others.
+    """
+
+    source: str
+    path: Path | None = None
+    run: Path | None = None
+
+    @property
+    def pretrained(self) -> bool:
+        """Tell whether they are of a run of fsar-pretrain."""
+        return self.run is not None and is_pretraining(self.run)
+
+    def training_record(self) -> TrainingRecord | None:
+        """Read what a run has seen in training; None for other weights, which do not say.
+
+        Raises:
+            ConfigError: the run has no checkpoint, or a damaged one.
+        """
+        return load_training_record(self.path) if self.run is not None and self.path is not None else None
+
+    def trunk_entries(self, trunk: str, option: str) -> dict[str, Tensor]:
+        """Read the tensors of a trunk under its own names, in float32.
+
+        Args:
+            trunk: Name of the trunk, whose published file "fetch" takes.
+            option: The option by which the command names these weights.
+
+        Raises:
+            ConfigError: the file is missing or unreadable, or nothing is published for the trunk.
+        """
+        if self.path is None:
+            tensors = _fetch(trunk, option)
+        elif self.run is not None:
+            tensors = _of_run(self.path, self.run, option)
+        else:
+            tensors = read_tensors(self.path)
+        return {name: value.float() for name, value in trunk_entries(tensors).items()}
+
+
+def find_weights(source: str, *, checkpoint: str | None = None, option: str = "--weights") -> Weights:
+    """Find out what a text given as weights names.
+
+    It is a run folder of fsar-train or fsar-pretrain, a file with the names of published code,
+    "fetch" for the published file of a trunk, or "random" for the weights that a model was made
+    with.
+
+    Args:
+        source: The text; empty is "random".
+        checkpoint: best or last, of a run; by default the best where there is one.
+        option: The option by which the command names the weights.
 
     Raises:
-        ConfigError: nothing was asked for, or the file is missing, unreadable or of another network.
+        ConfigError: there is no such file, or it is a checkpoint file of a run, whose folder says
+            more.
+    """
+    if source in ("", "random", "fetch"):
+        return Weights(source)
+    path = Path(source)
+    if path.is_dir():
+        return Weights(source, choose_checkpoint(path, checkpoint), path)
+    if not path.is_file():
+        raise ConfigError(f"{option} {path}: there is no such file or folder")
+    run = path.resolve().parent.parent
+    if path.resolve().parent.name == "checkpoints" and (run / "config.toml").is_file():
+        raise ConfigError(f"{path} is a checkpoint of the run {run}; give that folder, and choose with --checkpoint")
+    return Weights(source, path)
+
+
+def is_pretraining(run: Path) -> bool:
+    """Tell whether a run folder is of fsar-pretrain: its method is not one of few-shot training.
+
+    Raises:
+        ConfigError: its configuration is no flat TOML.
+    """
+    path = run / "config.toml"
+    method = read_recipe(str(path)).get("method") if path.is_file() else None
+    return isinstance(method, str) and method not in METHODS and ":" not in method
+
+
+def load_trunk_weights(
+    trunk: nn.Module, name: str, source: str, *, option: str = "--trunk-weights", checkpoint: str | None = None
+) -> None:
+    """Fill a trunk with weights, as `find_weights` understands their `source`.
+
+    "random" leaves those it was made with.
+
+    A run folder also says which constants of colour its weights were trained with; the trunk takes
+    them.
+
+    Args:
+        trunk: The trunk.
+        name: Its name.
+        source: The weights.
+        option: The option by which the command names them.
+        checkpoint: best or last, of a run.
+
+    Raises:
+        ConfigError: nothing was asked for, or the file is missing, unreadable or of another
+            network.
     """
     if source == "random":
         return
@@ -57,8 +159,14 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str, *, option: str 
             f"this recipe starts from pretrained weights of {name}: give --trunk-weights FILE{_where(name)}, "
             "or --trunk-weights random to train from nothing on purpose"
         )
-    given = _fetch(name, option) if source == "fetch" else _given(Path(source), option)
-    state = {key: value.float() for key, value in trunk_entries(given).items()}
+    weights = find_weights(source, checkpoint=checkpoint, option=option)
+    _fill(trunk, name, weights.trunk_entries(name, option), source)
+    if weights.run is not None and weights.path is not None:
+        take_colours(trunk, weights.path)
+
+
+def _fill(trunk: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> None:
+    """Load tensors that have to fit: ConfigError where they do not."""
     try:
         problems = trunk.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -72,8 +180,6 @@ def load_trunk_weights(trunk: nn.Module, name: str, source: str, *, option: str 
             f"{source} does not fit {name}: {len(missing)} tensors missing, {len(problems.unexpected_keys)} unexpected "
             f"({names}); expected the names of its published weights"
         )
-    if Path(source).is_dir():
-        take_colours(trunk, choose_checkpoint(Path(source)))
 
 
 def _where(name: str) -> str:
@@ -85,14 +191,12 @@ def _where(name: str) -> str:
 
 
 def training_record_of(source: str) -> TrainingRecord | None:
-    """Read what the trunk of a run folder was trained on; None for other sources, which do not tell.
+    """Read what the trunk of a run folder has seen; None for other sources, which do not say.
 
     Raises:
         ConfigError: the run has no checkpoint, or a damaged one.
     """
-    if source in ("", "random", "fetch") or not Path(source).is_dir():
-        return None
-    return load_training_record(choose_checkpoint(Path(source)))
+    return find_weights(source).training_record()
 
 
 def _refuse_other_trunk(state: Mapping[str, Tensor], name: str, source: str) -> None:
@@ -104,7 +208,7 @@ def _refuse_other_trunk(state: Mapping[str, Tensor], name: str, source: str) -> 
 
 
 def trunk_of(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the trunk that has tensors of these names and shapes; None where none has."""
+    """Name the trunk that has tensors of these names and shapes; None if no trunk has."""
     shapes = _shapes(state)
     for name in TRUNKS:
         with torch.device("meta"):  # no memory, and no weights
@@ -117,17 +221,11 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def _given(path: Path, option: str) -> dict[str, Tensor]:
-    if path.is_dir():
-        return _of_run(path, option)
-    if not path.is_file():
-        raise ConfigError(f"{option} {path}: there is no such file")
-    return read_tensors(path)
+def _of_run(path: Path, run: Path, option: str) -> dict[str, Tensor]:
+    """Read the weights in a run's checkpoint, of training or pre-training.
 
-
-def _of_run(run: Path, option: str) -> dict[str, Tensor]:
-    """The weights in a run's checkpoint, of training or pre-training; of a few-shot model its trunk's alone."""
-    path = choose_checkpoint(run)
+    Of a few-shot model only its trunk's.
+    """
     if not path.is_file():
         raise ConfigError(f"{option} {run}: it is no folder of a run that reached its first checkpoint")
     own = {name.removeprefix(MODEL): value for name, value in read_tensors(path).items() if name.startswith(MODEL)}
@@ -152,7 +250,10 @@ def _fetch(name: str, option: str) -> dict[str, Tensor]:
 
 
 def _download(url: str) -> Path:
-    """A file of OpenAI, kept where torch keeps its own; RuntimeError when it is not the one its address promises."""
+    """Download a file of OpenAI to where torch keeps its own.
+
+    RuntimeError if its hash is not that of its address.
+    """
     sha256, file = url.split("/")[-2:]
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"clip-{file}"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 import pytest
 from click.testing import CliRunner
 
-from fsar.cli import evaluate, pretrain, train
+from fsar.cli import evaluate, pretrain, probe, train
 from fsar.pretraining import config as pretraining
 from fsar.run import config
 from fsar.run.names import MEANINGS, suggest_key
 from shards_spec.cli.console import run_command
 from shards_spec.errors import ConfigError
 
-COMMANDS = {"fsar-train": train.cli, "fsar-pretrain": pretrain.cli, "fsar-eval": evaluate.cli}
+COMMANDS = {"fsar-train": train.cli, "fsar-pretrain": pretrain.cli, "fsar-eval": evaluate.cli, "fsar-probe": probe.cli}
 
 
 def help_of(command: click.Command, option: str, width: int = 100) -> str:
@@ -92,8 +90,9 @@ def test_a_key_of_a_recipe_is_answered_by_its_meaning() -> None:
 
 
 def test_every_meaning_is_an_option_of_a_command() -> None:
-    commands = [*COMMANDS.values(), importlib.import_module("fsar.cli.probe").cli]
-    known = {name.lstrip("-").replace("-", "_") for each in commands for param in each.params for name in param.opts}
+    known = {
+        name.lstrip("-").replace("-", "_") for each in COMMANDS.values() for param in each.params for name in param.opts
+    }
     assert {ours for names in MEANINGS.values() for ours in names} <= known
 
 
