@@ -132,7 +132,7 @@ def test_styles_are_mixed_on_purpose_alone_and_then_it_shows(
         (["--weights", "molo", "otam"], "stands alone"),
         (["--weights", "molo", "--baseline", "molo"], "go with --compare"),
         (["--weights", "molo", "--option", "frames=4"], "say what a file of weights holds"),
-        (["--weights", "molo", "--trunk-weights", "random"], "--trunk-weights are those of --method alone"),
+        (["--weights", "molo", "--trunk-weights", "random"], "--trunk-weights go only with --method"),
         (["--weights", "molo/config.toml", "--checkpoint", "last"], "--checkpoint chooses one of a run's"),
         (["--method", "prototype", "--trunk", "tiny", "--checkpoint", "last"], "--checkpoint chooses one of a run's"),
         (["--compare", "molo", "otam", "--unlabelled-per-class", "5"], "nothing that molo or otam reads"),

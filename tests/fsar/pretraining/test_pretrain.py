@@ -290,7 +290,7 @@ def test_prototypes_stand_on_the_trunk_of_a_run(finished: Path, tiny_path: Path,
     assert call(eval_cli, "--weights", str(finished), "--method", "otam", *given) == 2
     assert "those of the run" in capsys.readouterr().err
     assert call(eval_cli, "--weights", str(finished), "--checkpoint", "best", *given) == 2
-    assert "keeps the last one alone" in capsys.readouterr().err
+    assert "keeps only the last" in capsys.readouterr().err
     for tested in ("--weights", "--compare"):
         assert call(eval_cli, tested, str(finished), "--prototype-control", *given) == 2
         assert "is a trunk alone; give --trunk-weights random" in capsys.readouterr().err
