@@ -66,92 +66,39 @@ class Source:
 @shards_option()
 @option("--split", group=DATA, default="test", show_default=True, help="Split that is tested.")
 @check_option
-@option(
-    "--weights",
-    group=MODEL,
-    type=FILE,
-    help="A run folder, also of fsar-pretrain, or a file with the published code's names.",
-)
-@option(
-    "--checkpoint",
-    group=MODEL,
-    type=click.Choice(["best", "last"]),
-    help="Of a run.  [default: best, if there is one]",
-)
+@option("--weights", group=MODEL, type=FILE,
+        help="A run folder, also of fsar-pretrain, or a file with the published code's names.")  # fmt: skip
+@option("--checkpoint", group=MODEL, type=click.Choice(["best", "last"]),
+        help="Of a run.  [default: best, if there is one]")  # fmt: skip
 @option("--method", group=MODEL, help="Method of a file of weights; without --weights: prototype, which has none.")
 @option("--trunk", group=MODEL, help="Name of the trunk that goes with --method.")
 @option("--trunk-weights", group=MODEL, help="For --method prototype, or --prototype-control: a file, or fetch.")
-@option(
-    "--recipe",
-    group=MODEL,
-    main=False,
-    help="For a file of weights: its configuration, which --method and --trunk override.",
-)
-@option(
-    "--option",
-    "pairs",
-    group=MODEL,
-    main=False,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A further key of that configuration.",
-)
-@option(
-    "--inference",
-    group=MODEL,
-    main=False,
-    type=click.Choice(["visual", "text", "combined"]),
-    help="Of clip-fsar.  [default: the run's]",
-)
+@option("--recipe", group=MODEL, main=False,
+        help="For a file of weights: its configuration, which --method and --trunk override.")  # fmt: skip
+@option("--option", "pairs", group=MODEL, main=False, multiple=True, metavar="KEY=VALUE",
+        help="A further key of that configuration.")  # fmt: skip
+@option("--inference", group=MODEL, main=False, type=click.Choice(["visual", "text", "combined"]),
+        help="Of clip-fsar.  [default: the run's]")  # fmt: skip
 @evaluation_options(KEYS)
-@option(
-    "--episodes-file",
-    group=EPISODES,
-    type=FILE,
-    help="Run this file's episodes; they are written there first if missing.",
-)
-@option(
-    "--embeddings",
-    group=SPEED,
-    type=FILE,
-    help="Folder (zarr) of embeddings that evaluations share.",
-)
+@option("--episodes-file", group=EPISODES, type=FILE,
+        help="Run this file's episodes; they are written there first if missing.")  # fmt: skip
+@option("--embeddings", group=SPEED, type=FILE, help="Folder (zarr) of embeddings that evaluations share.")
 @option("--shuffle-frames", "shuffled", group=CONTROLS, is_flag=True, help="Shuffle the frames of each clip.")
-@option(
-    "--prototype-control",
-    "control",
-    group=CONTROLS,
-    is_flag=True,
-    help="Also test prototypes of the untrained trunk.",
-)
-@option(
-    "--allow-overlap",
-    group=CONTROLS,
-    main=False,
-    is_flag=True,
-    help="Test on what training saw; the result is stamped with it.",
-)
+@option("--prototype-control", "control", group=CONTROLS, is_flag=True,
+        help="Also test prototypes of the untrained trunk.")  # fmt: skip
+@option("--allow-overlap", group=CONTROLS, main=False, is_flag=True,
+        help="Test on what training saw; the result is stamped with it.")  # fmt: skip
 @option("--compare", "first", group=COMPARISON, type=FILE, multiple=True, metavar="RUN...", help="Runs to compare.")
 @click.argument("more", type=FILE, nargs=-1, metavar="")
-@option(
-    "--baseline",
-    group=COMPARISON,
-    metavar="NAME",
-    help="With --compare: the run to compare with.  [default: the first]",
-)
-@option(
-    "--allow-styles",
-    group=COMPARISON,
-    main=False,
-    is_flag=True,
-    help="With --compare: runs of several recipe styles, stamped.",
-)
+@option("--baseline", group=COMPARISON, metavar="NAME",
+        help="With --compare: the run to compare with.  [default: the first]")  # fmt: skip
+@option("--allow-styles", group=COMPARISON, main=False, is_flag=True,
+        help="With --compare: runs of several recipe styles, stamped.")  # fmt: skip
 @option("--markdown", group=COMPARISON, main=False, type=FILE, help="With --compare: write the tables as Markdown.")
 @option("--csv", group=COMPARISON, main=False, type=FILE, help="With --compare: write the figures as CSV.")
 @option("--out", group=OUTPUT, type=FILE, help="Write the result as JSON.")
-@option(
-    "--report", group=OUTPUT, type=FILE, help="Write a page to look at (HTML), of the one model or of the comparison."
-)
+@option("--report", group=OUTPUT, type=FILE,
+        help="Write a page to look at (HTML), of the one model or of the comparison.")  # fmt: skip
 def cli(
     folder: Path | RemoteShards,
     split: str,

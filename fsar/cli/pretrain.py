@@ -58,15 +58,8 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 @shards_option()
 @option("--method", group=METHOD, help=f"One of {', '.join(PRETRAINING)}.  [default: the recipe's]")
 @option("--recipe", group=METHOD, help="Name of a recipe, or a TOML file.  [default: by data set and method]")
-@option(
-    "--recipes",
-    group=METHOD,
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_recipes,
-    help="List the recipes and exit.",
-)
+@option("--recipes", group=METHOD, is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes,
+        help="List the recipes and exit.")  # fmt: skip
 @check_option
 @key_options(all_keys(), _default)
 @option("--out", "run", group=OUTPUT, type=click.Path(path_type=Path), required=True, help="Run folder.")

@@ -64,254 +64,82 @@ def _recipe(context: click.Context, _: click.Parameter, name: str | None) -> Non
 
 
 @click.command(cls=GroupedCommand)
-@option(
-    "--recipe",
-    group=METHOD,
-    is_eager=True,
-    expose_value=False,
-    callback=_recipe,
-    help="Values for the options below: mscl-ssv2, or a TOML file.  [default: the papers' protocols, see each]",
-)
+@option("--recipe", group=METHOD, is_eager=True, expose_value=False, callback=_recipe,
+        help="Values for the options below: mscl-ssv2, or a TOML file.  [default: the papers' protocols]")  # fmt: skip
 @option("--weights", group=METHOD, help="A run folder of fsar-pretrain or fsar-train, a file of weights, or fetch.")
 @shards_option()
-@option(
-    "--mode",
-    "modes",
-    group=MEASURES,
-    type=click.Choice([*MODES, ACTIVATION]),
-    multiple=True,
-    required=True,
-    help="Measure; may be given again.",
-)
+@option("--mode", "modes", group=MEASURES, type=click.Choice([*MODES, ACTIVATION]), multiple=True, required=True,
+        help="Measure; may be given again.")  # fmt: skip
 @option("--trunk", group=METHOD, help="Name of the trunk, of a file of weights or for random weights.")
-@option(
-    "--checkpoint",
-    group=METHOD,
-    main=False,
-    type=click.Choice(["best", "last"]),
-    help="Checkpoint of a run.  [default: best, if there is one]",
-)
-@option(
-    "--untrained",
-    group=METHOD,
-    is_flag=True,
-    help="Also probe the trunk with random weights; without --weights, only that.",
-)
-@option(
-    "--lists", group=DATA, type=FILE, help="Official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file."
-)
-@option(
-    "--list",
-    "number",
-    group=DATA,
-    main=False,
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Which official list.",
-)
+@option("--checkpoint", group=METHOD, main=False, type=click.Choice(["best", "last"]),
+        help="Checkpoint of a run.  [default: best, if there is one]")  # fmt: skip
+@option("--untrained", group=METHOD, is_flag=True,
+        help="Also probe the trunk with random weights; without --weights, only that.")  # fmt: skip
+@option("--lists", group=DATA, type=FILE,
+        help="Official lists of UCF101 or HMDB51 (a folder), or a .json or .csv file.")  # fmt: skip
+@option("--list", "number", group=DATA, main=False, type=click.IntRange(1), default=1, show_default=True,
+        help="Which official list.")  # fmt: skip
 @option("--split", group=DATA, help="Without --lists: hold out videos of this split's classes.  [default: of all]")
-@option(
-    "--held-out",
-    group=DATA,
-    main=False,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.3,
-    show_default=True,
-    help="Without --lists: share of each class that is tested; groups stay together.",
-)
-@option(
-    "--held-out-seed",
-    group=DATA,
-    main=False,
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Another holds out others.",
-)
+@option("--held-out", group=DATA, main=False, type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.3,
+        show_default=True,
+        help="Without --lists: share of each class that is tested; groups stay together.")  # fmt: skip
+@option("--held-out-seed", group=DATA, main=False, type=click.IntRange(0), default=0, show_default=True,
+        help="Another holds out others.")  # fmt: skip
 @option("--frames", group=CLIPS, type=click.IntRange(1), help="Frames of a clip.  [default: the run's, or 16]")
-@option(
-    "--stride", group=CLIPS, type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 2]"
-)
-@option(
-    "--size",
-    group=CLIPS,
-    type=click.IntRange(1),
-    help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]",
-)
-@option(
-    "--clips", group=CLIPS, type=click.IntRange(1), default=10, show_default=True, help="Uniform clips of a test video."
-)
+@option("--stride", group=CLIPS, type=click.IntRange(1),
+        help="Distance of a clip's frames.  [default: the run's, or 2]")  # fmt: skip
+@option("--size", group=CLIPS, type=click.IntRange(1),
+        help="Side of a clip.  [default: the run's, or 224 for i3d, else 112]")  # fmt: skip
+@option("--clips", group=CLIPS, type=click.IntRange(1), default=10, show_default=True,
+        help="Uniform clips of a test video.")  # fmt: skip
 @option("--test-frames", group=CLIPS, main=False, type=click.IntRange(1), help="Of a test clip.  [default: --frames]")
 @option("--test-size", group=CLIPS, main=False, type=click.IntRange(1), help="Side of a test clip.  [default: --size]")
-@option(
-    "--sampling",
-    group=CLIPS,
-    main=False,
-    type=click.Choice(SAMPLING),
-    default="windows",
-    show_default=True,
-    help="Frames at --stride, or one of each of --frames equal parts of the video.",
-)
-@option(
-    "--centre",
-    group=CLIPS,
-    main=False,
-    type=SHARE,
-    default=0.875,
-    show_default=True,
-    help="Of test clips: side over that of the frame.",
-)
-@option(
-    "--area",
-    group=CLIPS,
-    main=False,
-    type=SHARE,
-    default=0.2,
-    show_default=True,
-    help="Of training clips: least share of the frame.",
-)
-@option(
-    "--flip/--no-flip",
-    group=CLIPS,
-    main=False,
-    default=True,
-    show_default=True,
-    help="Mirror training clips by chance.",
-)
-@option(
-    "--jitter/--no-jitter",
-    group=CLIPS,
-    main=False,
-    default=True,
-    show_default=True,
-    help="Change the colours of training clips.",
-)
-@option(
-    "--clip-average",
-    group=MEASURES,
-    main=False,
-    type=click.Choice(AVERAGES),
-    help="Of a classifier.  [default: logprob for i3d, else logit]",
-)
-@option(
-    "--k", group=MEASURES, main=False, type=click.IntRange(1), default=20, show_default=True, help="Neighbours of knn."
-)
-@option(
-    "--temperature",
-    group=MEASURES,
-    main=False,
-    type=click.FloatRange(0),
-    default=0.07,
-    show_default=True,
-    help="Of knn: votes are exp(cosine / temperature); 0: a plain majority.",
-)
-@option(
-    "--lr",
-    group=TRAINING,
-    type=click.FloatRange(0, min_open=True),
-    help="[default: finetune 0.01, linear 30]",
-)
-@option(
-    "--weight-decay",
-    group=TRAINING,
-    main=False,
-    type=click.FloatRange(0),
-    help="[default: finetune 0.0001, linear 0]",
-)
+@option("--sampling", group=CLIPS, main=False, type=click.Choice(SAMPLING), default="windows", show_default=True,
+        help="Frames at --stride, or one of each of --frames equal parts of the video.")  # fmt: skip
+@option("--centre", group=CLIPS, main=False, type=SHARE, default=0.875, show_default=True,
+        help="Of test clips: side over that of the frame.")  # fmt: skip
+@option("--area", group=CLIPS, main=False, type=SHARE, default=0.2, show_default=True,
+        help="Of training clips: least share of the frame.")  # fmt: skip
+@option("--flip/--no-flip", group=CLIPS, main=False, default=True, show_default=True,
+        help="Mirror training clips by chance.")  # fmt: skip
+@option("--jitter/--no-jitter", group=CLIPS, main=False, default=True, show_default=True,
+        help="Change the colours of training clips.")  # fmt: skip
+@option("--clip-average", group=MEASURES, main=False, type=click.Choice(AVERAGES),
+        help="Of a classifier.  [default: logprob for i3d, else logit]")  # fmt: skip
+@option("--k", group=MEASURES, main=False, type=click.IntRange(1), default=20, show_default=True,
+        help="Neighbours of knn.")  # fmt: skip
+@option("--temperature", group=MEASURES, main=False, type=click.FloatRange(0), default=0.07, show_default=True,
+        help="Of knn: votes are exp(cosine / temperature); 0: a plain majority.")  # fmt: skip
+@option("--lr", group=TRAINING, type=click.FloatRange(0, min_open=True), help="[default: finetune 0.01, linear 30]")
+@option("--weight-decay", group=TRAINING, main=False, type=click.FloatRange(0),
+        help="[default: finetune 0.0001, linear 0]")  # fmt: skip
 @option("--batch", group=TRAINING, type=click.IntRange(1), help="Clips of a step.  [default: finetune 16, linear 256]")
-@option(
-    "--clip-norm",
-    group=TRAINING,
-    main=False,
-    type=click.FloatRange(0),
-    help="Largest norm of the gradient.  [default: any]",
-)
+@option("--clip-norm", group=TRAINING, main=False, type=click.FloatRange(0),
+        help="Largest norm of the gradient.  [default: any]")  # fmt: skip
 @option("--epochs", group=TRAINING, type=click.IntRange(1), help="[default: finetune 150, linear 100]")
-@option(
-    "--milestones",
-    group=TRAINING,
-    main=False,
-    callback=_epochs,
-    help="Epochs from which lr is times 0.1.  [default: finetune 60,120, linear 60,80]",
-)
-@option(
-    "--dropout",
-    group=TRAINING,
-    main=False,
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Dropout.  [default: finetune 0.7 on ucf101, else 0.5; linear 0]",
-)
-@option(
-    "--probe-l2norm",
-    "l2norm",
-    group=TRAINING,
-    main=False,
-    is_flag=True,
-    default=None,
-    help="linear: features of length 1.",
-)
-@option(
-    "--views",
-    group=TRAINING,
-    main=False,
-    type=click.Choice(VIEWS),
-    default="fresh",
-    show_default=True,
-    help="linear: train on new random clips, or on the cached features of the uniform ones.",
-)
-@option(
-    "--test-every",
-    group=TRAINING,
-    main=False,
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Epochs between tests in training; 0: only at the end.",
-)
-@option(
-    "--seed",
-    group=TRAINING,
-    main=False,
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of clips and weights.",
-)
+@option("--milestones", group=TRAINING, main=False, callback=_epochs,
+        help="Epochs from which lr is times 0.1.  [default: finetune 60,120, linear 60,80]")  # fmt: skip
+@option("--dropout", group=TRAINING, main=False, type=click.FloatRange(0, 1, max_open=True),
+        help="Dropout.  [default: finetune 0.7 on ucf101, else 0.5; linear 0]")  # fmt: skip
+@option("--probe-l2norm", "l2norm", group=TRAINING, main=False, is_flag=True, default=None,
+        help="linear: features of length 1.")  # fmt: skip
+@option("--views", group=TRAINING, main=False, type=click.Choice(VIEWS), default="fresh", show_default=True,
+        help="linear: train on new random clips, or on the cached features of the uniform ones.")  # fmt: skip
+@option("--test-every", group=TRAINING, main=False, type=click.IntRange(0), default=0, show_default=True,
+        help="Epochs between tests in training; 0: only at the end.")  # fmt: skip
+@option("--seed", group=TRAINING, main=False, type=click.IntRange(0), default=0, show_default=True,
+        help="Of clips and weights.")  # fmt: skip
 @option("--device", group=SPEED, default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @option("--precision", group=SPEED, main=False, type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@option(
-    "--executor",
-    group=SPEED,
-    main=False,
-    type=click.Choice(["auto", "dali", "portable"]),
-    default="auto",
-    show_default=True,
-)
-@option(
-    "--threads",
-    group=SPEED,
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Decoding threads; 0: one a core.",
-)
-@option(
-    "--features",
-    "cache",
-    group=OUTPUT,
-    main=False,
-    type=FILE,
-    help="Folder in which features are kept for the next command.",
-)
+@option("--executor", group=SPEED, main=False, type=click.Choice(["auto", "dali", "portable"]), default="auto",
+        show_default=True)  # fmt: skip
+@option("--threads", group=SPEED, type=click.IntRange(0), default=0, show_default=True,
+        help="Decoding threads; 0: one a core.")  # fmt: skip
+@option("--features", "cache", group=OUTPUT, main=False, type=FILE,
+        help="Folder in which features are kept for the next command.")  # fmt: skip
 @option("--resume", group=OUTPUT, is_flag=True, help="Go on with the classifier in --out.")
-@option(
-    "--allow-overlap",
-    group=OUTPUT,
-    main=False,
-    is_flag=True,
-    help="Test on videos that training saw; the result is stamped with it.",
-)
+@option("--allow-overlap", group=OUTPUT, main=False, is_flag=True,
+        help="Test on videos that training saw; the result is stamped with it.")  # fmt: skip
 @check_option
 @option("--out", group=OUTPUT, type=FILE, help="Folder for result.json, report.html, and the classifier's log.")
 def cli(

@@ -50,40 +50,21 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 
 @click.command(cls=GroupedCommand, more="Add --print-config to a command to see every value of its run.")
 @shards_option()
-@option(
-    "--method", group=METHOD, help=f"One of {', '.join(METHODS)}, or module:Class.  [default: the recipe's, or molo]"
-)
+@option("--method", group=METHOD,
+        help=f"One of {', '.join(METHODS)}, or module:Class.  [default: the recipe's, or molo]")  # fmt: skip
 @option("--recipe", group=METHOD, help="Name of a recipe, or a TOML file.  [default: by data set, method and shot]")
-@option(
-    "--recipes",
-    group=METHOD,
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_recipes,
-    help="List the recipes and exit.",
-)
+@option("--recipes", group=METHOD, is_flag=True, is_eager=True, expose_value=False, callback=_show_recipes,
+        help="List the recipes and exit.")  # fmt: skip
 @option("--recipe-style", group=METHOD, main=False, help=f"One of {', '.join(STYLES)}.  [default: the recipe's]")
 @check_option
 @key_options(all_keys(), _default)
-@option(
-    "--run", group=OUTPUT, type=click.Path(path_type=Path), help="Run folder.  [default: runs/METHOD-DATASET-Nshot]"
-)
+@option("--run", group=OUTPUT, type=click.Path(path_type=Path),
+        help="Run folder.  [default: runs/METHOD-DATASET-Nshot]")  # fmt: skip
 @option("--resume", group=OUTPUT, is_flag=True, help="Go on from the last checkpoint of the run folder.")
-@option(
-    "--shuffle-control",
-    group=OUTPUT,
-    main=False,
-    is_flag=True,
-    help="Also test with the frames of each clip shuffled.",
-)
-@option(
-    "--prototype-control",
-    group=OUTPUT,
-    main=False,
-    is_flag=True,
-    help="Also test prototypes of the trunk's starting weights.",
-)
+@option("--shuffle-control", group=OUTPUT, main=False, is_flag=True,
+        help="Also test with the frames of each clip shuffled.")  # fmt: skip
+@option("--prototype-control", group=OUTPUT, main=False, is_flag=True,
+        help="Also test prototypes of the trunk's starting weights.")  # fmt: skip
 @option("--print-config", group=OUTPUT, is_flag=True, help="Print the whole configuration as a recipe and exit.")
 def cli(
     folder: Path | RemoteShards,

@@ -1,6 +1,6 @@
-"""Make candidates of fsar-eval of weights.
+"""Open the models that fsar-eval tests.
 
-These are of a run, of a file with published names, or only of a trunk.
+Their weights are of a run, of a file with published names, or only of a trunk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLIPS = 4  # of a video, that a pre-trained trunk looks at
 
 
 def model_of_run(run: Path, checkpoint: str | None = None) -> ModelUnderTest:
-    """Make a candidate of the checkpoint `best` or `last` of a run folder.
+    """Open the checkpoint `best` or `last` of a run folder.
 
     The default is the best, if there is one.
 
@@ -79,7 +79,7 @@ def file_config(recipe: str | None, method: str | None, trunk: str | None, optio
 
 
 def model_of_file(path: Path, config: RunConfig) -> ModelUnderTest:
-    """Make a candidate of a file of weights with the names of the published code.
+    """Open a file of weights with the names of the published code.
 
     Raises:
         ConfigError: it is a checkpoint of our own, whose run folder says more.
@@ -90,9 +90,9 @@ def model_of_file(path: Path, config: RunConfig) -> ModelUnderTest:
 
 
 def model_of_trunk(config: RunConfig) -> ModelUnderTest:
-    """Make a candidate of a method that has no weights beyond its pretrained trunk."""
-    seen = training_record_of(config.trunk_weights)
-    return ModelUnderTest(f"{config.method} on {config.trunk}", config, partial(_of_trunk, config), seen)
+    """Open a method that has no weights beyond its pretrained trunk."""
+    record = training_record_of(config.trunk_weights)
+    return ModelUnderTest(f"{config.method} on {config.trunk}", config, partial(_of_trunk, config), record)
 
 
 def _of_trunk(config: RunConfig) -> FewShotMethod:

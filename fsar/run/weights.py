@@ -65,7 +65,7 @@ class Weights:
         return self.run is not None and is_pretraining(self.run)
 
     def training_record(self) -> TrainingRecord | None:
-        """Read what a run has seen in training; None for other weights, which do not say.
+        """Read the classes and videos that a run was trained on; None for other weights.
 
         Raises:
             ConfigError: the run has no checkpoint, or a damaged one.
@@ -191,7 +191,7 @@ def _where(name: str) -> str:
 
 
 def training_record_of(source: str) -> TrainingRecord | None:
-    """Read what the trunk of a run folder has seen; None for other sources, which do not say.
+    """Read what the trunk of a run folder was trained on; None for other sources.
 
     Raises:
         ConfigError: the run has no checkpoint, or a damaged one.

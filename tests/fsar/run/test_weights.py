@@ -27,7 +27,7 @@ def test_a_text_is_a_run_a_file_fetch_or_random(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "others.pth")
     for source in ("", "random", "fetch"):
         weights = find_weights(source)
-        assert (weights.path, weights.run, weights.pretrained, weights.seen()) == (None, None, False, None)
+        assert (weights.path, weights.run, weights.pretrained, weights.training_record()) == (None, None, False, None)
     weights = find_weights(str(tmp_path / "others.pth"))
     assert (weights.path, weights.run, weights.pretrained) == (tmp_path / "others.pth", None, False)
     weights = find_weights(str(trained))
