@@ -47,7 +47,7 @@ class PretrainConfig(FlatConfig):
     dataset: str = key("", group=DATA, own_option=True)  # the data set that the recipe is meant for
     split: str = key(
         "train",
-        "Split whose videos are read; all: every video, of which later tests then show it.",
+        "Split whose videos are read; all: every video, and later tests say so.",
         group=DATA,
         main=True,
     )

@@ -97,7 +97,7 @@ class RunConfig(FlatConfig):
     )
     distractor_classes: int = key(
         0,
-        "Classes of which an episode has only unlabelled videos.",
+        "Further classes of an episode, with only unlabelled videos.",
         least=0,
         group=EPISODES,
         evaluation="distractor_classes",

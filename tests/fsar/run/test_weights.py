@@ -1,4 +1,4 @@
-"""What a text given as weights is taken for, and what a result records of its configuration."""
+"""The meaning of a text given as weights, and the record of a configuration in a result."""
 
 from __future__ import annotations
 
