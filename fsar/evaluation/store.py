@@ -198,7 +198,9 @@ class Part:
         self.path, self._checked = path, False
         with self._damage():
             names = read_json(path / "zarr.json")["attributes"]["columns"]
-            columns = {str(name): Column(path / Path(name).name) for name in names}
+            if not all(str(name).isidentifier() for name in names):  # nor paths to elsewhere
+                raise FsarError(f"{path} is damaged (its zarr.json names no columns)")
+            columns = {str(name): Column(path / str(name)) for name in names}
             number = columns.pop(NUMBERS)
             number.check()
             self.numbers: Ints = number.values()
