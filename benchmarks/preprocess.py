@@ -29,7 +29,7 @@ from benchmarks.sides.usual import extract_flow, extract_frames, flow_pool, in_p
 from preprocess.datasets.catalogue import Catalogue
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry, VideoReader, ffmpeg_program, shrink
-from preprocess.encode.flow import FLOW_SHORT_SIDE
+from preprocess.encode.flow_estimators import FLOW_SHORT_SIDE
 from preprocess.stage import Settings, preprocess
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command

@@ -118,7 +118,7 @@ class EpisodeLoader:
     ) -> Iterator[tuple[EpisodePlan, Episode, float]]:
         """Yield the same with each episode's plan (its videos and frames) and the seconds waited.
 
-        Each of the episodes is followed by the next ones in number, a `block` of them together.
+        Yields episodes start to start + block - 1, then the `block` from start + step on, and so on.
         """
         work = (self.stream, self._prepared, self._finished)
         return self.background.steps(*work, start, stop, step=step, block=block)

@@ -1,4 +1,4 @@
-"""Which pixels an episode reads: windows of stored frames."""
+"""Say which pixels a plan reads: windows of stored frames."""
 
 from __future__ import annotations
 

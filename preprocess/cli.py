@@ -22,7 +22,7 @@ from preprocess.datasets.hmdb51 import hmdb51_catalogue
 from preprocess.datasets.kinetics import kinetics_catalogue
 from preprocess.datasets.ssv2 import ssv2_catalogue
 from preprocess.datasets.ucf101 import ucf101_catalogue
-from preprocess.encode.flow import DIS
+from preprocess.encode.flow_estimators import DIS
 from preprocess.estimate import estimate
 from preprocess.options import (
     PATH,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preprocess.datasets.catalogue import Catalogue
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry
-from preprocess.encode.flow import DIS
+from preprocess.encode.flow_estimators import DIS
 from preprocess.encode.series import series_plans
 from shards_spec import ShardError
 from shards_spec.schema import Plan, is_motion, motion_series

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from preprocess.datasets.catalogue import Catalogue
-from preprocess.encode.flow import create_estimator
+from preprocess.encode.flow_estimators import create_estimator
 from preprocess.plan import Settings, settle_plan
 from preprocess.state import SetState
 from preprocess.workers.executors import run_jobs

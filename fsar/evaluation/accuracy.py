@@ -1,4 +1,4 @@
-"""Ask a model episodes, and compute its accuracy, with two intervals, by class, and confusion."""
+"""Run a model on test episodes: accuracy with two intervals, by class, and the confusion."""
 
 from __future__ import annotations
 
@@ -276,9 +276,9 @@ def video_interval(answers: Answers, values: NDArray[Any] | None = None) -> floa
     each of its videos was drawn.  Taken to first order (Efron's infinitesimal jackknife), the
     bootstrap's variance has a closed form: the variance of the videos' influences. The influence of
     a video is the sum of (value - mean) over the answers that it took part in, divided by the
-    number of all answers.  That sum holds much chance where few videos meet in many episodes.  The
+    number of all answers.  That sum holds much noise where few videos meet in many episodes.  The
     influence of the queries without the support has little of it, and is the least that is claimed.
-    The chance of the episodes is added.
+    The noise of the episodes is added.
 
     Args:
         answers: The answers; `spare_videos` must hold for them.
@@ -316,16 +316,16 @@ def _places(answers: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _spread(parts: NDArray[np.float64], place: NDArray[np.int64], label: NDArray[np.int64], *, taken: int) -> float:
     """Compute the variance over videos, within class, of influences; it may come out below 0.
 
-    An influence is a sum of `parts`.  Their squares are chance of the episodes and are taken out.
+    An influence is a sum of `parts`.  Their squares are noise of the episodes and are taken out.
     An episode takes several of a class's n videos without replacement: a video in the support
     cannot be the query.  n (n - 1) / (n - taken)^2 corrects for that (Wager and Athey 2018, the
     infinitesimal jackknife of subsamples).
     """
-    influence, chance = np.bincount(place, parts), np.bincount(place, np.square(parts))
+    influence, noise = np.bincount(place, parts), np.bincount(place, np.square(parts))
     total = 0.0
     for c in np.unique(label):
         own, n = influence[label == c], int((label == c).sum())
-        signal = n * own.var() - (1 - 1 / n) * chance[label == c].sum()
+        signal = n * own.var() - (1 - 1 / n) * noise[label == c].sum()
         total += float(signal) * n * (n - 1) / (n - taken) ** 2
     return total
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fsar.evaluation.keys import model_sha256, view_facts
+from fsar.evaluation.cache_keys import model_sha256, view_facts
 from fsar.evaluation.logits import EpisodeVideos, tensors_of
 from fsar.evaluation.store import FORMAT, Group, Values
 from fsar.loader import EpisodeLoader

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fsar.evaluation.keys import key_of
+from fsar.evaluation.cache_keys import key_of
 from fsar.run import ranks
 from pipelines.augment.on_cpu import ClipBuffers
 from shards_spec.errors import FsarError

@@ -57,17 +57,17 @@ class MoLo(FewShotMethod):
         num_classes: Rows of the auxiliary classifier.
         position_scale: (A, B) of the position code.
         heads: Heads of attention.
-        metric: "hausdorff" takes each token to its nearest. "otam" aligns the tokens in time (a row
-            of the paper that its code does not have).
+        metric: "hausdorff" takes each token to its nearest. "otam" aligns the tokens in time (an
+            ablation of the paper that its code does not have).
         reduction: "mean" is the Hausdorff metric of the paper, "sum" that of its code.
         smoothing: Lambda of "otam".
         single_direction: Match the query against the class only, not the class against the query.
         motion_weight: The paper's alpha.
         classification_weight: Weight of the auxiliary classifier's term.
         contrastive_weight: Weight of each of the four contrastive terms.
-        recons_weight: Weight of the reconstruction; 0 leaves the decoder out.
+        recons_weight: Weight of the reconstruction. At 0 the decoder stays in the state dict, untrained.
         temperature: A constant in place of the learned scales of the contrastive logits.
-        dropout: Drop out where the code does.
+        dropout: Use the dropout rates of the published code.
     """
 
     reads = frozenset[Input]({"maps"})
@@ -122,11 +122,11 @@ class MoLo(FewShotMethod):
         )
         if recons_weight:
             self.reads = frozenset({"maps", "images"})  # the target of the reconstruction
-        width, kept = self.channels, 1.0 if dropout else 0.0
+        width, rate = self.channels, 1.0 if dropout else 0.0
         self.class_token = nn.Parameter(torch.randn(1, 1, width))
         self.class_token_motion = nn.Parameter(torch.randn(1, 1, width))
-        self.position = PositionCode(width, rows=frames + 1, scale=position_scale, dropout=0.1 * kept)
-        layer = partial(TemporalTransformer, heads=heads, attention_dropout=0.2 * kept, hidden_dropout=0.05 * kept)
+        self.position = PositionCode(width, rows=frames + 1, scale=position_scale, dropout=0.1 * rate)
+        layer = partial(TemporalTransformer, heads=heads, attention_dropout=0.2 * rate, hidden_dropout=0.05 * rate)
         self.transformer, self.transformer_motion = layer(width), layer(width)
         self.motion = MotionEncoder(width)
         memory_format = torch.contiguous_format if self.trunk is None else self.trunk.memory_format
@@ -192,7 +192,8 @@ class MoLo(FewShotMethod):
         """Long-short contrast [Q, way]: local tokens of one side with the other's global token.
 
         The paper sums similarities of frames inside the ratio. Its code, followed here, sums
-        cosines in the exponent, and takes the softmax over the prototypes of the episode.
+        cosines in the exponent, and takes the softmax over the prototypes of the episode. "q2s" is the
+        query's frames with the prototype's global token, "s2q" the prototype's frames with the query's.
         """
         (tokens, motion), (query_tokens, query_motion) = both(prototypes), both(query)
         scales = (self.temperature,) * 2 if self.temperature is not None else (self.scale, self.scale_motion)
@@ -296,7 +297,9 @@ class UpStage(nn.Module):
 
 
 def up_sizes(start: int, end: int) -> tuple[int, int]:
-    """Choose the sizes after the first two of three up-samplings: powers of two times `start`.
+    """Choose the sizes after the first and second of three up-samplings from `start` to `end`.
+
+    Each is `start` times a power of two.
 
     The factors are 2, 4, 4 from 7 to 224 as in the reference, and 2, 2, 2 from 8 to 64.
     """

@@ -182,7 +182,7 @@ class RunConfig(FlatConfig):
         4, "Episodes whose gradients make one step of the optimiser.", least=1, group=SCHEDULE, main=True
     )
     lr: float = key(5e-5, "Learning rate.", above=0, group=SCHEDULE, main=True)
-    warmup_lr: float = key(1e-5, "Rate from which --lr is approached.", least=0, group=SCHEDULE)
+    warmup_lr: float = key(1e-5, "Learning rate at the start of the warm-up.", least=0, group=SCHEDULE)
     lr_clock: str = key(
         "single",
         "How the rate's clock counts; the recipe style decides it.",

@@ -25,7 +25,7 @@ EXPLAINED = {
     "single_direction": "Compare only the query with the class, not the class with the query.",
     "smoothing": "Smoothing of the alignment (lambda).",
     "support_merge": "Shots of a class: prototype (averaged first) or video (each compared).",
-    "temperature": "Factor of the logits, 0: learned; molo: fixed scale of the contrastive logits.",
+    "temperature": "Factor of the logits, 0: learned; molo: fixed factor of the contrastive logits.",
     "temporal_balance": "Frames over which the temporal margin grows: twice sigma squared.",
     "temporal_weight": "Weight of the temporal loss.",
     "text_weight": "Weight of the text with --inference combined.",

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fsar.episode import Episode
+from fsar.evaluation.cache_keys import model_sha256, view_facts
 from fsar.evaluation.embeddings import BATCH, clips_of
-from fsar.evaluation.keys import model_sha256, view_facts
 from fsar.evaluation.store import Group, Values, fill
 from fsar.loader import EpisodeLoader
 from fsar.methods import FewShotMethod

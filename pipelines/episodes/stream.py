@@ -20,7 +20,7 @@ from shards_spec.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
-_UNLABELLED = 1 << 63  # the bit that is turned in an episode's number: the draws of its unlabelled videos
+_UNLABELLED = 1 << 63  # flipped in an episode's number, so that its unlabelled videos have draws of their own
 
 
 class View(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, require_folder
-from preprocess.datasets.matching import catalogue_of_lists, numbered_class
+from preprocess.datasets.match_lists import catalogue_of_lists, numbered_class
 from shards_spec.splits.shipped import read_lists
 
 HELP = """\

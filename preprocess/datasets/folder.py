@@ -10,7 +10,7 @@ from pathlib import Path
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, Expected, Video, arrange, text_of, walk
 from preprocess.datasets.coverage import covered
-from preprocess.datasets.matching import listed_catalogue
+from preprocess.datasets.match_lists import listed_catalogue
 from shards_spec import Dataset, Split
 from shards_spec.errors import suggest
 from shards_spec.schema import check_disjoint

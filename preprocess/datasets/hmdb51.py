@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
-from preprocess.datasets.matching import published_catalogue
+from preprocess.datasets.match_lists import published_catalogue
 from shards_spec.errors import suggest
 from shards_spec.splits.shipped import class_key, shipped
 

@@ -17,7 +17,7 @@ from preprocess.datasets.catalogue import (
 )
 from preprocess.datasets.coverage import covered, listed_names
 from preprocess.datasets.folder import choose_classes
-from preprocess.datasets.matching import listed_catalogue, published_catalogue
+from preprocess.datasets.match_lists import listed_catalogue, published_catalogue
 from shards_spec import Dataset
 from shards_spec.splits.sets import video_key
 from shards_spec.splits.shipped import class_key, shipped

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, require_folder
-from preprocess.datasets.matching import ListClass, Lists, catalogue_of_lists, list_class, numbered_class
+from preprocess.datasets.match_lists import ListClass, Lists, catalogue_of_lists, list_class, numbered_class
 from shards_spec.files import read_json
 from shards_spec.splits.shipped import read_lists
 

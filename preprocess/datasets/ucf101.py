@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from preprocess.datasets.catalogue import Catalogue, CatalogueError, Video, arrange, require_folder, text_of, walk
-from preprocess.datasets.matching import published_catalogue
+from preprocess.datasets.match_lists import published_catalogue
 from shards_spec.splits.shipped import shipped
 
 # UCF101's own name for its clips; the group is the long video that a clip was cut from.

@@ -13,13 +13,13 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from preprocess.decode import Geometry, Planes, ffmpeg_version, to_rgb
-from preprocess.encode.flow import DIS, FlowEstimator, create_estimator, estimator_plan
+from preprocess.encode.flow_estimators import DIS, FlowEstimator, create_estimator, estimator_plan
 from preprocess.encode.motion_scores import SCORE_VARIANT, WINDOW, ChangeScores
 from shards_spec.errors import ConfigError
+from shards_spec.pictures import FLOW_CODES, FLOW_ZERO
 from shards_spec.schema import MOTION, flow_pairs, motion_series, picture_name
 
 QUALITY = 90  # of all JPEGs
-FLOW_CODES = 127  # steps from no motion to the largest component of a field, in each direction
 FRAMES_BEHIND = 16  # that an encoder in another thread may hold
 
 
@@ -52,7 +52,7 @@ def _motion_plan(series: str, estimator: str) -> dict[str, Any]:
     return plan if series == MOTION["flow"] else plan | {"grid": pairs[1], "scores": SCORE_VARIANT}
 
 
-def steady() -> None:
+def make_opencv_deterministic() -> None:
     """Make OpenCV's results the same on every machine; call it in every thread that encodes.
 
     DIS cuts a picture into as many stripes as OpenCV has threads, and its result depends on them.
@@ -99,7 +99,7 @@ def member(number: int) -> str:
     return picture_name(number, "jpeg")
 
 
-class Alongside:
+class ThreadedEncoder:
     """An encoder at work in another thread, a few frames behind; its pictures are the same.
 
     The pool must have one thread, so that frames stay in order.
@@ -309,8 +309,8 @@ def quantise(field: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
     # The scale is rounded first: the JSON holds four digits, and readers multiply by those.
     scale = round(float(max(field.max(), -field.min())), 4)
     if scale == 0:
-        return np.full(field.shape, 128, np.uint8), 0.0
+        return np.full(field.shape, FLOW_ZERO, np.uint8), 0.0
     code = field * (FLOW_CODES / scale)
     np.rint(code, out=code)
-    code += 128
+    code += FLOW_ZERO
     return np.clip(code, 0, 255, out=code).astype(np.uint8), scale

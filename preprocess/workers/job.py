@@ -12,8 +12,8 @@ from typing import Any
 
 from preprocess.datasets.catalogue import Video
 from preprocess.decode import USUAL_FRAMES, USUAL_PIXELS, Geometry, VideoError, VideoReader
-from preprocess.encode.flow import DIS
-from preprocess.encode.series import Alongside, Encoder, create_encoder, steady
+from preprocess.encode.flow_estimators import DIS
+from preprocess.encode.series import Encoder, ThreadedEncoder, create_encoder, make_opencv_deterministic
 from preprocess.workers.downloads import Downloads
 from shards_spec.files import json_line
 from shards_spec.index.layout import shard_path
@@ -98,7 +98,7 @@ def run_job(job: Job, report: Callable[[int], None]) -> ShardDone:
     with ExitStack() as stack:
         paths = {name: shard_path(job.out, name, job.shard) for name in job.series}
         writers = {name: stack.enter_context(TarSeriesWriter(path)) for name, path in paths.items()}
-        thread = stack.enter_context(ThreadPoolExecutor(1, initializer=steady))
+        thread = stack.enter_context(ThreadPoolExecutor(1, initializer=make_opencv_deterministic))
         readers = stack.enter_context(closing(_readers(job)))
         for row, reader in readers:
             video = job.videos[row]
@@ -163,7 +163,7 @@ def _store(
     for name in writers:
         encoder = create_encoder(name, codec=job.codec, estimator=job.estimators.get(name, DIS))
         # Flow costs as much as all other series and the decoder together, so it has a thread.
-        encoders[name] = encoder if flow_pairs(name) is None else Alongside(encoder, thread)
+        encoders[name] = encoder if flow_pairs(name) is None else ThreadedEncoder(encoder, thread)
     count = 0
     with decoded as reader:
         for frame in reader:

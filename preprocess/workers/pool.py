@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
 from preprocess.decode import DecoderKilledError
-from preprocess.encode.series import steady
+from preprocess.encode.series import make_opencv_deterministic
 from preprocess.workers.fork_server import CONTEXT, check_environment, start
 from preprocess.workers.job import Job, Messages, ShardDone, VideoDone, run_job
 from preprocess.workers.retries import AGAIN, Retries, death_cause
@@ -186,7 +186,7 @@ class _Pool:
 def _serve(connection: Connection) -> None:
     """Do jobs in a worker process until its parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    steady()
+    make_opencv_deterministic()
     try:
         if error := check_environment():
             connection.send(error)

@@ -19,8 +19,8 @@ from shards_spec.errors import ConfigError, ShardError
 from shards_spec.files import json_line
 from shards_spec.reader import ShardSet
 from shards_spec.splits.lists import Entry, Line, SplitName, read_csv, read_json_lists, read_text
-from shards_spec.splits.matching import StemIndex
 from shards_spec.splits.shipped import class_key
+from shards_spec.splits.stems import StemIndex
 
 Ints = NDArray[np.int64]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from videos import moving_frames
 
 from preprocess.decode import Geometry, Planes, VideoReader, shrink
-from preprocess.encode.series import FRAMES_BEHIND, Alongside, create_encoder, difference, mean_length, quantise
+from preprocess.encode.series import FRAMES_BEHIND, ThreadedEncoder, create_encoder, difference, mean_length, quantise
 
 
 def planes(rgb: np.ndarray) -> Planes:
@@ -110,7 +110,7 @@ def test_alongside_changes_nothing() -> None:
     plain = create_encoder("flow1")
     many = [planes(frame) for frame in FRAMES * FRAMES_BEHIND]
     with ThreadPoolExecutor(1) as pool:
-        alongside = Alongside(create_encoder("flow1"), pool)
+        alongside = ThreadedEncoder(create_encoder("flow1"), pool)
         for frame in many:
             plain.add(frame)
             alongside.add(frame)
@@ -120,7 +120,7 @@ def test_alongside_changes_nothing() -> None:
 
 def test_alongside_raises_what_its_encoder_raises() -> None:
     with ThreadPoolExecutor(1) as pool:
-        alongside = Alongside(create_encoder("diff1"), pool)
+        alongside = ThreadedEncoder(create_encoder("diff1"), pool)
         for side in (32, 64):  # no difference of pictures of two sizes
             alongside.add(Planes(*(np.zeros((side, side), np.uint8) for _ in range(3))))
         with pytest.raises(cv2.error):

@@ -16,7 +16,7 @@ from pipelines.clips.flow import chosen_offsets
 from preprocess.cli import cli
 from preprocess.datasets.folder import folder_catalogue
 from preprocess.decode import Geometry
-from preprocess.encode.flow import DIS, create_estimator
+from preprocess.encode.flow_estimators import DIS, create_estimator
 from preprocess.encode.motion_scores import frame_scores
 from preprocess.encode.series import create_encoder, quantise
 from preprocess.stage import Settings, preprocess

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from preprocess.datasets.catalogue import CatalogueError, Missing, Video
 from preprocess.datasets.folder import choose_classes, hold_out, read_class_list
-from preprocess.datasets.matching import match_lists
+from preprocess.datasets.match_lists import match_lists
 from shards_spec import ShardError
 from shards_spec.splits.shipped import read_lists
 

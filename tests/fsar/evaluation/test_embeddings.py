@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from fsar import METHODS, EpisodeLoader, EpisodeRules, create_method
 from fsar.evaluation.accuracy import Answers, answer, collect
+from fsar.evaluation.cache_keys import model_sha256
 from fsar.evaluation.embeddings import EmbeddingStore, clips_of, embed_rows, shuffle_clips
-from fsar.evaluation.keys import model_sha256
 from fsar.methods import FewShotMethod, method_options
 from pipelines.episodes.views import choose_views, draw_views, number_views
 from shards_spec import ShardSet

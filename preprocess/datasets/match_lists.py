@@ -21,8 +21,8 @@ from preprocess.datasets.catalogue import (
 from preprocess.datasets.coverage import covered
 from shards_spec import Dataset, Split
 from shards_spec.schema import check_disjoint
-from shards_spec.splits.matching import StemIndex
 from shards_spec.splits.shipped import Entry, class_key, read_lists, shipped
+from shards_spec.splits.stems import StemIndex
 
 Lists = Mapping[str, Sequence[Entry]]
 ListClass = tuple[str, str | int | None]  # split, and the class as its list writes it
