@@ -230,7 +230,7 @@ def base_rows(shards: ShardSet) -> Tensor:
 
 @dataclass(frozen=True)
 class EpisodeDataset(IterableDataset[Episode]):
-    """The same episodes for loops that want a `torch.utils.data.DataLoader`.
+    """Episodes of a loader for loops that want a `torch.utils.data.DataLoader`.
 
         DataLoader(EpisodeDataset("shards", "train", rules), batch_size=None, num_workers=2)
 

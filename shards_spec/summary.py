@@ -58,7 +58,7 @@ class Sample:
 
     @property
     def codec(self) -> str:
-        """How its pictures are stored."""
+        """Codec of its pictures."""
         return str(self.info.get("codec", "jpeg"))
 
     def check(self) -> None:

@@ -48,7 +48,7 @@ VIDEOS_AT_ONCE = 256  # whose frames lie in the temporary folder together
 
 @dataclass(frozen=True)
 class Viewing:
-    """How a video file becomes the clip that a model was trained on.
+    """Steps by which a video file becomes a clip as the model was trained on.
 
     Attributes:
         geometry: Size of the stored frames.

@@ -128,7 +128,7 @@ class Group:
 
 
 class Found:
-    """Where the values of numbers [n] are among parts; reading is safe in threads.
+    """Places of the values of numbers [n] among parts; reading is safe in threads.
 
     Raises:
         FsarError: parts that hold some of them differ in their columns.

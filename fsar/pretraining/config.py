@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fsar.pretraining import PRETRAINING, find_pretraining, pretraining_options
-from fsar.run.config import DATA, METHOD, OUTPUT, SCHEDULE, SPEED
+from fsar.run.config import DATA, METHOD, OUTPUT, SCHEDULE, SPEED, RunConfig
 from fsar.run.flat_config import FlatConfig
-from fsar.run.keys import Key, check_keys, key, keys_of, option_types, typed
+from fsar.run.keys import Key, check_keys, key, keys_of, option_types, same_key, typed
 from fsar.run.method_keys import GROUP
 from fsar.run.names import suggest_key
 from fsar.run.recipes import near_names, read_table, shipped
@@ -102,25 +102,11 @@ class PretrainConfig(FlatConfig):
         group=SPEED,
         main=True,
     )
-    checkpoint_activations: bool = key(
-        False, "Compute the trunk's stages again in backward: less memory, more time.", group=SPEED, free=True
-    )
-    checkpoint_parts: int = key(
-        0,
-        "The same for only its first parts (stem, stages), which hold most; 0: for all, or none.",
-        least=0,
-        group=SPEED,
-        free=True,
-    )
-    device: str = key("auto", "auto, cpu, cuda or cuda:N.", group=SPEED, free=True, main=True)
-    executor: str = key(
-        "auto",
-        "What decodes frames; auto is DALI where it is installed.",
-        choices=("auto", "dali", "portable"),
-        group=SPEED,
-        free=True,
-    )
-    threads: int = key(0, "Threads that decode; 0: one a core.", least=0, group=SPEED, free=True, main=True)
+    checkpoint_activations: bool = same_key(RunConfig, "checkpoint_activations")
+    checkpoint_parts: int = same_key(RunConfig, "checkpoint_parts")
+    device: str = same_key(RunConfig, "device")
+    executor: str = same_key(RunConfig, "executor")
+    threads: int = same_key(RunConfig, "threads")
     prefetch: int = key(2, "Steps prepared ahead.", least=1, group=SPEED, free=True)
     options: dict[str, Any] = field(default_factory=dict)
 

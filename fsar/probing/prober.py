@@ -185,7 +185,7 @@ class Prober:
 
     @property
     def _cut(self) -> ProbeRules:
-        """How training clips are cut."""
+        """Rules of training clips."""
         return self.rules.training or self.rules.clips
 
     @torch.no_grad()

@@ -85,6 +85,12 @@ def key(default: Any = None, text: str = "", **facts: Any) -> Any:  # noqa: ANN4
     return field(metadata=metadata) if default is None else field(default=default, metadata=metadata)
 
 
+def same_key(config: type, name: str) -> Any:  # noqa: ANN401 -- a field of any kind
+    """Make a field that is stated in another configuration already."""
+    (stated,) = (each for each in fields(config) if each.name == name)
+    return field(default=stated.default, metadata=stated.metadata)
+
+
 def keys_of(config: type) -> dict[str, Key]:
     """Collect the keys of a configuration class by name."""
     kinds = get_type_hints(config)

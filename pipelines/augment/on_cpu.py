@@ -72,7 +72,7 @@ class ClipBuffers:
 
 @dataclass(frozen=True)
 class Target:
-    """Where clips go.
+    """Destination of clips.
 
     Attributes:
         buffers: What memory on the CPU is taken from; None: fresh memory.
@@ -96,7 +96,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Look:
-    """How colours become values.
+    """Conversion of colours to values.
 
     Attributes:
         table: float32 [3, 256], the value of each byte of each channel.

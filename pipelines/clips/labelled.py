@@ -24,7 +24,7 @@ _TRAINING = 1 << 62  # the bit in a draw's number that sets these apart from oth
 
 @dataclass(frozen=True)
 class ProbeRules:
-    """How clips are cut out of a labelled video.
+    """Rules by which clips are cut out of a labelled video.
 
     Attributes:
         frames: Frames of a clip.

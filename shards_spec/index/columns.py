@@ -131,7 +131,7 @@ class Columns:
 
     @property
     def codec(self) -> str:
-        """How the pictures of a series are stored: "jpeg" or "raw"."""
+        """Codec of the pictures of a series: "jpeg" or "raw"."""
         return self.text("codec", 0) if "codec_ends" in self else "jpeg"
 
     def _text(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
