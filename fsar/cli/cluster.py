@@ -20,7 +20,7 @@ from fsar.methods import FewShotMethod, create_method
 from fsar.run.build import evaluation_rules, frozen_prototypes, open_model
 from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run.device import choose_device
-from fsar.run.weights import find_weights
+from fsar.run.weights import weights_of_run
 from fsar.training.clusters import agreement, flow_features, k_means, keep_large
 from pipelines.episodes.labels import write_labels
 from pipelines.loader import executor_for
@@ -137,7 +137,7 @@ def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
     device = choose_device(config.device)
     if run is None:
         return frozen_prototypes(config).to(device)
-    trained = open_model(config, find_weights(str(run)))
+    trained = open_model(config, weights_of_run(run))
     return create_method("prototype", trunk=trained.trunk, frames=config.frames).to(device)
 
 

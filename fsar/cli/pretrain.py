@@ -128,7 +128,10 @@ def pretrain(
         check_queue(config, len(views.rows))
         samples = config.epochs * views.epoch_steps * config.batch
         model = build_pretraining(config, samples=samples, weights=not resume).to(device)
-        before = load_training_record(last_checkpoint(run)) if resume else training_record_of(config.weights)
+        if resume:
+            before = load_training_record(last_checkpoint(run))
+        else:
+            before = training_record_of(config.weights, option="--weights")
         if not resume and ranks.is_first():
             begin_run(run, config, data, option="--out")
         record = join_records(training_record(shards, views.rows, source=views.videos.text), before)

@@ -18,7 +18,7 @@ from fsar.pretraining.config import frame_stride, pretrain_config_of
 from fsar.run.build import TRUNK_ALONE, build_model, open_model, prototypes_of_trunk
 from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run.recipes import read_recipe
-from fsar.run.weights import find_weights, training_record_of
+from fsar.run.weights import find_weights, training_record_of, weights_of_run
 from pipelines.clips.labelled import CENTRE
 from shards_spec.errors import ConfigError
 
@@ -36,7 +36,7 @@ def model_of_run(run: Path, checkpoint: str | None = None) -> ModelUnderTest:
         ConfigError: it is no run folder, or its checkpoint is missing or damaged, or pre-training
             has no such one.
     """
-    weights = find_weights(str(run), checkpoint=checkpoint)
+    weights = weights_of_run(run, checkpoint)
     if weights.pretrained:
         if checkpoint == "best":
             raise ConfigError(f"--checkpoint best: {run} is of pre-training, which keeps only the last: leave it out")

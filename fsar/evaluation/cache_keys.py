@@ -27,6 +27,7 @@ MAKERS = (
     "fsar.evaluation.embeddings",
     "pipelines.augment.clips",
     "pipelines.augment.on_cpu",
+    "pipelines.episodes.rules",
     "pipelines.episodes.stream",
     "pipelines.episodes.views",
     "pipelines.sampling",

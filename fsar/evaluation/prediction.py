@@ -30,7 +30,7 @@ from fsar.methods.class_text import ClassText
 from fsar.run.build import class_text_of, evaluation_rules, open_model
 from fsar.run.config import build_config, run_config
 from fsar.run.device import autocast, choose_device
-from fsar.run.weights import find_weights
+from fsar.run.weights import weights_of_run
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.loader import Executor, executor_for
 from preprocess.datasets.catalogue import Catalogue, Video, walk
@@ -142,7 +142,7 @@ def open_run(
     """
     config = build_config(run_config(run).flat() | changes)
     device = choose_device(config.device)
-    model = open_model(config, find_weights(str(run), checkpoint=checkpoint)).to(device)
+    model = open_model(config, weights_of_run(run, checkpoint)).to(device)
     rules = replace(evaluation_rules(config), random_frames=False)
     how = (config.precision, config.executor, workers, time_limit, class_text_of(config))
     return model.eval(), Viewing(read_geometry(run), rules, *how)

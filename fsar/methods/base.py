@@ -24,6 +24,14 @@ Input = Literal["maps", "images", "class_text", "unlabelled"]
 SupportMerge = Literal["prototype", "video"]  # average the shots of a class, or match each of them
 
 
+# What methods of one's own stated before -> what they state now.
+FORMER = {f"reads_{each}": f'reads = {{"{each}"}}' for each in get_args(Input)}
+FORMER |= {
+    "by_pairs": "@by_pairs.register of fsar.evaluation.logits",
+    "alignment": "@align.register of fsar.report.alignment",
+}
+
+
 @dataclass(frozen=True)
 class Embedding:
     """The tensors of some videos that matching compares, each a function of its own video only.
@@ -78,6 +86,9 @@ class FewShotMethod(nn.Module):
         name = type(self).__name__
         for each in self.reads:
             choice("reads", each, get_args(Input))
+        for old, new in FORMER.items():
+            if old in vars(type(self)):  # it would be passed over without a word
+                raise ConfigError(f"{name}.{old} is no longer read: use {new}")
         if frames < least:
             raise ConfigError(f"{name} needs at least {least} frames or clips of a video, not {frames}; set frames")
         self.trunk: Trunk | None = create_trunk(trunk) if isinstance(trunk, str) else trunk

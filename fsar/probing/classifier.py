@@ -183,7 +183,7 @@ class Training:
         for epoch in range(self.progress.n // self.steps, self.fit.epochs):
             first, began = epoch * self.steps, time.perf_counter()
             # One source an epoch: nothing is decoded ahead while the classifier is tested in
-            # between.
+            # between. The last batch of the epoch stays in memory during that test.
             with closing(self.source(first, first + self.steps)) as source:
                 for n, (inputs, labels) in enumerate(source, first):
                     yield Batch(n, (inputs, labels), len(labels), time.perf_counter() - began)

@@ -111,13 +111,24 @@ def find_weights(source: str, *, checkpoint: str | None = None, option: str = "-
         return Weights(source)
     path = Path(source)
     if path.is_dir():
-        return Weights(source, choose_checkpoint(path, checkpoint), path)
+        return weights_of_run(path, checkpoint)
     if not path.is_file():
         raise ConfigError(f"{option} {path}: there is no such file or folder")
     run = path.resolve().parent.parent
     if path.resolve().parent.name == "checkpoints" and (run / "config.toml").is_file():
         raise ConfigError(f"{path} is a checkpoint of the run {run}; give that folder, and choose with --checkpoint")
     return Weights(source, path)
+
+
+def weights_of_run(run: Path, checkpoint: str | None = None) -> Weights:
+    """Find the weights of a run folder, whatever its name: `random` and `fetch` are names too.
+
+    Raises:
+        ConfigError: it is no run folder, or has no such checkpoint.
+    """
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run} is no run folder (it has no config.toml); give one that fsar-train wrote")
+    return Weights(str(run), choose_checkpoint(run, checkpoint), run)
 
 
 def is_pretraining(run: Path) -> bool:
@@ -190,13 +201,15 @@ def _where(name: str) -> str:
     return ""
 
 
-def training_record_of(source: str) -> TrainingRecord | None:
+def training_record_of(source: str, *, option: str = "--trunk-weights") -> TrainingRecord | None:
     """Read what the trunk of a run folder was trained on; None for other sources.
+
+    `option` is the one by which the command names the weights.
 
     Raises:
         ConfigError: the run has no checkpoint, or a damaged one.
     """
-    return find_weights(source).training_record()
+    return find_weights(source, option=option).training_record()
 
 
 def _refuse_other_trunk(state: Mapping[str, Tensor], name: str, source: str) -> None:

@@ -314,6 +314,13 @@ def test_an_input_that_no_episode_has_is_refused(monkeypatch):
         Reader("tiny", channels=None, frames=4)
 
 
+@pytest.mark.parametrize("former", ["reads_class_text", "by_pairs"])
+def test_what_methods_of_ones_own_stated_before_is_refused(monkeypatch, former) -> None:
+    monkeypatch.setattr(Reader, former, True, raising=False)
+    with pytest.raises(ConfigError, match=rf"Reader\.{former} is no longer read: use "):
+        Reader("tiny", channels=None, frames=4)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_few_steps_lower_the_loss(name):
     model, episode = make_model(name), make_episode()
