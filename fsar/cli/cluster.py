@@ -67,7 +67,7 @@ def cli(
     normalise: bool,
     seed: int,
     check: bool,
-    **given: Any,  # noqa: ANN401 -- keys of the configuration
+    **command_options: Any,  # noqa: ANN401 -- keys of the configuration
 ) -> None:
     """Cluster the videos of a split for training without labels: fsar-train --labels clusters.csv.
 
@@ -78,7 +78,7 @@ def cli(
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if features == "flow":
-        _check_flow(trunk=trunk, trunk_weights=trunk_weights, weights=weights, **given)
+        _check_flow(trunk=trunk, trunk_weights=trunk_weights, weights=weights, **command_options)
     with ShardSet.open(folder, check=check) as shards:
         rows = shards.split_rows(split)
         clusters = clusters or 2 * len(shards.dataset.splits[split].classes)
@@ -86,9 +86,9 @@ def cli(
             raise ConfigError(f"{clusters} clusters of {len(rows)} videos: give fewer --clusters, at most one a video")
         click.echo(f"{len(rows)} videos of split {split}, {clusters} clusters")
         if features == "flow":
-            vectors = flow_features(shards, rows.tolist(), steps=given["frames"] or 8)  # [n, C]
+            vectors = flow_features(shards, rows.tolist(), steps=command_options["frames"] or 8)  # [n, C]
         else:
-            config = _config(trunk, trunk_weights, weights, given)
+            config = _config(trunk, trunk_weights, weights, command_options)
             vectors = embed(_model(config, weights), shards, rows.tolist(), config)
         place = keep_large(k_means(F.normalize(vectors) if normalise else vectors, clusters, seed=seed), least)
         kept = place >= 0
@@ -111,10 +111,10 @@ def _check_flow(*, frames: int | None, **others: object) -> None:
 
 
 def _config(
-    trunk: str | None, trunk_weights: str | None, run: Path | None, given: Mapping[str, int | str | None]
+    trunk: str | None, trunk_weights: str | None, run: Path | None, command_options: Mapping[str, int | str | None]
 ) -> RunConfig:
     """Configure the features: a run's configuration, or a trunk's, with the given options."""
-    changes = {key: value for key, value in given.items() if value is not None}
+    changes = {key: value for key, value in command_options.items() if value is not None}
     if "clip_frames" in changes:
         changes["frame_rule"] = "segment_clips"
     if "resize" in changes:

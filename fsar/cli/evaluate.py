@@ -110,7 +110,7 @@ def cli(
     inference: str | None,
     shuffled: bool,
     check: bool,
-    **given: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of REPLACED
+    **command_options: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of REPLACED
 ) -> None:
     """Test a model on episodes of a split that it was not trained on, or compare runs on them.
 
@@ -120,11 +120,11 @@ def cli(
     fsar-eval --weights FILE.pyth --method molo --trunk resnet50 --shards DIR
     fsar-eval --method prototype --trunk efficientnet-lite0 --trunk-weights fetch --shards DIR
     """  # noqa: D301 -- \b is click's mark of lines to be left as they are
-    source, options = _take(Source, given), _take(CompareOptions, given)
+    source, options = _take(Source, command_options), _take(CompareOptions, command_options)
     _check(source, options, first, more)
     _check_folders(options, {"episodes-file": episodes_file, "embeddings": embeddings})
     store = EmbeddingStore(embeddings) if embeddings else None
-    asked = {REPLACED[name]: value for name, value in given.items() if value is not None}
+    asked = {REPLACED[name]: value for name, value in command_options.items() if value is not None}
     changes = asked | {"inference": inference, "trunk_weights": source.trunk_weights}
     with ShardSet.open(folder, check=check) as shards:
         models = [model_of_run(run, source.checkpoint) for run in first + more] or [_tested(source, shards)]
@@ -178,9 +178,9 @@ def _reads(method: str, key: str) -> bool:
     return key != "inference" or key in method_options(method)
 
 
-def _take(kind: type[T], given: dict[str, Any]) -> T:
+def _take(kind: type[T], command_options: dict[str, Any]) -> T:
     """Take the options that are the fields of a class."""
-    return kind(**{field.name: given.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{field.name: command_options.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], more: tuple[Path, ...]) -> None:
@@ -246,9 +246,9 @@ def _of_trunk(source: Source) -> RunConfig:
     """Configure a method that has no weights but those of a pretrained trunk."""
     if not source.method or not source.trunk:
         raise ConfigError("give --weights RUN, --compare RUN RUN, or --method prototype with --trunk, --trunk-weights")
-    given = {"method": source.method, "trunk": source.trunk, "trunk_weights": source.trunk_weights or ""}
+    command_options = {"method": source.method, "trunk": source.trunk, "trunk_weights": source.trunk_weights or ""}
     options = TRUNK_ALONE if source.method == "prototype" else {}  # the same as --prototype-control
-    return build_config(given | {"num_classes": 1} | options)
+    return build_config(command_options | {"num_classes": 1} | options)
 
 
 def _examples(shared: SharedEpisodes, tested: ModelUnderTest, model: FewShotMethod, answers: Answers) -> Examples:

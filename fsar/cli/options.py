@@ -96,14 +96,14 @@ def value_text(value: object) -> str:
     return str(value)
 
 
-def overrides(given: Mapping[str, Any], keys: Mapping[str, Key] | None = None) -> dict[str, Any]:
+def overrides(command_options: Mapping[str, Any], keys: Mapping[str, Key] | None = None) -> dict[str, Any]:
     """Give the options that were set, as values of their keys; without `keys`, those of training.
 
     Raises:
         ConfigError: a value that is not of its kind.
     """
     keys = all_keys() if keys is None else keys
-    return {name: parse(name, text, keys[name].kind) for name, text in given.items() if text is not None}
+    return {name: parse(name, text, keys[name].kind) for name, text in command_options.items() if text is not None}
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def cli(
     """
     if not first + more:
         raise ConfigError("no --query given; name videos, or folders of videos, to classify")
-    given = {"device": device, "precision": precision, "class_text": class_text}
-    changes = {key: value for key, value in given.items() if value is not None}
+    command_options = {"device": device, "precision": precision, "class_text": class_text}
+    changes = {key: value for key, value in command_options.items() if value is not None}
     found = find_examples(folder, most=examples)
     queries = find_videos(first + more)
     model, viewing = open_run(weights, checkpoint=checkpoint, workers=workers, time_limit=time_limit, **changes)

@@ -74,7 +74,7 @@ def cli(
     resume: bool,
     print_config: bool,
     check: bool,
-    **given: Any,  # noqa: ANN401 -- the keys of the configuration
+    **command_options: Any,  # noqa: ANN401 -- the keys of the configuration
 ) -> None:
     """Train a video trunk from shards without labels.
 
@@ -89,7 +89,7 @@ def cli(
         if resume and recipe is None:
             check_is_run(run)
             recipe = str(run / "config.toml")
-        config = resolve(shards.dataset.name, method, recipe, overrides(given, all_keys()))
+        config = resolve(shards.dataset.name, method, recipe, overrides(command_options, all_keys()))
         if print_config:
             click.echo(config.to_toml(), nl=False)
             return
@@ -100,7 +100,7 @@ def cli(
         click.echo(f"result: {run / 'result.json'}; report: {report}")
 
 
-def resolve(dataset: str, method: str | None, recipe: str | None, given: dict[str, Any]) -> PretrainConfig:
+def resolve(dataset: str, method: str | None, recipe: str | None, command_options: dict[str, Any]) -> PretrainConfig:
     """Make the configuration of a run: the recipe, then the options that were set.
 
     Raises:
@@ -111,7 +111,7 @@ def resolve(dataset: str, method: str | None, recipe: str | None, given: dict[st
     name = recipe or choose_pretrain_recipe(dataset, str(method))
     click.echo(f"recipe: {name}" + ("" if recipe else f" (for data set {dataset})"), err=True)
     table = read_pretrain_recipe(name)
-    return build_pretrain_config(table | given | ({"method": method} if method else {}))
+    return build_pretrain_config(table | command_options | ({"method": method} if method else {}))
 
 
 def pretrain(

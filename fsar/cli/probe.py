@@ -160,7 +160,7 @@ def cli(
     allow_overlap: bool,
     out: Path | None,
     check: bool,
-    **given: Any,  # noqa: ANN401 -- fields of ProbeRules, Rules and Fit, and the options of single modes
+    **command_options: Any,  # noqa: ANN401 -- fields of ProbeRules, Rules and Fit, and the options of single modes
 ) -> None:
     """Probe features on labelled videos: by retrieval, neighbours, a classifier, fine-tuning.
 
@@ -176,7 +176,7 @@ def cli(
     fsar-probe --weights RUN --shards DIR --mode activation --untrained --out OUT
     fsar-probe --weights RUN --shards DIR --mode finetune --recipe mscl-ssv2 --out OUT
     """  # noqa: D301 -- \b is click's mark of lines to be left as they are
-    _check(weights, lists, split, out, given, modes=modes, number=number)
+    _check(weights, lists, split, out, command_options, modes=modes, number=number)
     if weights is None and not untrained:
         raise ConfigError("give --weights RUN or FILE, or --untrained with --trunk for random weights")
     with ShardSet.open(folder, check=check) as shards:
@@ -184,20 +184,20 @@ def cli(
             division = held_out_division(shards, split=split, share=held_out, seed=held_out_seed)
         else:
             division = listed_division(shards, lists, number=number)
-        probed = open_probed(weights, trunk, checkpoint=checkpoint, seed=given["seed"])
+        probed = open_probed(weights, trunk, checkpoint=checkpoint, seed=command_options["seed"])
         overlap = _overlap(probed, shards, division, allowed=allow_overlap or set(modes) == {ACTIVATION})
         for line in (coverage_text(shards), _division_text(division), str(overlap)):
             if line:
                 click.echo(line)
-        rules = _rules(probed, given)
+        rules = _rules(probed, command_options)
         run = ProbeRun(shards, division, rules, choose_device(device), cache, out)
         both = untrained and weights is not None
-        control = open_probed(None, probed.name, seed=given["seed"]) if both else None
+        control = open_probed(None, probed.name, seed=command_options["seed"]) if both else None
         activation = run.draw_activation(probed, control) if ACTIVATION in modes else None  # before fine-tuning
-        found, retrieval = run.probe(probed, modes, given)
+        found, retrieval = run.probe(probed, modes, command_options)
         result = run.stamps(probed, overlap) | {"probes": found}
         if control is not None:
-            result["untrained"], _ = run.probe(control, modes, given)
+            result["untrained"], _ = run.probe(control, modes, command_options)
             result["difference"] = run.differences(found, result["untrained"])
         _tell(result, out, retrieval=retrieval, activation=activation)
 
@@ -219,7 +219,7 @@ def _check(
     lists: Path | None,
     split: str | None,
     out: Path | None,
-    given: Mapping[str, Any],
+    command_options: Mapping[str, Any],
     *,
     modes: tuple[str, ...],
     number: int,
@@ -235,7 +235,7 @@ def _check(
         raise ConfigError(f"--weights {weights}: there is no such file or folder")
     if ACTIVATION in modes and out is None:
         raise ConfigError("--mode activation draws a picture: give --out FOLDER for it")
-    if given["resume"] and out is None:
+    if command_options["resume"] and out is None:
         raise ConfigError("--resume goes on in a folder: give --out RUN")
     if out is not None:
         if not out.parent.is_dir():
@@ -263,13 +263,15 @@ def _division_text(division: Division) -> str:
     return text + (f"; {missing:,} listed videos are not stored" if missing else "")
 
 
-def _rules(probed: Probed, given: Mapping[str, Any]) -> Rules:
+def _rules(probed: Probed, command_options: Mapping[str, Any]) -> Rules:
     """Choose what was given, else the run's own clips, else the published values."""
-    chosen = {name: given[name] for name in CUT if given[name] is not None}
+    chosen = {name: command_options[name] for name in CUT if command_options[name] is not None}
     cut = ProbeRules(**({"size": SIZES.get(probed.name, ProbeRules.size)} | probed.clips | chosen))
-    test = replace(cut, frames=given["test_frames"] or cut.frames, size=given["test_size"] or cut.size)
-    how = {name: given[name] for name in ("precision", "executor", "threads", "seed", "test_every")}
-    average = given["clip_average"] or ("logprob" if probed.name == "i3d" else "logit")
+    test = replace(
+        cut, frames=command_options["test_frames"] or cut.frames, size=command_options["test_size"] or cut.size
+    )
+    how = {name: command_options[name] for name in ("precision", "executor", "threads", "seed", "test_every")}
+    average = command_options["clip_average"] or ("logprob" if probed.name == "i3d" else "logit")
     return Rules(test, cut, clip_average=average, **how)
 
 

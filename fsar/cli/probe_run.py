@@ -46,7 +46,7 @@ class ProbeRun:
         self.asked = ask(shards, division, rules.clips)
 
     def probe(
-        self, probed: Probed, modes: tuple[str, ...], given: Mapping[str, Any]
+        self, probed: Probed, modes: tuple[str, ...], command_options: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Neighbours]]:
         """Probe a trunk in each mode, fine-tuning last.
 
@@ -61,19 +61,19 @@ class ProbeRun:
                     results[mode], found = prober.retrieval()
                     examples = retrieval_examples(self.shards, self.division, found)
                 elif mode == "knn":
-                    results[mode] = prober.knn(k=given["k"], temperature=given["temperature"])
+                    results[mode] = prober.knn(k=command_options["k"], temperature=command_options["temperature"])
                 else:
-                    results[mode] = self._classify(prober, mode, given)
+                    results[mode] = self._classify(prober, mode, command_options)
         return results, examples
 
-    def _classify(self, prober: Prober, mode: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _classify(self, prober: Prober, mode: str, command_options: Mapping[str, Any]) -> dict[str, Any]:
         name = mode if prober.probed.source != RANDOM else f"{mode}-untrained"
         run = None if self.out is None else self.out / name
         begun = run is not None and (run / "checkpoints").exists()
-        if begun and not given["resume"]:
+        if begun and not command_options["resume"]:
             raise ConfigError(f"{run} holds a classifier already: go on with --resume, or name another --out")
-        fit, frozen = self.fit(mode, given), mode == "linear"
-        return prober.classify(fit, frozen=frozen, views=given["views"], run=run, resume=begun)
+        fit, frozen = self.fit(mode, command_options), mode == "linear"
+        return prober.classify(fit, frozen=frozen, views=command_options["views"], run=run, resume=begun)
 
     def draw_activation(self, probed: Probed, control: Probed | None) -> Path:
         """Write activation.png, of some test videos of each class; return its path."""
@@ -95,12 +95,12 @@ class ProbeRun:
             pairs["retrieval R@1"] = (found["retrieval"]["recall"]["R@1"], other["retrieval"]["recall"]["R@1"])
         return {name: self.asked.difference(*pair) for name, pair in pairs.items()}
 
-    def fit(self, mode: str, given: Mapping[str, Any]) -> Fit:
+    def fit(self, mode: str, command_options: Mapping[str, Any]) -> Fit:
         """Choose how a mode's classifier is trained: its defaults, and what was given."""
         default = LINEAR
         if mode == "finetune":
             default = replace(FINETUNE, dropout=0.7 if self.shards.dataset.name == "ucf101" else FINETUNE.dropout)
-        return replace(default, **{name: given[name] for name in FIT if given[name] is not None})
+        return replace(default, **{name: command_options[name] for name in FIT if command_options[name] is not None})
 
     def stamps(self, probed: Probed, overlap: Overlap) -> dict[str, Any]:
         """Collect what the figures rest on."""

@@ -78,7 +78,7 @@ def cli(
     prototype_control: bool,
     print_config: bool,
     check: bool,
-    **given: Any,  # noqa: ANN401 -- the keys of the configuration
+    **command_options: Any,  # noqa: ANN401 -- the keys of the configuration
 ) -> None:
     """Train a few-shot method from shards, select on val, test once.
 
@@ -90,7 +90,7 @@ def cli(
     fsar-train --shards shards/ucf101 --method molo --shot 5 --trunk-weights fetch
     """  # noqa: D301 -- \b is click's mark of lines to be left as they are
     with ShardSet.open(folder, check=check) as shards:
-        name, options = shards.dataset.name, overrides(given)
+        name, options = shards.dataset.name, overrides(command_options)
         saved = (run or _run_folder(method or "molo", name, options.get("shot", 1))) / "config.toml"
         if resume and recipe is None and saved.exists():
             recipe = str(saved)
@@ -117,7 +117,7 @@ def _run_folder(method: str, dataset: str, shot: int) -> Path:
 
 
 def resolve(
-    dataset: str, method: str | None, recipe: str | None, style: str | None, given: dict[str, Any]
+    dataset: str, method: str | None, recipe: str | None, style: str | None, command_options: dict[str, Any]
 ) -> RunConfig:
     """Make the configuration of a run: the recipe, its style, then the options that were set.
 
@@ -125,27 +125,27 @@ def resolve(
         ConfigError: unknown names or values.
     """
     find_method(method or "molo")
-    name = recipe or choose_recipe(dataset, method or "molo", int(given.get("shot", 1)))
+    name = recipe or choose_recipe(dataset, method or "molo", int(command_options.get("shot", 1)))
     click.echo(f"recipe: {name}" + ("" if recipe else f" (for data set {dataset})"), err=True)
     table = read_recipe(name)
     if method and method != table.get("method"):
         table = _adapt(table, method)
     if style is not None:
         table = restyle(table, style)
-    return build_config(table | _own_shot(table, given))
+    return build_config(table | _own_shot(table, command_options))
 
 
-def _own_shot(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _own_shot(table: dict[str, Any], command_options: dict[str, Any]) -> dict[str, Any]:
     """Leave out the number of shots if it only names a recipe that is trained with another.
 
     CLIP-FSAR's 5-shot recipes are trained 1-shot.
     """
-    shot, trained = given.get("shot"), table.get("shot", 1)
-    if shot is None or "test_shot" in given or shot != table.get("test_shot") or shot == trained:
-        return given
+    shot, trained = command_options.get("shot"), table.get("shot", 1)
+    if shot is None or "test_shot" in command_options or shot != table.get("test_shot") or shot == trained:
+        return command_options
     sentence = f"trained {trained}-shot and tested {shot}-shot, as the recipe says; give --test-shot too to change it"
     click.echo(sentence, err=True)
-    return {key: value for key, value in given.items() if key != "shot"}
+    return {key: value for key, value in command_options.items() if key != "shot"}
 
 
 def _adapt(table: dict[str, Any], method: str) -> dict[str, Any]:
@@ -170,18 +170,18 @@ def _training_classes(shards: ShardSet, config: RunConfig) -> int:
 
 def _settle_run(run: Path, config: RunConfig, shards: ShardSet, *, resume: bool) -> None:
     """Start a run folder, or check that it can be resumed with this configuration and data."""
-    seen = describe_data(shards)
+    data = describe_data(shards)
     if config.labels:
-        seen["labels"] = labels_sha256(Path(config.labels))
+        data["labels"] = labels_sha256(Path(config.labels))
     if config.class_text:
-        seen["class_text"] = class_text_sha256(config)
+        data["class_text"] = class_text_sha256(config)
     if not resume:
         if ranks.is_first():
-            begin_run(run, config, seen)
+            begin_run(run, config, data)
         return
     check_is_run(run)
     check_resumable(run, config, build_config(read_recipe(str(run / "config.toml"))))
-    check_same_data(run, seen, shards.path)
+    check_same_data(run, data, shards.path)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,13 @@ def model_of_pretraining(run: Path) -> ModelUnderTest:
     own = pretrain_config_of(run)
     clips = {"frames": CLIPS, "frame_rule": "segment_clips", "clip_frames": own.clip_frames}
     clips |= {"clip_stride": frame_stride(own), "resize": round(own.crop / CENTRE), "crop": own.crop}
-    given = {"method": "prototype", "trunk": own.trunk, "trunk_weights": str(run), "num_classes": 1} | TRUNK_ALONE
-    return replace(model_of_trunk(build_config(given | clips)), name=run.resolve().name)
+    table = {
+        "method": "prototype",
+        "trunk": own.trunk,
+        "trunk_weights": str(run),
+        "num_classes": 1,
+    } | TRUNK_ALONE
+    return replace(model_of_trunk(build_config(table | clips)), name=run.resolve().name)
 
 
 def file_config(recipe: str | None, method: str | None, trunk: str | None, options: Mapping[str, Any]) -> RunConfig:
