@@ -246,9 +246,9 @@ def _of_trunk(source: Source) -> RunConfig:
     """Configure a method that has no weights but those of a pretrained trunk."""
     if not source.method or not source.trunk:
         raise ConfigError("give --weights RUN, --compare RUN RUN, or --method prototype with --trunk, --trunk-weights")
-    command_options = {"method": source.method, "trunk": source.trunk, "trunk_weights": source.trunk_weights or ""}
+    table = {"method": source.method, "trunk": source.trunk, "trunk_weights": source.trunk_weights or ""}
     options = TRUNK_ALONE if source.method == "prototype" else {}  # the same as --prototype-control
-    return build_config(command_options | {"num_classes": 1} | options)
+    return build_config(table | {"num_classes": 1} | options)
 
 
 def _examples(shared: SharedEpisodes, tested: ModelUnderTest, model: FewShotMethod, answers: Answers) -> Examples:
