@@ -38,7 +38,7 @@ USUAL_FRAMES = 30_000
 USUAL_PIXELS = 1 << 26  # 8192x8192: 100 MB a frame, of which a decoder holds up to 17
 MOST_ALLOCATED = 1 << 30  # bytes that the decoder may ask for at once: headers announce any size
 MOST_LOG = 1 << 22  # bytes that are read of what the decoder says
-MOST_SIDE = 16_384  # a JPEG's side has 16 bits, and a flow picture is two fields high
+MOST_STORED_SIDE = 16_384  # a JPEG's side has 16 bits; a flow picture is two fields high, and half is kept spare
 MIN_FRAMES = 2
 SOURCE_SIZE = re.compile(  # it skips codec tags such as "0x0002", and titles that look alike
     r"^\[info\] +Stream #0:\d+[^ ]*: Video: .*?\b([1-9]\d{0,4})x([1-9]\d{0,4})\b", re.MULTILINE
@@ -239,7 +239,7 @@ class VideoReader:
         width, height = int(fields["W"]), int(fields["H"])
         rate, per = map(int, fields["F"].split(":"))
         self.fps, self.size = rate / per, (height, width)
-        if max(height, width) > MOST_SIDE:
+        if max(height, width) > MOST_STORED_SIDE:
             raise VideoError("too-large", f"frames of {width}x{height}")
         half = (-(-height // 2), -(-width // 2))
         luma, chroma = height * width, half[0] * half[1]

@@ -12,7 +12,7 @@ import click
 
 from preprocess.datasets.coverage import MIN_COVERAGE
 from preprocess.datasets.folder import read_class_list
-from preprocess.decode import MOST_FRAMES, MOST_SIDE, Geometry
+from preprocess.decode import MOST_FRAMES, MOST_STORED_SIDE, Geometry
 from preprocess.plan import Settings
 from preprocess.workers.executors import EXECUTORS
 from preprocess.workers.parts import Part
@@ -71,7 +71,8 @@ common_options = _add([
                  show_default=True, help="Seconds that one video may take."),
     click.option("--max-frames", type=click.IntRange(2, MOST_FRAMES), default=Settings.max_frames, show_default=True,
                  help="Frames that a video may have; a longer one counts as failed (too-long)."),
-    click.option("--max-pixels", type=click.IntRange(1, MOST_SIDE**2), default=Settings.max_pixels, show_default=True,
+    click.option("--max-pixels", type=click.IntRange(1, MOST_STORED_SIDE**2), default=Settings.max_pixels,
+                 show_default=True,
                  help="Pixels that a video's own frames may have; a larger one counts as failed (too-large)."),
     click.option("--retry-failed", is_flag=True, help="Try the videos of failures.jsonl again."),
     click.option("--dry-run", is_flag=True, help="Measure a few videos, print time and bytes of each series."),

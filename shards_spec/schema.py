@@ -39,7 +39,7 @@ Reason = Literal[
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 MOST_FRAMES, MOST_SIDE = 99_999, 65_535  # five digits, and two bytes of a JPEG
-SCORES = ("scale", "magnitude", "motion_score")  # a number a picture, in the samples of some series
+PER_PICTURE = ("scale", "magnitude", "motion_score")  # a number a picture, in the samples of some series
 MOTION = {"diff": "diff1", "flow": "flow1"}  # short name in the command's --motion -> name of the series
 _GRID = re.compile(r"flow([1-9]\d{0,2})g([1-9]\d{0,2})")
 

@@ -20,7 +20,7 @@ from shards_spec.schema import (
     CODECS,
     MOST_FRAMES,
     MOST_SIDE,
-    SCORES,
+    PER_PICTURE,
     padded,
     path_fault,
     picture_name,
@@ -259,7 +259,7 @@ def _check_info(info: Any, frames: Sequence[int]) -> None:  # noqa: ANN401 -- wh
             raise ValueError(f"{key} is {str(sides)[:40]!r}")
     if info.get("kept", frames) != frames or (frames and not 0 <= min(frames) <= max(frames) < count):
         raise ValueError("its pictures are not those that it names, or of frames that it has not")
-    for key in SCORES:
+    for key in PER_PICTURE:
         values = info.get(key, frames)
         if not isinstance(values, list) or len(values) != len(frames):
             raise ValueError(f"{key} has not one value for each picture")

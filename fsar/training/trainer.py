@@ -1,4 +1,9 @@
-"""Train a few-shot method on episodes; a killed run is resumed bit for bit on a CPU."""
+"""Train a few-shot method on episodes; a killed run is resumed bit for bit on a CPU.
+
+The way of an episode: `Trainer.train` starts a `Loop`, which asks `Trainer.batches` for episodes.
+For each it calls `Trainer.train_step`. That calls the `TrainingStep` (forward and backward), and
+after the last episode of a group its `update` (the optimiser's step).
+"""
 
 from __future__ import annotations
 
@@ -68,7 +73,7 @@ class Trainer:
         self, config: RunConfig, shards: ShardSet, run: Path, *, device: torch.device, resume: bool = False
     ) -> None:
         self.config, self.shards, self.run, self.device = config, shards, run, device
-        self.own = own_episodes(config)
+        self.own_per_step = own_episodes(config)
         self.model = build_model(config, weights=not resume).to(device)
         if resume:
             take_colours(self.model, self.last)  # which the episodes are made with
@@ -153,8 +158,10 @@ class Trainer:
 
     def batches(self) -> Generator[Batch]:
         """Yield the episodes of this process that are left."""
-        start, step = self.progress.n + ranks.rank() * self.own, self.config.episodes_per_step
-        for plan, episode, wait in self._source.planned(start, self.config.episodes, step=step, block=self.own):
+        start, step = self.progress.n + ranks.rank() * self.own_per_step, self.config.episodes_per_step
+        for plan, episode, wait in self._source.planned(
+            start, self.config.episodes, step=step, block=self.own_per_step
+        ):
             yield Batch(plan.n, episode, ranks.count(), wait)
 
     def _cached(self) -> CachedEpisodes:
@@ -167,7 +174,7 @@ class Trainer:
         """Run forward and backward of episode n, and the optimiser's step at the end of a group."""
         # Dropout of episode n is a function of (seed, n), so that no random state needs saving.
         self.step(episode, seed=PhiloxDraw(self.config.seed, n).randint(0, 2**62))
-        if (n + 1) % self.own == 0:
+        if (n + 1) % self.own_per_step == 0:  # this process's part of a group has consecutive numbers
             step = self.config.episodes_per_step
             self.step.update(self.optimizer, self.rate(n // step * step + step - 1))
 

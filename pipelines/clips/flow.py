@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 Rule = Literal["fixed", "released"]
 
 RULES = ("fixed", "released")
-SCORES = "motion_score"  # the column of the index that holds the motion-differential score of each field
+SCORE_COLUMN = "motion_score"  # the column of the index that holds the motion-differential score of each field
 _TRIES = 11  # draws of the first clip in the released code
 
 
@@ -249,7 +249,7 @@ class FlowPairRules:
         chosen: list[int] = []
         if self.motion_filter:
             offsets = chosen_offsets(
-                motion_scores(series, row), stride=self._filter_stride, length=self.frames, rule=self.motion_rule
+                series.scores(row), stride=self._filter_stride, length=self.frames, rule=self.motion_rule
             )
             chosen = offsets.tolist()
             if self.motion_rule == "fixed":  # scores of another stride know nothing of this clip's end
@@ -257,13 +257,6 @@ class FlowPairRules:
                 chosen = [offset for offset in chosen if offset < last]
         rule: Rule = self.motion_rule if self.motion_filter else "fixed"
         return draw_clips(draw, chosen, positions, stride=self.stride, length=self.frames, rule=rule)
-
-
-def motion_scores(series: Series, row: int) -> Floats:
-    """Return the scores [N] of a video's fields."""
-    first = series.columns["first"]
-    scores: Floats = series.columns[SCORES][first[row] : first[row + 1]]
-    return scores
 
 
 def check_motion(shards: ShardSet, series: str, *, scores: bool) -> None:
@@ -274,7 +267,7 @@ def check_motion(shards: ShardSet, series: str, *, scores: bool) -> None:
     """
     if series not in shards.series_names:
         raise ShardError(f'{shards.path} holds no flow "{series}"; add it with {adding_command(series, shards.path)}')
-    if scores and SCORES not in shards.columns(series):
+    if scores and SCORE_COLUMN not in shards.columns(series):
         raise ShardError(
             f'{shards.path} holds no motion scores of its flow "{series}"; use motion_filter = false, or '
             f"add them with {adding_command('flow8g2', shards.path)}"

@@ -32,7 +32,7 @@ from shards_spec.index.layout import (
     pinned_hashes,
     shard_path,
 )
-from shards_spec.schema import FORMAT, SCORES, Dataset, Failure
+from shards_spec.schema import FORMAT, PER_PICTURE, Dataset, Failure
 from shards_spec.summary import Sample, Summary, load_or_make
 
 Arrays: TypeAlias = "dict[str, array[Any]]"  # `array` takes no brackets at run time
@@ -182,7 +182,7 @@ class SeriesColumns:
         arrays["size"].fromlist(sample.sizes[:-2])
         arrays["frame"].fromlist(sample.frames)
         arrays["crc32"].fromlist(sample.crc32)
-        for score in [score for score in SCORES if score in arrays]:
+        for score in [score for score in PER_PICTURE if score in arrays]:
             if score in info:
                 arrays[score].extend(math.nan if value is None else value for value in info[score])
             else:

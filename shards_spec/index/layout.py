@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from shards_spec.errors import ShardError
 from shards_spec.files import json_line, read_json
-from shards_spec.schema import MOST_FRAMES, MOST_SIDE, SCORES, SERIES_NAME
+from shards_spec.schema import MOST_FRAMES, MOST_SIDE, PER_PICTURE, SERIES_NAME
 
 INDEX = "index.zarr"
 SHARD_NAME = re.compile(r"(?P<series>[a-z0-9]+)-(?P<number>\d{6})\.tar")
@@ -97,7 +97,7 @@ SERIES: dict[str, Column] = {
     "shard_sha256": Column("uint8", ("S", 32)),
     **_text("codec", 1, "bytes of codec", optional=True),
     # A field that is too small has no motion score: NaN
-    **{name: Column("float32", ("M",), FINITE, nan=name == "motion_score", optional=True) for name in SCORES},
+    **{name: Column("float32", ("M",), FINITE, nan=name == "motion_score", optional=True) for name in PER_PICTURE},
 }
 
 

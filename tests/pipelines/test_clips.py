@@ -10,12 +10,12 @@ from fake_shards import FakeShards
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.clips import flow as flow_views
 from pipelines.clips.flow import FlowPairRules
 from pipelines.clips.stream import ClipStream
 from pipelines.clips.windows import PairRules, WindowRules
 from pipelines.draw import PhiloxDraw
 from shards_spec.errors import ConfigError, ShardError
+from shards_spec.series import Series
 
 WINDOWS = WindowRules(frames=4, crop=16)  # windows of 8 frames
 FLOW = FlowPairRules(frames=4, stride=2, crop=16, flow_series="flow1", motion_filter=False)
@@ -216,7 +216,7 @@ def test_only_clips_that_move_enough_are_drawn(tiny_shards, monkeypatch):
         scores[[3, 4]] = 1
         return scores
 
-    monkeypatch.setattr(flow_views, "motion_scores", of_field)
+    monkeypatch.setattr(Series, "scores", of_field)
     rules = FlowPairRules(frames=2, stride=1, flow_series="flow1")
     rows = tiny_shards.split_rows("train")
     starts = {rules.clip_starts(PhiloxDraw(0, n), tiny_shards.series("flow1"), int(rows[0])) for n in range(40)}
@@ -224,7 +224,7 @@ def test_only_clips_that_move_enough_are_drawn(tiny_shards, monkeypatch):
 
 
 def test_starts_that_are_scored_at_another_stride_leave_room_for_the_clip(tiny_shards, monkeypatch):
-    monkeypatch.setattr(flow_views, "motion_scores", lambda series, row: np.arange(len(series.kept(row)), dtype=float))
+    monkeypatch.setattr(Series, "scores", lambda series, row: np.arange(len(series.kept(row)), dtype=float))
     rules = FlowPairRules(frames=2, stride=4, filter_stride=1, flow_series="flow1")
     starts = {rules.clip_starts(PhiloxDraw(0, n), tiny_shards.series("flow1"), 4) for n in range(40)}
     assert max(start for pair in starts for start in pair) == 23 - 8  # of 23 fields; the last ones score most
