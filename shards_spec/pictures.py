@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shards_spec.errors import ShardError
 
 MOST_PIXELS = 1 << 26  # of a stored picture: 16384x4096
-FLOW_ZERO, FLOW_CODES = 128, 127  # code of no motion, and its distance to the code of `scale` pixels
+FLOW_ZERO, FLOW_CODES = 128, 127  # code of no motion, and its distance to that of `scale`
 # Corners of the wheel of 55 hues, and their colours.
 # Red points to the right, yellow down, cyan to the left, violet up.
 HUES = (0, 15, 21, 25, 36, 49, 55)
@@ -72,20 +72,18 @@ def decode_picture(data: bytes, series: str, row: int, *, raw: tuple[int, int] |
     return picture[..., 0] if grey else picture
 
 
-def flow_field(picture: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> NDArray[np.float64]:
+def flow_field(picture: NDArray[np.uint8], scale: float) -> NDArray[np.float64]:
     """Return the flow that a decoded picture stands for.
 
     Args:
         picture: [2h, w] codes, u above v.
-        scale: Pixels of the field that `FLOW_CODES` stands for.
-        size: [height, width] of the stored frame.
+        scale: Pixels of the stored field that `FLOW_CODES` stands for.
 
     Returns:
-        [h, w, 2] pixels of the stored frame.
+        [h, w, 2] u to the right and v downwards, in pixels of the stored field.
     """
-    codes = np.stack(np.split(picture.astype(np.float64), 2), axis=-1)  # [h, w, 2], u above v
-    height, width = codes.shape[:2]
-    field: NDArray[np.float64] = (codes - FLOW_ZERO) * (scale / FLOW_CODES) * (size[1] / width, size[0] / height)
+    codes = np.stack(np.split(picture.astype(np.float64), 2), axis=-1)  # [h, w, 2]
+    field: NDArray[np.float64] = (codes - FLOW_ZERO) * (scale / FLOW_CODES)
     return field
 
 

@@ -141,7 +141,7 @@ def flow_features(shards: ShardSet, rows: Sequence[int], *, steps: int = 8) -> T
     A vector holds the flow of each cell at the centres of `steps` segments.  A cell sums its
     vectors with their lengths as weights, so that moving parts outweigh parts that stand still.
     The sum is divided by the summed length of the whole field.  Units are pixels of the stored
-    frame.
+    field.
 
     Raises:
         ConfigError: the shards hold no optical flow.
@@ -150,12 +150,12 @@ def flow_features(shards: ShardSet, rows: Sequence[int], *, steps: int = 8) -> T
     name = next((name for name in shards.series_names if name.startswith("flow")), None)
     if name is None:
         raise ConfigError(f"{shards.path} holds no optical flow; add it with fsar-preprocess --motion flow")
-    series, sizes = shards.series(name), shards.series("rgb").sizes
+    series = shards.series(name)
     videos = tqdm(rows, desc="flow", unit="video", leave=False)
-    return torch.from_numpy(np.stack([_video(series, row, steps, sizes[row].tolist()) for row in videos]))
+    return torch.from_numpy(np.stack([_video(series, row, steps) for row in videos]))
 
 
-def _video(series: Series, row: int, steps: int, size: Sequence[int]) -> NDArray[np.float32]:
+def _video(series: Series, row: int, steps: int) -> NDArray[np.float32]:
     """Return the vector [steps * GRID * GRID * 2] of one video."""
     centres = segment_centres(len(series.kept(row)), steps).tolist()
     if not centres:  # one frame: nothing moves
@@ -163,10 +163,7 @@ def _video(series: Series, row: int, steps: int, size: Sequence[int]) -> NDArray
     places = [centres[step * len(centres) // steps] for step in range(steps)]  # a short video's more than once
     scales = series.scale(row)
     members = [decode_picture(data, series.name, row) for data in series.read(row, places)]
-    fields = [
-        flow_field(member, float(scales[place]), (size[0], size[1]))
-        for member, place in zip(members, places, strict=True)
-    ]
+    fields = [flow_field(member, float(scales[place])) for member, place in zip(members, places, strict=True)]
     return np.concatenate([_cells(field) for field in fields]).astype(np.float32)
 
 

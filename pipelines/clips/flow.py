@@ -145,8 +145,8 @@ def flow_box(
 
     A box is (top, left, height, width).
 
-    Each edge is scaled along its own axis and rounded half to even; the vectors within keep their
-    length. Source: MSCL's code (megvii-research/MSCL).
+    Each edge is scaled along its own axis and rounded half to even; the vectors within stay in
+    pixels of the stored field. Source: MSCL's code (megvii-research/MSCL).
     """
     top, left, height, width = box
     down, across = field[0] / frame[0], field[1] / frame[1]

@@ -265,7 +265,7 @@ class FlowEncoder:
     def info(self) -> dict[str, Any]:
         """Return the stored size, and each field's scale, mean length and, if asked for, score.
 
-        The scale is the pixels that code 127 stands for; lengths are in pixels.
+        The scale is what code 127 stands for; it and the lengths are in pixels of the stored field.
         """
         height, width = self._size
         info: dict[str, Any] = {"size": [2 * height, width], "scale": self._scale, "magnitude": self._magnitude}
@@ -296,7 +296,7 @@ def difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[n
 
 
 def mean_length(stacked: NDArray[np.float32]) -> float:
-    """Return the mean length of the vectors of a flow field [2h, w], u above v."""
+    """Return the mean length of the vectors of a flow field [2h, w], u above v, in its pixels."""
     # In place: a field of float64 is large, and there is one a frame.
     squares = np.square(stacked, dtype=np.float64)
     u, v = np.split(squares, 2)
@@ -305,7 +305,7 @@ def mean_length(stacked: NDArray[np.float32]) -> float:
 
 
 def quantise(field: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
-    """Return a flow field as bytes, and the pixels that code 127 stands for; 0 without motion."""
+    """Return a flow field as bytes, and how many of its pixels code 127 stands for; 0: no motion."""
     # The scale is rounded first: the JSON holds four digits, and readers multiply by those.
     scale = round(float(max(field.max(), -field.min())), 4)
     if scale == 0:

@@ -53,8 +53,8 @@ def peek(
 
     Differences are grey where nothing changes. The hue of flow is its direction (the wheel is on
     the sheet), and white is no motion. The full colour stands for the speed that 99 % of the row
-    keep to, at least for 1 pixel. Each row names that speed and the largest, in pixels of the
-    stored frame.
+    keep to, but for none that moves the frame by less than a pixel. Each row names that speed and
+    the largest, in pixels of the stored field.
     """
     from shards_spec.peek.html import write_html  # noqa: PLC0415 -- Jinja
     from shards_spec.peek.peek import choose_rows, choose_series, contact_page, contact_sheet, find_rows  # noqa: PLC0415 -- Pillow

@@ -20,7 +20,7 @@ from shards_spec.series import Series
 
 GAIN = 4  # how many times its grey levels a difference is shown
 USUAL = 99  # percentile of a row's flow that has the full colour: one wild vector would bleach all others
-STILL = 1.0  # pixels: a row of flow that is slower is coloured as if this were its percentile
+STILL = 1.0  # pixel of the frame: a row of flow that moves it by less is coloured as if this were its percentile
 WHEEL_SIZE = 72  # pixels of the legend
 MANY_SIZES = 4  # more stored sizes than that are not listed
 
@@ -149,7 +149,12 @@ def flow_legend() -> Legend:
     wheel = flow_colours(flow, 1.0)
     wheel[np.hypot(flow[..., 0], flow[..., 1]) > 1] = 255
     return Legend(
-        ("flow: colour = direction, as on the wheel;", "the stronger the colour, the faster;", "white = no motion"),
+        (
+            "flow: colour = direction, as on the wheel;",
+            "the stronger the colour, the faster;",
+            "white = no motion; px = pixels of the",
+            "stored field, not of the frame",
+        ),
         wheel,
     )
 
@@ -204,9 +209,10 @@ def _row(series: Series, row: int, shown: list[int], *, size: tuple[int, int]) -
         label = (series.name, f"change x{GAIN}", "grey: same")
     elif kind == "flow":
         scales = series.scale(row)
-        fields = [flow_field(m, float(scales[places[n]]), size) for m, n in zip(members, found, strict=True)]
+        fields = [flow_field(m, float(scales[places[n]])) for m, n in zip(members, found, strict=True)]
         lengths = np.concatenate([np.zeros(1), *(np.hypot(field[..., 0], field[..., 1]).ravel() for field in fields)])
-        limit = max(float(np.percentile(lengths, USUAL)), STILL)
+        still = STILL * series.sizes[row, 0] / 2 / size[0]  # in pixels of the field; its picture is u above v
+        limit = max(float(np.percentile(lengths, USUAL)), still)
         members = [flow_colours(field, limit) for field in fields]
         label = (series.name, f"max {lengths.max():.1f} px", f"full at {limit:.1f} px")
     pictures = dict(zip(found, members, strict=True))

@@ -147,7 +147,7 @@ def test_scores_are_read_from_the_index(whole: Path) -> None:
         with pytest.raises(ShardError, match=r"flow1 has no motion scores; .*typed again with --motion flow8g2"):
             shards.series("flow1").scores(0)
         payload = decode_picture(series.read(0, [0])[0], series.name, 0)
-        field = flow_field(payload, float(series.scale(0)[0]), (64, 64))
+        field = flow_field(payload, float(series.scale(0)[0]))
         assert np.median(field[..., 0]) == pytest.approx(-4 * 3, abs=1.5)  # the picture slides to the left
 
 

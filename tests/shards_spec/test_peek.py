@@ -21,9 +21,9 @@ from preprocess.stage import Settings, preprocess
 from shards_spec import FsarError, ShardSet
 from shards_spec.cli.console import run_command
 from shards_spec.cli.peek import peek
-from shards_spec.peek.peek import choose_rows, flow_colours
+from shards_spec.peek.peek import choose_rows, find_rows, flow_colours
 from shards_spec.peek.sheet import GAP, HEIGHT, Block, Row, draw_sheet, png_bytes, printable, shorten
-from shards_spec.pictures import segment_centres
+from shards_spec.pictures import decode_picture, flow_field, segment_centres
 
 STEP = 4  # pixels a frame, of 96
 
@@ -115,9 +115,26 @@ def test_flow_shows_direction_and_speed(mixed: Path, monkeypatch: pytest.MonkeyP
     assert blue > 250
     assert red < 30  # cyan: to the left
     _, largest, full = (float(line.split()[-2]) if "px" in line else 0 for line in left.label)
-    assert largest >= full == pytest.approx(STEP * 256 / 72, rel=0.1)  # the stored field is half as large
+    assert largest >= full == pytest.approx(STEP * 128 / 72, rel=0.1)  # in pixels of the field, which is 128 high
+    assert still.label[-1] == "full at 0.5 px"  # a pixel of the frame, which is 256 high
     assert np.median(np.stack(still.pictures[:11])) > 245
     assert left.numbers == [*(f"{n} to {n + 1}" for n in range(11)), "11"]
+
+
+def test_flow_is_in_pixels_of_the_stored_field(mixed: Path) -> None:
+    """The index and a decoded field have one unit, though the frame has twice the field's pixels."""
+    with ShardSet.open(mixed) as shards:
+        series, row = shards.series("flow1"), find_rows(shards, ["a/left.mp4"])[0]
+        fields = [
+            flow_field(decode_picture(data, series.name, row), float(scale))
+            for data, scale in zip(series.read(row, range(11)), series.scale(row), strict=True)
+        ]
+        first = int(series.columns["first"][row])
+        magnitude = series.columns["magnitude"][first : first + 11]
+    assert fields[0].shape == (128, 171, 2)
+    lengths = [np.hypot(field[..., 0], field[..., 1]) for field in fields]
+    assert [length.mean() for length in lengths] == pytest.approx(magnitude.tolist(), rel=0.02)
+    assert np.median(fields[5][..., 0]) == pytest.approx(-STEP * 128 / 72, rel=0.1)
 
 
 def test_sizes_mix(mixed: Path, tmp_path: Path) -> None:
