@@ -11,13 +11,14 @@ from preprocess.datasets.catalogue import Catalogue
 from preprocess.decode import VideoError, VideoReader
 from preprocess.encode.series import create_encoder
 from preprocess.plan import Settings, wanted_plan
+from preprocess.report import purpose
 from preprocess.workers.downloads import Downloads
 
 SAMPLED = 8  # videos at most
 
 
 def estimate(catalogue: Catalogue, out: Path, settings: Settings) -> Iterator[str]:
-    """Yield lines of text: time and bytes of each series, and of the whole run.
+    """Yield lines of text: time and bytes of each series and of the whole run, and who reads it.
 
     They are measured on up to `SAMPLED` videos, evenly spaced in the catalogue.
     """
@@ -44,6 +45,10 @@ def estimate(catalogue: Catalogue, out: Path, settings: Settings) -> Iterator[st
         yield f"  {name:8} {seconds[name] * scale / 60:8.1f} min {seconds[name] / total:6.1%} {size}"
     wall = total * scale / 60 / settings.workers
     yield f"  all      {wall:8.1f} min with {settings.workers} workers, {sum(sizes.values()) * scale / 1e9:.3f} GB"
+    yield "what each series is for:"
+    for name in series:
+        shares = f"{sizes[name] / sum(sizes.values()):.0%} of the bytes, {seconds[name] / total:.0%} of the time"
+        yield f"  {name}: {shares}; {purpose(name, series)}"
 
 
 def _measure(path: Path, settings: Settings, series: list[str], seconds: Counter[str], sizes: Counter[str]) -> None:

@@ -53,7 +53,7 @@ common_options = _add([
     click.option("--motion", default=",".join(Settings.motion), show_default=True,
                  help="Stored motion, comma-separated; none for frames only. diff, flow: between neighbouring "
                       "frames; flow8g2, ...: flow from every 2nd frame to the 8th after it, with motion scores "
-                      "(MSCL)."),
+                      "(MSCL). --dry-run says what each costs and who reads it."),
     click.option("--flow-estimator", metavar="MODULE:FUNCTION",
                  help="Your own estimator of the flow in --motion: two RGB frames [H, W, 3] uint8 -> [h, w, 2] "
                       "float32, u and v in pixels of this field; a slow one needs a longer --time-limit.  "
@@ -75,7 +75,7 @@ common_options = _add([
                  show_default=True,
                  help="Pixels that a video's own frames may have; a larger one counts as failed (too-large)."),
     click.option("--retry-failed", is_flag=True, help="Try the videos of failures.jsonl again."),
-    click.option("--dry-run", is_flag=True, help="Measure a few videos, print time and bytes of each series."),
+    click.option("--dry-run", is_flag=True, help="Measure a few videos, print time, bytes and readers of each series."),
 ])  # fmt: skip
 list_options = _add([
     click.option("--splits", type=PATH,
