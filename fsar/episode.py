@@ -34,22 +34,26 @@ class Episode:
     class_ids: Tensor  # [way] int64, number in the data set's class table (-1 only outside a data set)
     base_ids: Tensor  # [way] int64, row of the auxiliary classifier; -1: a novel class
     support_mask: Tensor | None = None  # [way, shot] bool on the host; False marks padding of unequal shots
-    support_motion: Tensor | None = None  # [way, shot, T, c, H, W] stored difference or flow of the same frames
-    query_motion: Tensor | None = None  # [Q, T, c, H, W]
+    # [way, shot, T, 2, h, w] displacement of each of T segments of the whole video, in pixels of the stored field, with
+    # the camera's motion taken out; 3 colours of stored differences
+    support_motion: Tensor | None = None
+    query_motion: Tensor | None = None  # [Q, T, 2, h, w]
     support_features: Tensor | None = None  # [way, shot, T, C, h, w] maps, or pooled [way, shot, T, C]
     query_features: Tensor | None = None  # [Q, T, C, h, w] or [Q, T, C]
     class_text: Tensor | None = None  # [way, w]
     unlabelled: Tensor | None = None  # [U, T, 3, H, W]
     unlabelled_features: Tensor | None = None  # [U, T, C, h, w] or [U, T, C]
+    unlabelled_motion: Tensor | None = None  # [U, T, 2, h, w]
 
     def __post_init__(self) -> None:
         self._check_labels()
-        if self.support is None and self.support_features is None:
-            raise ConfigError("episode: there are neither images nor features; give support and query of one kind")
+        if self.support is None and self.support_features is None and self.support_motion is None:
+            raise ConfigError("episode: there are no images, features or motion; give support and query of one kind")
         for support, query in PAIRS:
             self._check_pair(support, query)
         self._check_unlabelled("unlabelled", "query")
         self._check_unlabelled("unlabelled_features", "query_features")
+        self._check_unlabelled("unlabelled_motion", "query_motion")
         self._check_images()
         self._check_mask()
         if self.class_text is not None and len(self.class_text) != self.way:
@@ -125,9 +129,8 @@ class Episode:
     @property
     def shot(self) -> int:
         """Number of support places a class, padding included."""
-        support = self.support if self.support is not None else self.support_features
-        assert support is not None
-        return support.shape[1]
+        kinds = (self.support, self.support_features, self.support_motion)
+        return next(support.shape[1] for support in kinds if support is not None)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Episode:
         """Copy the episode to a device; `support_mask` stays on the host."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,17 +18,30 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fsar.episode import Episode
 from fsar.methods.class_text import ClassText
 from pipelines.augment.clips import render
+from pipelines.augment.motion import motion_maps
 from pipelines.augment.on_cpu import ClipBuffers, Target, render_windows
 from pipelines.decoding.raw import RawExecutor
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import Chosen, EpisodePlan, EpisodeStream
-from pipelines.loader import Loader, executor_for
+from pipelines.loader import Loader, executor_for, executor_of
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
 Three = tuple[float, float, float]
 Ints = NDArray[np.int64]
+
+
+class Prepared(NamedTuple):
+    """What the background makes of an episode: clips, or decoded pixels that become clips later.
+
+    Attributes:
+        clips: [V, T, 3, H, W], or frames for each of a plan's reads; None where none are read.
+        motion: [V, T, 2, h, w], or fields for each of its motion reads; None likewise.
+    """
+
+    clips: Tensor | list[Tensor] | None
+    motion: Tensor | list[Tensor] | None
 
 
 class EpisodeLoader:
@@ -88,17 +101,19 @@ class EpisodeLoader:
     ) -> None:
         if labels is not None and class_text is not None:
             raise ConfigError("class_text has texts of the split's classes, but labels replace these: give one of both")
-        self.shards, self.split, self.rules = shards, split, rules or EpisodeRules()
+        self.shards, self.split = shards, split
+        self.rules = rules = rules or EpisodeRules()
         check_views(self.rules, views)
         self.views = views
         self.device, self.mean, self.std = torch.device(device), mean, std
         self.stream = EpisodeStream(shards, split, self.rules, seed=seed, labels=labels, given=given)
         self._text = None if class_text is None else self._text_table(class_text)
-        self.executor = executor_for(shards, self.device, name=executor, threads=threads)
+        series = [*(["rgb"] if rules.reads_frames else []), *([rules.motion_series] if rules.reads_motion else [])]
+        self.executor = executor_for(shards, self.device, name=executor, threads=threads, series=series)
         # On the CPU clips are made straight from the memory of raw files, without a copy of the
         # pixels in between.
-        on_cpu = self.device.type == "cpu"
-        self._raw = self.executor if on_cpu and isinstance(self.executor, RawExecutor) else None
+        of_frames = executor_of(self.executor, "rgb") if rules.reads_frames else None
+        self._raw = of_frames if self.device.type == "cpu" and isinstance(of_frames, RawExecutor) else None
         self.background = Loader(self.executor, device=self.device, prefetch=prefetch)
         self._target = Target(ClipBuffers(), memory_format)
         # half of the threads for each: two episodes are prepared at a time
@@ -123,8 +138,15 @@ class EpisodeLoader:
         work = (self.stream, self._prepared, self._finished)
         return self.background.steps(*work, start, stop, step=step, block=block)
 
-    def _prepared(self, plan: EpisodePlan) -> Tensor | list[Tensor]:
-        """In the background: make clips on a CPU if nothing is resized, else decode frames."""
+    def _prepared(self, plan: EpisodePlan) -> Prepared:
+        """In the background: decode, and on a CPU make the clips, if no frame is resized."""
+        clips = self._prepared_clips(plan) if self.rules.reads_frames else None
+        if not self.rules.reads_motion:
+            return Prepared(clips, None)
+        fields = [self.executor.decode(reads) for reads in plan.motion_reads]
+        return Prepared(clips, fields if self.device.type != "cpu" else self._maps(plan, fields))
+
+    def _prepared_clips(self, plan: EpisodePlan) -> Tensor | list[Tensor]:
         if self.device.type != "cpu" or any(view.box for view in plan.views):
             return self.background.decode(plan)
         if self._raw is None:
@@ -133,37 +155,50 @@ class EpisodeLoader:
             windows = [self._raw.windows(reads) for reads in plan.reads]
         return render_windows(windows, plan.views, mean=self.mean, std=self.std, target=self._in_background)
 
-    def _finished(self, plan: EpisodePlan, made: Tensor | list[Tensor]) -> Episode:
+    def _finished(self, plan: EpisodePlan, made: Prepared) -> Episode:
         """In the consumer's thread: make clips of frames, and the episode of clips."""
-        if not isinstance(made, Tensor):
-            made = self._rendered(plan, self.background.to_device(made))
-        return self.assemble(plan, self.rules.parted(made))
+        clips, motion = made
+        if isinstance(clips, list):
+            clips = self._rendered(plan, self.background.to_device(clips))
+        if isinstance(motion, list):
+            motion = self._maps(plan, self.background.to_device(motion))
+        return self.assemble(plan, None if clips is None else self.rules.parted(clips), motion=motion)
+
+    def _maps(self, plan: EpisodePlan, fields: list[Tensor]) -> Tensor:
+        """Make the motion [V, T, 2, h, w] of decoded fields."""
+        return motion_maps(fields, plan.motion, camera=self.rules.camera, channels=self.rules.motion_channels)
 
     def _rendered(self, plan: EpisodePlan, frames: list[Tensor]) -> Tensor:
         """Make clips [V, T, 3, H, W] on the device."""
         look: dict[str, Any] = {"mean": self.mean, "std": self.std, "target": self._target}
         return render(frames, plan.views, crop=self.rules.crop, resize=self.rules.resized, **look)
 
-    def assemble(self, plan: EpisodePlan, clips: Tensor | None, *, features: Tensor | None = None) -> Episode:
+    def assemble(
+        self, plan: EpisodePlan, clips: Tensor | None, *, features: Tensor | None = None, motion: Tensor | None = None
+    ) -> Episode:
         """Make the episode of clips [V, T, 3, H, W], support first, or of features [V, ...].
 
-        Its parts are views of these tensors. With features the clips are the target of a
-        reconstruction, which has no part for unlabelled videos.
+        Its parts are views of these tensors, as of the motion [V, T, 2, h, w]. With features the
+        clips are the target of a reconstruction, which has no part for unlabelled videos.
         """
         support, query, unlabelled = _parts(plan, clips)
         support_features, query_features, unlabelled_features = _parts(plan, features)
+        support_motion, query_motion, unlabelled_motion = _parts(plan, motion)
         class_ids = torch.from_numpy(plan.class_ids).to(self.device)
         return Episode(
             support=support,
             query=query,
             support_features=support_features,
             query_features=query_features,
+            support_motion=support_motion,
+            query_motion=query_motion,
             query_labels=torch.from_numpy(plan.query_labels).to(self.device),
             class_ids=class_ids if self._base_rows is not None else torch.full_like(class_ids, -1),
             base_ids=self._base_rows[class_ids] if self._base_rows is not None else class_ids,
             class_text=self.texts(class_ids),
             unlabelled=unlabelled if features is None else None,
             unlabelled_features=unlabelled_features,
+            unlabelled_motion=unlabelled_motion,
         )
 
     def texts(self, class_ids: Tensor) -> Tensor | None:
@@ -202,9 +237,9 @@ def _parts(plan: EpisodePlan, values: Tensor | None) -> tuple[Tensor | None, Ten
     """
     if values is None:
         return None, None, None
-    support, query, unlabelled = torch.split(values, [len(plan.support), len(plan.query), len(plan.unlabelled)])
+    support, query, unlabelled = torch.split(values, list(plan.videos))
     grouped = rearrange(support, "(way shot) ... -> way shot ...", way=plan.way)
-    return grouped, query, unlabelled if plan.unlabelled else None
+    return grouped, query, unlabelled if len(unlabelled) else None
 
 
 def check_views(rules: EpisodeRules, views: int) -> None:

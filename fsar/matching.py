@@ -17,6 +17,7 @@ from shards_spec.errors import ConfigError
 
 Metric = Literal["hausdorff", "otam"]
 Reduction = Literal["sum", "mean"]
+SHIFT_PRICE = 0.02  # of a step of time, in cosine
 LEAST = 0.1  # share of the largest weight of a pair: below it a picture has no line
 MOST = 2  # lines of a step of the query to its matches
 
@@ -69,6 +70,34 @@ def cosine(query: Tensor, prototypes: Tensor) -> Tensor:
     query, prototypes = F.normalize(full_precision(query), dim=-1), F.normalize(full_precision(prototypes), dim=-1)
     with torch.autocast(query.device.type, enabled=False):
         return query @ prototypes.T
+
+
+def shift_cosine(query: Tensor, others: Tensor, *, most: int | None = None, price: float = SHIFT_PRICE) -> Tensor:
+    """Compare whole sequences [Q, T, C] and [S, T, C] at their best shift in time: [Q, S].
+
+    The similarity is the maximum over shifts k of the cosine of the sequences, one of them moved by
+    k steps, less `price` times |k|.  Steps that are moved out of the other sequence are left out;
+    the lengths are those of the whole sequences.  At no shift it is the cosine of the sequences.  A
+    sequence of zeros has similarity 0.
+
+    Args:
+        query: [Q, T, C].
+        others: [S, T, C].
+        most: Steps that a sequence may be moved by, either way; None: a quarter of T, rounded.
+        price: What each step costs.
+    """
+    query, others = full_precision(query), full_precision(others)
+    with torch.autocast(query.device.type, enabled=False):
+        products = torch.einsum("q t c, s u c -> q s t u", query, others)
+    lengths = query.flatten(1).norm(dim=1)[:, None] * others.flatten(1).norm(dim=1)  # [Q, S]
+    steps = range(-shifts(query.shape[1], most), shifts(query.shape[1], most) + 1)
+    sums = [products.diagonal(k, dim1=2, dim2=3).sum(dim=-1) / (lengths + 1e-6) - price * abs(k) for k in steps]
+    return torch.stack(sums).amax(dim=0)
+
+
+def shifts(steps: int, most: int | None) -> int:
+    """Return the steps that a sequence of T steps may be moved by: `most`, or a quarter of T."""
+    return min(round(steps / 4) if most is None else most, steps - 1)
 
 
 def squared_lengths(maps: Tensor, coefficients: Tensor) -> Tensor:

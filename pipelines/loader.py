@@ -47,7 +47,10 @@ class Executor(Protocol):
     """Decodes windows of stored frames; `decode` may be called from several threads."""
 
     def decode(self, reads: Reads) -> torch.Tensor:
-        """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one cannot be decoded."""
+        """Return uint8 [R, h, w, 3], of flow [R, 2h, w, 1].
+
+        ShardError, naming the frame, when one cannot be decoded.
+        """
 
     def close(self) -> None:
         """Give back threads and memory."""
@@ -209,6 +212,11 @@ def executor_for(
     return ByCodec(shards, made) if others else first
 
 
+def executor_of(executor: Executor, series: str) -> Executor:
+    """Return the one of an executor's parts that decodes a series; itself if it has no parts."""
+    return executor.of(series) if isinstance(executor, ByCodec) else executor
+
+
 def create_executor(
     name: str,
     shards: ShardSet,
@@ -259,8 +267,12 @@ class ByCodec:
         self._shards, self._executors = shards, executors
 
     def decode(self, reads: Reads) -> torch.Tensor:
-        """Return uint8 [R, h, w, 3]."""
-        return self._executors[self._shards.series(reads.modality).codec].decode(reads)
+        """Return uint8 [R, h, w, 3], of flow [R, 2h, w, 1]."""
+        return self.of(reads.modality).decode(reads)
+
+    def of(self, series: str) -> Executor:
+        """Return the executor of a series."""
+        return self._executors[self._shards.series(series).codec]
 
     def close(self) -> None:
         """Give back what all of them hold."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shards_spec.pictures import series_kind
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -32,6 +34,11 @@ class Reads:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def channels(self) -> int:
+        """Channels of its pixels: 1 of flow, whose pictures are grey, else 3."""
+        return 1 if series_kind(self.modality)[0] == "flow" else 3
 
 
 class ReadList:

@@ -13,8 +13,8 @@ import torch
 
 from fsar.checkpoints import weights_sha256
 from fsar.cli.weights import untrained_prototypes
-from fsar.evaluation.accuracy import Answers
 from fsar.evaluation.comparison import Comparison, compare
+from fsar.evaluation.intervals import Answers
 from fsar.evaluation.overlap import Overlap
 from fsar.evaluation.shared_episodes import UNLABELLED, ModelUnderTest, SharedEpisodes, unlabelled_text
 from fsar.report.comparison import comparison_page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,15 +20,17 @@ from fsar.cli.weights import (
     model_of_file,
     model_of_run,
     model_of_trunk,
+    untrained_motion_of,
     untrained_prototypes,
 )
-from fsar.evaluation.accuracy import Answers, Result, summarise
+from fsar.evaluation.accuracy import Result, summarise
 from fsar.evaluation.comparison import check_same
 from fsar.evaluation.embeddings import EmbeddingStore
+from fsar.evaluation.intervals import Answers
 from fsar.evaluation.shared_episodes import UNLABELLED, ModelUnderTest, SharedEpisodes, open_shared_episodes
-from fsar.methods import METHODS, FewShotMethod, find_method, method_options
-from fsar.report.examples import Examples, collect_examples
-from fsar.report.result import coverage_text, describe
+from fsar.methods import METHODS, Model, find_method, method_options
+from fsar.report.examples import Examples, examples_of
+from fsar.report.result import coverage_text, describe, of_streams, stream_lines
 from fsar.report.run import page
 from fsar.run import ranks
 from fsar.run.build import TRUNK_ALONE, class_text_sha256
@@ -45,6 +48,8 @@ T = TypeVar("T")
 
 FILE = click.Path(path_type=Path)
 MODEL, CONTROLS, COMPARISON = METHOD, "Controls", "Comparison"  # headings of the help
+OF_STREAMS = ("streams", "motion_series", "fields", "camera", "stream_weight")
+WHOLE_FRAME = {"resize": 256, "crop": 256}  # motion alone has no border to be cut off
 # Options of this command -> keys of a run that they replace
 REPLACED = {key.evaluation: name for name, key in KEYS.items() if key.evaluation}
 
@@ -86,6 +91,8 @@ class Source:
 @option("--shuffle-frames", "shuffled", group=CONTROLS, is_flag=True, help="Shuffle the frames of each clip.")
 @option("--prototype-control", "control", group=CONTROLS, is_flag=True,
         help="Also test prototypes of the untrained trunk.")  # fmt: skip
+@option("--motion-control/--no-motion-control", group=CONTROLS, default=True, show_default=True,
+        help="Also test stored flow without training, if the shards hold it; not with --compare.")  # fmt: skip
 @option("--allow-overlap", group=CONTROLS, main=False, is_flag=True,
         help="Test on what training saw; the result is stamped with it.")  # fmt: skip
 @option("--compare", "first", group=COMPARISON, type=FILE, multiple=True, metavar="RUN...", help="Runs to compare.")
@@ -109,6 +116,7 @@ def cli(
     embeddings: Path | None,
     inference: str | None,
     shuffled: bool,
+    motion_control: bool,
     check: bool,
     **command_options: Any,  # noqa: ANN401 -- the fields of Source and CompareOptions, the options of REPLACED
 ) -> None:
@@ -127,12 +135,12 @@ def cli(
     asked = {REPLACED[name]: value for name, value in command_options.items() if value is not None}
     changes = asked | {"inference": inference, "trunk_weights": source.trunk_weights}
     with ShardSet.open(folder, check=check) as shards:
-        models = [model_of_run(run, source.checkpoint) for run in first + more] or [_tested(source, shards)]
+        models = [model_of_run(run, source.checkpoint) for run in first + more] or [_tested(source, shards, asked)]
         models = _changed(models, {key: value for key, value in changes.items() if value is not None})
         if first:
             models = check_runs(models, first + more, options)
-        elif options.control:
-            models.append(untrained_prototypes(models[0].config))
+        else:
+            models += _controls(models[0], shards, prototypes=options.control, motion=motion_control)
         kept: dict[str, Any] = {"episodes_file": episodes_file, "embeddings": store}
         shared = open_shared_episodes(shards, split, models, asked=asked, shuffled=shuffled, **kept)
         for line in (coverage_text(shards), _left_out(shared), *map(shared.selection_warning, models)):
@@ -146,6 +154,21 @@ def cli(
             _evaluate(models, shared, options)
 
 
+# Method of a control -> its name in a result, and what it is
+CONTROLS_OF = {
+    "prototype": ("frozen_prototypes", "prototypes of the untrained trunk"),
+    "motion": ("stored_motion", "stored flow, no training"),
+}
+
+
+def _controls(tested: ModelUnderTest, shards: ShardSet, *, prototypes: bool, motion: bool) -> list[ModelUnderTest]:
+    """Make the controls of one model: prototypes of its trunk, and stored motion where there is some."""
+    found = [untrained_prototypes(tested.config)] if prototypes else []
+    if motion and tested.config.method != "motion" and tested.config.motion_series in shards.series_names:
+        found.append(untrained_motion_of(tested.config))
+    return found
+
+
 def _changed(models: list[ModelUnderTest], changes: dict[str, Any]) -> list[ModelUnderTest]:
     """Change the models' configurations; a key that only some methods read changes only theirs.
 
@@ -153,6 +176,12 @@ def _changed(models: list[ModelUnderTest], changes: dict[str, Any]) -> list[Mode
         ConfigError: no model reads a key that was given.
     """
     methods = sorted({one.config.method for one in models})
+    for key in ("streams", "motion_series"):
+        for one in models if key in changes else ():
+            own = getattr(one.config, key)
+            if own != changes[key]:
+                option = f"--{key.replace('_', '-')} {changes[key]}"
+                raise ConfigError(f"{option}: {one.name} reads {own}, which a test cannot change; leave it out")
     for key, value in changes.items():
         if value and not any(_reads(method, key) for method in methods):
             readers = ", ".join(method for method in METHODS if _reads(method, key))
@@ -201,7 +230,7 @@ def _check(source: Source, options: CompareOptions, first: tuple[Path, ...], mor
     one_file = source.weights is not None and source.weights.is_file()
     if source.checkpoint and (one_file or not source.weights):
         raise ConfigError("--checkpoint chooses one of a run's: give the run folder as --weights, or leave it out")
-    if not one_file and (source.recipe or source.pairs):
+    if not one_file and (source.recipe or (source.pairs and source.weights)):
         raise ConfigError("--recipe and --option say what a file of weights holds; give the file as --weights")
     if source.weights and not one_file and (source.trunk or source.method) and not _on_pretrained(source):
         raise ConfigError(f"--method and --trunk are those of the run {source.weights}: leave them out, or --weights")
@@ -230,8 +259,8 @@ def _check_folders(options: CompareOptions, others: dict[str, Path | None]) -> N
             raise ConfigError(f"--{name} {path}: there is no folder {path.parent}; make it first")
 
 
-def _tested(source: Source, shards: ShardSet) -> ModelUnderTest:
-    """Open the one model that was named."""
+def _tested(source: Source, shards: ShardSet, asked: Mapping[str, Any]) -> ModelUnderTest:
+    """Open the one model that was named; `asked` are keys that replace those of its configuration."""
     if source.weights and source.weights.is_file():
         config = file_config(source.recipe, source.method, source.trunk, parse_pairs(source.pairs))
         training = shards.dataset.splits.get("train")
@@ -239,24 +268,30 @@ def _tested(source: Source, shards: ShardSet) -> ModelUnderTest:
         return model_of_file(source.weights, replace(config, num_classes=classes))
     if source.weights:
         return model_of_run(source.weights, source.checkpoint)
-    return model_of_trunk(_of_trunk(source))
+    return model_of_trunk(_of_trunk(source, {key: asked[key] for key in OF_STREAMS if key in asked}))
 
 
-def _of_trunk(source: Source) -> RunConfig:
+def _of_trunk(source: Source, streams: Mapping[str, Any]) -> RunConfig:
     """Configure a method that has no weights but those of a pretrained trunk."""
-    if not source.method or not source.trunk:
-        raise ConfigError("give --weights RUN, --compare RUN RUN, or --method prototype with --trunk, --trunk-weights")
-    table = {"method": source.method, "trunk": source.trunk, "trunk_weights": source.trunk_weights or ""}
-    options = TRUNK_ALONE if source.method == "prototype" else {}  # the same as --prototype-control
-    return build_config(table | {"num_classes": 1} | options)
+    if not source.method or not (source.trunk or find_method(source.method).only_stream):
+        raise ConfigError(
+            "give --weights RUN, --compare RUN RUN, --method motion, or --method prototype with --trunk and "
+            "--trunk-weights"
+        )
+    table = {"method": source.method, "trunk": source.trunk or "", "trunk_weights": source.trunk_weights or ""}
+    # the options of a prototype are those of --prototype-control
+    options: dict[str, Any] = dict(TRUNK_ALONE) if source.method == "prototype" else {}
+    if find_method(source.method).only_stream or streams.get("streams") == "motion":
+        options |= WHOLE_FRAME
+    return build_config(table | {"num_classes": 1} | options | parse_pairs(source.pairs) | dict(streams))
 
 
-def _examples(shared: SharedEpisodes, tested: ModelUnderTest, model: FewShotMethod, answers: Answers) -> Examples:
+def _examples(shared: SharedEpisodes, tested: ModelUnderTest, model: Model, answers: Answers) -> Examples | None:
     """Collect examples of the queries that `SharedEpisodes.run` has asked."""
     config = shared.configured(tested.config)
     with closing(shared.open_loader(config, model, choose_device(config.device))) as loader:
         how: dict[str, Any] = {"precision": config.precision, "seed": config.eval_seed}
-        return collect_examples(model, loader, answers, shuffled=shared.shuffled, **how)
+        return examples_of(model, loader, answers, shuffled=shared.shuffled, **how)
 
 
 def _left_out(shared: SharedEpisodes) -> str | None:
@@ -277,12 +312,16 @@ def _evaluate(models: list[ModelUnderTest], shared: SharedEpisodes, options: Com
     task = f"{config.test_way}-way {config.test_shot}-shot on {shared.split}"
     in_views = f", each video in {config.views} random views" if config.views else ""
     _print(f"{config.method}, {task}{in_views} ({overlap})", result)
+    table |= of_streams(answers, classes)
+    for line in stream_lines(table):
+        click.echo(line)
     for control in controls:
         _, others, _ = shared.run(control)
         check_same(others, answers, f"{control.name} and {tested.name}")
         result = summarise(others, classes)
-        table["frozen_prototypes"] = result.to_json()
-        _print("the same episodes, prototypes of the untrained trunk", result)
+        name, text = CONTROLS_OF[control.config.method]
+        table[name] = result.to_json()
+        _print(f"the same episodes, {text}", result)
     if options.out and ranks.is_first():
         write_whole(options.out, json_bytes(table))
     if options.report and ranks.is_first():

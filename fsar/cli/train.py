@@ -16,14 +16,22 @@ import torch
 from fsar.cli.help import GroupedCommand, option
 from fsar.cli.launch import launch
 from fsar.cli.options import check_option, default_text, key_options, overrides
-from fsar.evaluation.accuracy import answer, evaluate, summarise
+from fsar.evaluation.accuracy import Result, answer, evaluate, summarise
 from fsar.evaluation.overlap import find_overlap
+from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, find_method, method_options
-from fsar.report.examples import Examples, collect_examples
-from fsar.report.result import coverage_text, describe, describe_data
+from fsar.report.examples import Examples, examples_of
+from fsar.report.result import coverage_text, describe, describe_data, of_streams, stream_lines
 from fsar.report.run import write_report
 from fsar.run import ranks
-from fsar.run.build import class_text_sha256, frozen_prototypes, training_labels
+from fsar.run.build import (
+    build_stream,
+    class_text_sha256,
+    frozen_prototypes,
+    open_episodes,
+    training_labels,
+    untrained_motion,
+)
 from fsar.run.config import METHOD, OUTPUT, RunConfig, all_keys, build_config
 from fsar.run.device import choose_device
 from fsar.run.folder import begin_run, check_is_run, check_resumable, check_same_data
@@ -31,6 +39,7 @@ from fsar.run.keys import Key
 from fsar.run.recipes import STYLES, choose_recipe, list_recipes, read_recipe, recipe_tables, restyle
 from fsar.training.trainer import Trainer
 from pipelines.episodes.labels import labels_sha256
+from pipelines.episodes.stream import EpisodeStream
 from shards_spec import ShardSet
 from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
@@ -65,6 +74,8 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
         help="Also test with the frames of each clip shuffled.")  # fmt: skip
 @option("--prototype-control", group=OUTPUT, main=False, is_flag=True,
         help="Also test prototypes of the trunk's starting weights.")  # fmt: skip
+@option("--motion-control/--no-motion-control", group=OUTPUT, main=False, default=True, show_default=True,
+        help="Also test stored flow without training, if the shards hold it.")  # fmt: skip
 @option("--print-config", group=OUTPUT, is_flag=True, help="Print the whole configuration as a recipe and exit.")
 def cli(
     folder: Path | RemoteShards,
@@ -76,6 +87,7 @@ def cli(
     resume: bool,
     shuffle_control: bool,
     prototype_control: bool,
+    motion_control: bool,
     print_config: bool,
     check: bool,
     **command_options: Any,  # noqa: ANN401 -- the keys of the configuration
@@ -105,7 +117,7 @@ def cli(
         run = run or _run_folder(config.method, name, config.test_shot)
         _settle_run(run, config, shards, resume=resume)
         device = choose_device(config.device)
-        controls = Controls(shuffled=shuffle_control, prototypes=prototype_control)
+        controls = Controls(shuffled=shuffle_control, prototypes=prototype_control, motion=motion_control)
         result, examples = train_and_test(config, shards, run, device=device, resume=resume, controls=controls)
     if ranks.is_first():
         report = write_report(run, result, config.flat(), examples=examples)
@@ -190,6 +202,7 @@ class Controls:
 
     shuffled: bool = False
     prototypes: bool = False
+    motion: bool = True
 
 
 def train_and_test(
@@ -218,6 +231,9 @@ def train_and_test(
             click.echo(f"left out of the test, having too few videos: {', '.join(test.stream.dropped)}")
         in_views = f", each video in {config.views} random views" if config.views else ""
         click.echo(f"{config.test_way}-way {config.test_shot}-shot on novel classes{in_views}: {result}")
+        table |= of_streams(answers, shards.dataset.classes)
+        for line in stream_lines(table):
+            click.echo(line)
         if controls.shuffled:
             control = trainer.evaluate(test, config.test_episodes, shuffled=True, label="shuffled")
             table["shuffled_frames"] = control.to_json()
@@ -226,12 +242,25 @@ def train_and_test(
             control = evaluate(baseline, test, config.test_episodes, precision=config.precision, label="prototypes")
             table["frozen_prototypes"] = control.to_json()
             click.echo(f"the same episodes, prototypes of the untrained trunk: {control}")
+        if controls.motion and config.method != "motion" and config.motion_series in shards.series_names:
+            control = _stored_motion(config, shards, test, device)
+            table["stored_motion"] = control.to_json()
+            click.echo(f"the same episodes, stored flow, no training: {control}")
         table |= _training_facts(trainer, selected)
         if not ranks.is_first():
             return table, None
         write_whole(run / "result.json", json_bytes(table))
-        shown = collect_examples(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
+        shown = examples_of(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
         return table, shown
+
+
+def _stored_motion(config: RunConfig, shards: ShardSet, test: EpisodeLoader, device: torch.device) -> Result:
+    """Compute what stored motion reaches without training, on the same episodes."""
+    own = untrained_motion(config)
+    model = build_stream(own, weights=True).to(device)
+    given = [replace(test.stream.choose(n), unlabelled=()) for n in range(config.test_episodes)]
+    with open_episodes(shards, "test", own, trunk=model.trunk, device=device, training=False, given=given) as loader:  # type: ignore[arg-type]  # it has a trunk
+        return evaluate(model, loader, config.test_episodes, precision=config.precision, label="stored flow")
 
 
 def _training_facts(trainer: Trainer, selected: int) -> dict[str, Any]:
@@ -266,14 +295,21 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
         click.echo(f"the classes of training episodes are the {config.num_classes} clusters of {config.labels}")
     if config.tasks == "augment":
         click.echo("every training video is a class of its own; its queries are views of it")
-    stream = trainer.train_episodes.stream
+    _announce_videos(trainer.train_episodes.stream)
+    if trainer.progress.n:
+        click.echo(f"resumed after {trainer.progress.n} of {config.episodes} episodes")
+
+
+def _announce_videos(stream: EpisodeStream) -> None:
+    """Say which training videos and classes are left out, repeated or still."""
     if stream.dropped:
         click.echo(f"classes left out of training, having too few videos: {', '.join(stream.dropped)}")
     if stream.short_videos:
         short = stream.short_videos
         click.echo(f"{short} training videos have fewer than {stream.rules.least_frames} frames: theirs are repeated")
-    if trainer.progress.n:
-        click.echo(f"resumed after {trainer.progress.n} of {config.episodes} episodes")
+    if stream.still_videos:
+        series = stream.rules.motion_series
+        click.echo(f"{stream.still_videos} training videos have no field of {series}: their motion is 0")
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fsar.evaluation.shared_episodes import ModelUnderTest
-from fsar.methods import FewShotMethod
+from fsar.methods import Model, streams_of
 from fsar.pretraining.config import frame_stride, pretrain_config_of
-from fsar.run.build import TRUNK_ALONE, build_model, open_model, prototypes_of_trunk
+from fsar.run.build import TRUNK_ALONE, build_model, open_model, prototypes_of_trunk, untrained_motion
 from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run.recipes import read_recipe
 from fsar.run.weights import find_weights, training_record_of, weights_of_run
@@ -100,15 +100,26 @@ def model_of_trunk(config: RunConfig) -> ModelUnderTest:
     return ModelUnderTest(f"{config.method} on {config.trunk}", config, partial(_of_trunk, config), record)
 
 
-def _of_trunk(config: RunConfig) -> FewShotMethod:
+def _of_trunk(config: RunConfig) -> Model:
     model = build_model(config)
-    trained = [name for name, value in model.named_parameters() if not name.startswith("trunk.") and value.ndim > 1]
+    trained = [
+        name
+        for method in streams_of(model).values()
+        for name, value in method.named_parameters()
+        if not name.startswith("trunk.") and value.ndim > 1
+    ]
     if trained:
         raise ConfigError(
             f"{config.method} has weights beyond its trunk ({trained[0]}, ...), which would be random: "
             "train it and give --weights RUN"
         )
     return model
+
+
+def untrained_motion_of(config: RunConfig) -> ModelUnderTest:
+    """Make the control by stored motion, which has nothing to train."""
+    config = untrained_motion(config)
+    return ModelUnderTest("stored flow", config, partial(build_model, config))
 
 
 def untrained_prototypes(config: RunConfig) -> ModelUnderTest:

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from fsar.episode import Episode
 from fsar.evaluation.embeddings import EmbeddingStore, embed_rows, places_in_embedding, shuffle_clips
-from fsar.evaluation.logits import EpisodeVideos, episode_logits
+from fsar.evaluation.fusion import SUPPORT, calibrated, of_support
+from fsar.evaluation.intervals import Answers, StreamAnswers, episode_interval, spare_videos, video_interval
+from fsar.evaluation.logits import EpisodeVideos, decide, episode_logits
 from fsar.loader import EpisodeLoader
-from fsar.methods import FewShotMethod
+from fsar.methods import Embedding, FewShotMethod, Fusion, Model, Output, TwoStreams, streams_of
 from fsar.run import ranks
 from fsar.run.device import autocast, keep_freed_memory
+from fsar.trunks import Stream
 from pipelines.episodes.stream import EpisodePlan
-
-Z95 = 1.96  # half width of a 95 % interval, in standard deviations of a normal distribution
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's answers to N episodes of Q queries, as catalogue rows and class numbers.
-
-    Attributes:
-        classes: [N, way] classes of each episode.
-        support: [N, way * shot] rows of the support videos, grouped by class.
-        query: [N, Q] rows of the query videos.
-        truth: [N, Q] classes of the queries.
-        said: [N, Q] classes that the model chose.
-    """
-
-    classes: NDArray[np.int64]
-    support: NDArray[np.int64]
-    query: NDArray[np.int64]
-    truth: NDArray[np.int64]
-    said: NDArray[np.int64]
+from pipelines.sampling import group_keys
+from shards_spec.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -88,7 +72,7 @@ class Result:
 
 
 def evaluate(
-    model: FewShotMethod,
+    model: Model,
     loader: EpisodeLoader,
     episodes: int | None = None,
     *,
@@ -96,6 +80,7 @@ def evaluate(
     shuffled: bool = False,
     label: str = "evaluate",
     store: EmbeddingStore | None = None,
+    calibrate: bool = False,
 ) -> Result:
     """Compute the accuracy of a model on episodes 0 to `episodes` of a loader.
 
@@ -116,18 +101,21 @@ def evaluate(
         shuffled: Put the frames of each clip in another order: the control for the use of time.
         label: Name of the progress bar.
         store: Store of embeddings from one evaluation to the next.
+        calibrate: Choose the share of motion in the answers of two streams on these episodes; they
+            must not be those of a test.
 
     Raises:
         ConfigError: the loader has fewer fixed episodes than that.
     """
     if episodes is None:
         episodes = 1000 if loader.stream.given is None else len(loader.stream.given)
-    answers = answer(model, loader, episodes, precision=precision, shuffled=shuffled, label=label, store=store)
+    options: dict[str, Any] = {"precision": precision, "shuffled": shuffled, "label": label, "store": store}
+    answers = answer(model, loader, episodes, calibrate=calibrate, **options)
     return summarise(answers, loader.shards.dataset.classes)
 
 
 def answer(
-    model: FewShotMethod,
+    model: Model,
     loader: EpisodeLoader,
     episodes: int,
     *,
@@ -135,13 +123,16 @@ def answer(
     shuffled: bool = False,
     label: str = "evaluate",
     store: EmbeddingStore | None = None,
+    calibrate: bool = False,
 ) -> Answers:
     """Ask a model the queries of episodes 0 to `episodes` of a loader.  See `evaluate`."""
     loader.stream.choose(episodes - 1)  # refuses, before anything is computed, where there are fewer fixed ones
     if loader.draws_each_time:
+        if isinstance(model, TwoStreams) and model.rule == SUPPORT:
+            raise ConfigError('stream_weight = "support" needs videos that look alike in all episodes: set views')
         return collect(model, _watched(loader, episodes, label, shuffled=shuffled), precision=precision)
     options: dict[str, Any] = {"precision": precision, "shuffled": shuffled, "label": label, "store": store}
-    return collect_embedded(model, loader, episodes, **options)
+    return collect_embedded(model, loader, episodes, calibrate=calibrate, **options)
 
 
 def _watched(
@@ -154,9 +145,7 @@ def _watched(
 
 
 @torch.no_grad()
-def collect(
-    model: FewShotMethod, episodes: Iterator[tuple[EpisodePlan, Episode]], *, precision: str = "fp32"
-) -> Answers:
+def collect(model: Model, episodes: Iterator[tuple[EpisodePlan, Episode]], *, precision: str = "fp32") -> Answers:
     """Run a model in eval mode over whole episodes of equal size; collect its answers."""
     was_training = model.training
     model.eval()
@@ -166,17 +155,30 @@ def collect(
             # No losses: the auxiliary classifier has rows only for the classes of training.
             episode = replace(episode, base_ids=torch.full_like(episode.base_ids, -1))
             with autocast(episode.query_labels.device, precision):
-                rows.append(_row(plan, model(episode).logits))
+                rows.append(_row(plan, model(episode), episode.query_labels))
             if len(rows) == 1:
                 keep_freed_memory(episode.query_labels.device)  # once an episode has taken its memory
     finally:
         model.train(was_training)
-    return _stack([row for part in ranks.gather_values(rows) for row in part])
+    flat = [row for part in ranks.gather_values(rows) for row in part]
+    classes, support, query, truth, said, *alone = (np.stack(column) for column in zip(*flat, strict=True))
+    if not isinstance(model, TwoStreams):
+        return Answers(classes, support, query, truth, said)
+    of_streams, weights = dict(zip(streams_of(model), alone, strict=True)), np.full(len(said), model.fusion.weight)
+    return StreamAnswers(classes, support, query, truth, said, of_streams, weights)
+
+
+def _row(plan: EpisodePlan, output: Output, labels: Tensor) -> tuple[NDArray[np.int64], ...]:
+    """Make one row of the answers, those of single streams last."""
+    logits = [output.logits, *(value for name, value in output.aux.items() if name.endswith("_logits"))]
+    said = [plan.class_ids[decide(each, labels).cpu().numpy()] for each in logits]  # [Q] each
+    truth = plan.class_ids[plan.query_labels]
+    return plan.class_ids, plan.support_rows, plan.query_rows, truth, *said
 
 
 @torch.no_grad()
 def collect_embedded(
-    model: FewShotMethod,
+    model: Model,
     loader: EpisodeLoader,
     episodes: int,
     *,
@@ -184,47 +186,114 @@ def collect_embedded(
     shuffled: bool = False,
     label: str = "evaluate",
     store: EmbeddingStore | None = None,
+    calibrate: bool = False,
 ) -> Answers:
-    """Collect the same answers from videos that are embedded once each, or once in each view."""
+    """Collect the same answers from videos that are embedded once each, or once in each view.
+
+    A model of two streams is embedded and compared stream by stream.  With `calibrate` the share of
+    motion is chosen on these episodes.
+    """
     chosen = [loader.stream.choose(n) for n in range(episodes)]
     rows = EpisodeVideos.of(chosen, unlabelled="unlabelled" in model.reads)
-    videos = rows.videos()
-    embedding = embed_rows(
-        loader, model, videos, precision=precision, shuffled=shuffled, store=store
-    )  # [V * views, ...]
-    own, was_training = ranks.share(episodes), model.training
-    said = np.zeros(rows.query.shape, np.int64)
+    labels, own, was_training = torch.from_numpy(rows.labels), ranks.share(episodes), model.training
+    how: dict[str, Any] = {"precision": precision, "shuffled": shuffled, "label": label, "store": store}
     model.eval()
     try:
-        places = places_in_embedding(loader, rows, videos)
-        batches = episode_logits(model, embedding, places, own=own, texts=loader.texts, precision=precision)
-        done = own.start
-        with tqdm(total=len(own), unit="episode", desc=label, leave=False) as bar:
-            for logits in batches:  # [B, Q, way]
-                said[done : done + len(logits)] = logits.argmax(dim=2).cpu().numpy()
-                done += len(logits)
-                bar.update(len(logits))
+        compared = {name: _compared(one, loader, rows, own, **how) for name, one in streams_of(model).items()}
+        if isinstance(model, TwoStreams):
+            if calibrate:
+                model.fusion = _calibrated(model, compared, labels)
+            logits, weights = _mixed(model, loader, rows, own, compared)
+        else:
+            (logits,), weights = (each.logits for each in compared.values()), None
     finally:
         model.train(was_training)
-    ranks.add_up([torch.from_numpy(said)])
-    return Answers(
-        classes=rows.classes,
-        support=rows.support.reshape(episodes, -1),
-        query=rows.query,
-        truth=np.take_along_axis(rows.classes, rows.labels, axis=1),
-        said=np.take_along_axis(rows.classes, said, axis=1),
-    )
+    asked: dict[str, NDArray[np.int64]] = {
+        "classes": rows.classes,
+        "support": rows.support.reshape(episodes, -1),
+        "query": rows.query,
+        "truth": np.take_along_axis(rows.classes, rows.labels, axis=1),
+        "said": _said(logits, labels, own, rows.classes),
+    }
+    if weights is None:
+        return Answers(**asked)
+    of_streams: dict[str, NDArray[np.int64]] = {
+        name: _said(each.logits, labels, own, rows.classes) for name, each in compared.items()
+    }
+    return StreamAnswers(**asked, of_streams=of_streams, weights=weights)
 
 
-def _row(plan: EpisodePlan, logits: torch.Tensor) -> tuple[NDArray[np.int64], ...]:
-    """Make one row of the answers from logits [Q, way]."""
-    said = logits.argmax(dim=1).cpu().numpy()  # [Q] episode labels
-    truth = plan.class_ids[plan.query_labels]
-    return plan.class_ids, plan.support_rows, plan.query_rows, truth, plan.class_ids[said]
+class _Compared(NamedTuple):
+    """A stream's logits [own, Q, way] on the host, its embedding, and the videos' places in it."""
+
+    method: FewShotMethod
+    logits: Tensor
+    embedding: Embedding
+    places: EpisodeVideos
 
 
-def _stack(rows: Sequence[tuple[NDArray[np.int64], ...]]) -> Answers:
-    return Answers(*(np.stack(column) for column in zip(*rows, strict=True)))
+def _compared(
+    method: FewShotMethod,
+    loader: EpisodeLoader,
+    rows: EpisodeVideos,
+    own: range,
+    *,
+    precision: str,
+    shuffled: bool,
+    label: str,
+    store: EmbeddingStore | None,
+) -> _Compared:
+    """Embed the videos by one stream's method, and compare those of this process's episodes."""
+    videos = rows.videos()
+    embedding = embed_rows(loader, method, videos, precision=precision, shuffled=shuffled, store=store)
+    places = places_in_embedding(loader, rows, videos)
+    logits = torch.zeros(len(own), rows.query.shape[1], rows.classes.shape[1])
+    batches = episode_logits(method, embedding, places, own=own, texts=loader.texts, precision=precision)
+    done = 0
+    with tqdm(total=len(own), unit="episode", desc=label, leave=False) as bar:
+        for batch in batches:  # [B, Q, way]
+            logits[done : done + len(batch)] = batch
+            done += len(batch)
+            bar.update(len(batch))
+    return _Compared(method, logits, embedding, places)
+
+
+def _calibrated(model: TwoStreams, compared: Mapping[Stream, _Compared], labels: Tensor) -> Fusion:
+    """Choose the share of motion from the logits [own, Q, way] of all processes."""
+    frames, motion = (torch.cat(ranks.gather_values(one.logits)) for one in (compared["frames"], compared["motion"]))
+    return calibrated(model.rule, frames, motion, labels)[0]
+
+
+def _mixed(
+    model: TwoStreams, loader: EpisodeLoader, rows: EpisodeVideos, own: range, compared: Mapping[Stream, _Compared]
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Mix both streams' logits [own, Q, way]; return them, and the share of motion [N]."""
+    frames, motion = compared["frames"].logits, compared["motion"].logits
+    if model.rule != SUPPORT:
+        return model.fusion.logits(frames, motion), np.full(len(rows), model.fusion.weight)
+    groups = group_keys(len(loader.shards.groups), loader.shards.groups)
+    mixed, weights = torch.zeros_like(frames), np.zeros(len(rows))
+    for number, n in enumerate(own):
+        support = {name: _support(each, n) for name, each in compared.items()}
+        fusion = of_support({name: each.method for name, each in compared.items()}, support, groups[rows.support[n]])
+        mixed[number], weights[n] = fusion.logits(frames[number], motion[number]), fusion.weight
+    shared = torch.from_numpy(weights)
+    ranks.add_up([shared])
+    return mixed, weights
+
+
+def _support(compared: _Compared, n: int) -> Embedding:
+    """Return the embedding [way, shot, ...] of the support of episode n."""
+    places = torch.from_numpy(compared.places.support[n])
+    return compared.embedding.map(lambda x: x[places.to(x.device)])
+
+
+def _said(logits: Tensor, labels: Tensor, own: range, classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the classes [N, Q] that logits [own, Q, way] say, of all processes."""
+    said = torch.zeros_like(labels)
+    said[own.start : own.stop] = decide(logits, labels[own.start : own.stop])
+    ranks.add_up([said])
+    return np.take_along_axis(classes, said.numpy(), axis=1)
 
 
 def summarise(answers: Answers, classes: Sequence[str]) -> Result:
@@ -253,93 +322,13 @@ def _counts(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:
     return numbers.tolist(), counts.tolist()
 
 
-def spare_videos(answers: Answers) -> bool:
-    """Tell whether every class has more videos than an episode takes of it."""
-    taken = (answers.support.shape[1] + answers.query.shape[1]) // answers.classes.shape[1]
-    _, label = _places(answers)
-    return bool((np.unique(label, return_counts=True)[1] > taken).all())
-
-
-def episode_interval(values: NDArray[Any]) -> float | None:
-    """Return half the width of the 95 % interval of the mean of values [N, Q] over N episodes.
-
-    None for a single episode.
-    """
-    by_episode = values.mean(axis=1)
-    return Z95 * float(by_episode.std(ddof=1)) / math.sqrt(len(by_episode)) if len(by_episode) > 1 else None
-
-
-def video_interval(answers: Answers, values: NDArray[Any] | None = None) -> float:
-    """Return half the width of the 95 % interval over videos.
-
-    A bootstrap draws the videos of each class anew.  A replicate weights every answer by how often
-    each of its videos was drawn.  Taken to first order (Efron's infinitesimal jackknife), the
-    bootstrap's variance has a closed form: the variance of the videos' influences. The influence of
-    a video is the sum of (value - mean) over the answers that it took part in, divided by the
-    number of all answers.  That sum holds much noise where few videos meet in many episodes.  The
-    influence of the queries without the support has little of it, and is the least that is claimed.
-    The noise of the episodes is added.
-
-    Args:
-        answers: The answers; `spare_videos` must hold for them.
-        values: [N, Q], whose mean the interval is of: by default 1 for a right answer, so that the
-            mean is the accuracy; for two models on the same episodes, the difference of the two.
-    """
-    values = (answers.truth == answers.said) if values is None else values
-    residual = (values - values.mean()) / values.size  # [N, Q]
-    by_episode = residual.sum(axis=1)  # [N]
-    videos, way = answers.support.shape[1], answers.classes.shape[1]
-    asked = np.concatenate([np.zeros(answers.support.size), residual.ravel()])  # as _places: support, then queries
-    shared = np.concatenate([np.repeat(by_episode, videos), residual.ravel()])
-    place, label = _places(answers)
-    spread = max(
-        _spread(shared, place, label, taken=(videos + values.shape[1]) // way),
-        _spread(asked, place, label, taken=1),
-        0.0,
-    )
-    return Z95 * math.sqrt(spread + float(np.square(by_episode).sum()))
-
-
-def _places(answers: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the videos in all places of the answers, support before queries.
-
-    Returns:
-        [N * way * shot + N * Q] number of each place's video, and the class of each video.
-    """
-    rows, place = np.unique(np.concatenate([answers.support.ravel(), answers.query.ravel()]), return_inverse=True)
-    shots = answers.support.shape[1] // answers.classes.shape[1]
-    label = np.zeros(len(rows), np.int64)
-    label[place] = np.concatenate([np.repeat(answers.classes, shots, axis=1).ravel(), answers.truth.ravel()])
-    return place, label
-
-
-def _spread(parts: NDArray[np.float64], place: NDArray[np.int64], label: NDArray[np.int64], *, taken: int) -> float:
-    """Compute the variance over videos, within class, of influences; it may come out below 0.
-
-    An influence is a sum of `parts`.  Their squares are noise of the episodes and are taken out.
-    An episode takes several of a class's n videos without replacement: a video in the support
-    cannot be the query.  n (n - 1) / (n - taken)^2 corrects for that (Wager and Athey 2018, the
-    infinitesimal jackknife of subsamples).
-    """
-    influence, noise = np.bincount(place, parts), np.bincount(place, np.square(parts))
-    total = 0.0
-    for c in np.unique(label):
-        own, n = influence[label == c], int((label == c).sum())
-        signal = n * own.var() - (1 - 1 / n) * noise[label == c].sum()
-        total += float(signal) * n * (n - 1) / (n - taken) ** 2
-    return total
-
-
 def shuffle_frames(plan: EpisodePlan, episode: Episode) -> Episode:
-    """Put the frames of each clip of an episode in another order, which is each video's own."""
-    assert episode.support is not None
-    assert episode.query is not None
-    unlabelled = episode.unlabelled
-    if unlabelled is not None:
-        unlabelled = shuffle_clips(unlabelled, plan.unlabelled_rows.tolist())
-    return replace(
-        episode,
-        support=shuffle_clips(episode.support.flatten(0, 1), plan.support_rows.tolist()).view_as(episode.support),
-        query=shuffle_clips(episode.query, plan.query_rows.tolist()),
-        unlabelled=unlabelled,
-    )
+    """Put frames and segments of each clip of an episode in another order, each video's own."""
+    rows = {"support": plan.support_rows, "query": plan.query_rows, "unlabelled": plan.unlabelled_rows}
+    changed: dict[str, Tensor] = {}
+    for name in ("support", "query", "unlabelled", "support_motion", "query_motion", "unlabelled_motion"):
+        part, values = name.partition("_")[0], getattr(episode, name)
+        if values is not None:
+            videos = values.flatten(0, 1) if part == "support" else values
+            changed[name] = shuffle_clips(videos, rows[part].tolist()).view_as(values)
+    return replace(episode, **changed)

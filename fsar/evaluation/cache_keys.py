@@ -17,16 +17,20 @@ from torch import nn
 from fsar.loader import EpisodeLoader
 from shards_spec.files import json_line
 
-# Rules that decide the pixels of a view; the others decide which videos an episode takes
+# Rules that decide what a view shows; the others decide which videos an episode takes
 OF_VIEWS = (
     "frames", "frame_rule", "clip_frames", "clip_stride", "random_frames", "resize", "resize_width", "crop",
     "random_crop", "query_flip",
 )  # fmt: skip
+OF_MOTION = ("motion_series", "fields", "camera")
 # Modules whose code decides them
 MAKERS = (
     "fsar.evaluation.embeddings",
     "pipelines.augment.clips",
+    "pipelines.augment.motion",
     "pipelines.augment.on_cpu",
+    "pipelines.episodes.clip_views",
+    "pipelines.episodes.motion",
     "pipelines.episodes.rules",
     "pipelines.episodes.stream",
     "pipelines.episodes.views",
@@ -63,10 +67,15 @@ def source_sha256(modules: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def view_facts(loader: EpisodeLoader, precision: str) -> dict[str, Any]:
-    """Collect what the values of a view depend on besides its video and the network."""
+def view_facts(loader: EpisodeLoader, precision: str, *, stream: str = "frames") -> dict[str, Any]:
+    """Collect what the values of a view depend on besides its video and the network.
+
+    `stream` is "frames", "motion", or "both" for values that are made of both.
+    """
     values, device = asdict(loader.rules), loader.device
-    return {name: values[name] for name in OF_VIEWS} | {
+    names = OF_VIEWS + (() if stream == "frames" else OF_MOTION)
+    return {name: values[name] for name in names} | {
+        "stream": stream,
         "shards": loader.shards.sha256,
         "code": source_sha256(MAKERS),
         "executor": type(loader.executor).__name__,

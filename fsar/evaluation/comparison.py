@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsar.evaluation.accuracy import Answers, Result, episode_interval, spare_videos, summarise, video_interval
+from fsar.evaluation.accuracy import Result, summarise
+from fsar.evaluation.intervals import Answers, episode_interval, spare_videos, video_interval
 from shards_spec.errors import FsarError
 
 CSV_FIGURES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,21 @@ from fsar.loader import EpisodeLoader
 from fsar.methods import Embedding, FewShotMethod
 from fsar.run import ranks
 from fsar.run.device import autocast, keep_freed_memory
+from fsar.trunks import Stream
 from pipelines.augment.clips import render
+from pipelines.augment.motion import motion_maps
 from pipelines.draw import PhiloxDraw
+from pipelines.episodes.clip_views import ClipList, ClipPlanner, Clips
 from pipelines.episodes.rules import EpisodeRules
-from pipelines.episodes.stream import View
 from pipelines.episodes.views import draw_views, number_views, rows_of
 from pipelines.loader import Executor
-from pipelines.reads import Reads
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
 from shards_spec.files import read_json
 
 Ints = NDArray[np.int64]
 Three = tuple[float, float, float]
-ReadViews = Callable[[Ints], tuple[Sequence[Reads], Sequence[View]]]  # numbers of views -> how they are made
+ReadViews = Callable[[Ints], Clips]  # numbers of views -> how they are made
 Make = Callable[[Ints], Iterable[Embedding]]  # numbers of views -> their embeddings in order, some at a time
 
 BATCH = 8  # videos that go through the model together
@@ -160,7 +161,7 @@ def embed_rows(
         side by side.
     """
     numbers = number_views(rows, loader.views)
-    read = partial(draw_views, loader.stream) if loader.views else _centre_reader(loader)
+    read = partial(draw_views, loader.stream) if loader.views else centre_reader(loader.shards, rows, loader.rules)
 
     def make(numbers: Ints) -> Iterator[Embedding]:
         how: dict[str, Any] = {"executor": loader.executor, "precision": precision, "shuffled": shuffled}
@@ -168,18 +169,14 @@ def embed_rows(
 
     if store is None:
         return join(list(make(numbers)))
-    facts = view_facts(loader, precision) | {"model": model_sha256(model), "shuffled": shuffled}
+    facts = view_facts(loader, precision, stream=model.stream) | {"model": model_sha256(model), "shuffled": shuffled}
     return store.fetch(facts, numbers, make, device=loader.device)
 
 
-def _centre_reader(loader: EpisodeLoader) -> ReadViews:
-    return partial(centre_views, loader.shards, rules=loader.rules)
-
-
-def clips_of(loader: EpisodeLoader, chosen: tuple[Sequence[Reads], Sequence[View]]) -> Tensor:
-    """Render clips [v, T, 3, H, W] of views on the loader's device."""
+def clips_of(loader: EpisodeLoader, clips: Clips, stream: Stream = "frames") -> Tensor:
+    """Make clips of frames [v, T, 3, H, W], or of motion [v, T, 2, h, w], on the loader's device."""
     how: dict[str, Any] = {"mean": loader.mean, "std": loader.std, "executor": loader.executor}
-    return render_views(chosen, loader.rules, device=loader.device, **how)
+    return render_clips(clips, loader.rules, stream=stream, device=loader.device, **how)
 
 
 def places_in_embedding(loader: EpisodeLoader, episodes: EpisodeVideos, videos: Ints) -> EpisodeVideos:
@@ -214,8 +211,8 @@ def embed_videos(
         shuffled: Put each clip's frames in another order.
         progress: Show a bar.
     """
-    numbers = number_views(np.asarray(rows, dtype=np.int64), 1)
-    read = partial(centre_views, shards, rules=rules)
+    chosen = np.asarray(rows, dtype=np.int64)
+    numbers, read = number_views(chosen, 1), centre_reader(shards, chosen, rules)
     options: dict[str, Any] = {"executor": executor, "precision": precision, "shuffled": shuffled, "progress": progress}
     return join(list(embed_views(model, numbers, rules, read=read, **options)))
 
@@ -250,7 +247,7 @@ def embed_views(
             # the exchange.
             batch = together[min(ranks.rank(), len(together) - 1)]
             how = {"mean": model.trunk.mean, "std": model.trunk.std}
-            clips = render_views(read(batch), rules, executor=executor, device=device, **how)
+            clips = render_clips(read(batch), rules, stream=model.stream, executor=executor, device=device, **how)
             clips = shuffle_clips(clips, rows_of(batch).tolist()) if shuffled else clips
             with autocast(device, precision):
                 embedding = model.embed(model.trunk(clips))
@@ -285,9 +282,10 @@ def _padded(values: Tensor) -> Tensor:
 
 
 def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
-    """Put the T frames of each video [V, T, 3, H, W] in an order that its catalogue row decides.
+    """Put the T frames of each video [V, T, ...] in an order that its catalogue row decides.
 
-    The frames of clips [V, S, clip, 3, H, W] are mixed throughout the video.
+    The segments of motion are shuffled likewise. The frames of clips [V, S, clip, 3, H, W] are
+    mixed throughout the video.
     """
     frames = clips.flatten(1, -4)  # [V, T, 3, H, W]
     orders = [torch.randperm(frames.shape[1], generator=torch.Generator().manual_seed(row)) for row in rows]
@@ -295,48 +293,40 @@ def shuffle_clips(clips: Tensor, rows: Sequence[int]) -> Tensor:
     return frames[torch.arange(len(rows), device=clips.device)[:, None], index].view_as(clips)
 
 
-def render_views(
-    chosen: tuple[Sequence[Reads], Sequence[View]],
+def render_clips(
+    clips: Clips,
     rules: EpisodeRules,
     *,
+    stream: Stream,
     mean: Three,
     std: Three,
     executor: Executor,
     device: torch.device,
 ) -> Tensor:
-    """Decode and render chosen views.
+    """Decode chosen clips, and make what a stream reads of them.
 
     Returns:
-        Normalised frames [V, T, 3, crop, crop], or clips [V, S, clip, 3, crop, crop] of them.
+        Normalised frames [V, T, 3, crop, crop], or clips [V, S, clip, 3, crop, crop] of them; of
+        motion displacements [V, T, 2, h, w].
     """
-    reads, views = chosen
-    frames = [executor.decode(each).to(device) for each in reads]
-    return rules.parted(render(frames, views, mean=mean, std=std, crop=rules.crop, resize=rules.resized))
+    if stream == "motion":
+        fields = [executor.decode(each).to(device) for each in clips.motion_reads]
+        return motion_maps(fields, clips.motion, camera=rules.camera, channels=rules.motion_channels).to(device)
+    frames = [executor.decode(each).to(device) for each in clips.reads]
+    return rules.parted(render(frames, clips.views, mean=mean, std=std, crop=rules.crop, resize=rules.resized))
 
 
-def centre_views(shards: ShardSet, numbers: Ints, *, rules: EpisodeRules) -> tuple[list[Reads], list[View]]:
-    """Choose the centre view of each video of these numbers."""
-    pairs = [centre_view(shards, row, place, rules) for place, row in enumerate(rows_of(numbers).tolist())]
-    return [reads for reads, _ in pairs], [view for _, view in pairs]
+def centre_reader(shards: ShardSet, rows: Ints, rules: EpisodeRules) -> ReadViews:
+    """Make the reader of the centre views of videos `rows` [n]: nothing is drawn."""
+    planner = ClipPlanner(shards, replace(rules, random_frames=False, random_crop=False), rows)
+    draw = PhiloxDraw(0, 0)  # draws nothing
 
+    def read(numbers: Ints) -> Clips:
+        clips = ClipList(rules.motion_series)
+        planner.add(clips, rows_of(numbers), draw, draw, query=False)
+        return clips.clips()
 
-def centre_view(shards: ShardSet, row: int, number: int, rules: EpisodeRules) -> tuple[Reads, View]:
-    """Choose the clip at the centres of a video's segments and frames, from reads `number`."""
-    chosen = rules.chooser()(
-        PhiloxDraw(0, 0),  # draws nothing
-        int(shards.frames[row]),
-        steps=rules.frames,
-        random_frames=False,
-        fps=float(shards.fps[row]),
-    )
-    frames, places = np.unique(np.array(chosen, dtype=np.int64), return_inverse=True)
-    height, width = shards.series("rgb").sizes[row].tolist()
-    top, left = ((side - rules.crop) // 2 for side in rules.resized)
-    whole = (height, width) != rules.resized  # such frames are read whole, since they are resized before the crop
-    tops, lefts = (np.full(len(frames), 0 if whole else edge) for edge in (top, left))
-    size = (height, width) if whole else (rules.crop, rules.crop)
-    reads = Reads("rgb", np.full(len(frames), row), frames, tops, lefts, size)
-    return reads, View(number, tuple(places.tolist()), flip=False, box=(top, left) if whole else None, jitter=None)
+    return read
 
 
 def join(parts: Sequence[Embedding]) -> Embedding:

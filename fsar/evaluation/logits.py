@@ -314,6 +314,22 @@ class Matching:
         return None if self.texts is None else self.texts(torch.from_numpy(classes))
 
 
+def decide(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the class that is said of each query [...]; a tie, or NaN, counts as wrong.
+
+    The true class is said only if its logit is above all others. Otherwise the best of the others
+    is.
+
+    Args:
+        logits: [..., way].
+        labels: [...] the true classes.
+    """
+    truth = labels[..., None]
+    others = logits.scatter(-1, truth, -torch.inf)
+    best, said = others.nan_to_num(nan=torch.inf).max(dim=-1)
+    return torch.where(logits.gather(-1, truth)[..., 0] > best, labels, said)
+
+
 def tensors_of(embedding: Embedding) -> dict[str, Tensor]:
     """Return the tensors that an embedding has, by name."""
     values = {part.name: getattr(embedding, part.name) for part in fields(embedding)}

@@ -21,16 +21,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fsar.evaluation.embeddings import embed_videos, join
-from fsar.methods import Embedding, FewShotMethod
+from fsar.evaluation.fusion import SUPPORT, of_support
+from fsar.methods import Embedding, FewShotMethod, Model, TwoStreams, streams_of
 from fsar.methods.class_text import ClassText
 from fsar.run.build import class_text_of, evaluation_rules, open_model
 from fsar.run.config import build_config, run_config
 from fsar.run.device import autocast, choose_device
 from fsar.run.weights import weights_of_run
+from fsar.trunks import Stream
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.loader import Executor, executor_for
 from preprocess.datasets.catalogue import Catalogue, Video, walk
@@ -76,7 +79,8 @@ class Support:
 
     Attributes:
         classes: Their names.
-        embedding: [way, shot, ...], zeros where a class has fewer examples than another.
+        embedding: [way, shot, ...] of each stream, zeros where a class has fewer examples than
+            another.
         mask: [way, shot] bool on the host, False at those zeros; None where all classes have
             equally many.
         errors: Examples that could not be read, and their errors.
@@ -84,7 +88,7 @@ class Support:
     """
 
     classes: tuple[str, ...]
-    embedding: Embedding
+    embedding: Mapping[Stream, Embedding]
     mask: Tensor | None
     errors: dict[Path, str]
     class_text: Tensor | None = None
@@ -119,7 +123,7 @@ class Prediction:
 class _Embedded:
     """Embedded video files: the place of each in the embedding, or the reason that it has none."""
 
-    embedding: Embedding | None  # [V, ...]; None where no video could be read
+    embedding: Mapping[Stream, Embedding]  # [V, ...] of each stream; empty where no video could be read
     places: dict[Path, int]
     frames: dict[Path, int]
     errors: dict[Path, str]
@@ -127,7 +131,7 @@ class _Embedded:
 
 def open_run(
     run: Path, *, checkpoint: str | None = None, workers: int = 1, time_limit: float = 300.0, **changes: str
-) -> tuple[FewShotMethod, Viewing]:
+) -> tuple[Model, Viewing]:
     """Load the trained model of a run folder, and its way of viewing videos.
 
     Args:
@@ -208,7 +212,7 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def read_support(model: FewShotMethod, examples: Mapping[str, Sequence[Path]], viewing: Viewing) -> Support:
+def read_support(model: Model, examples: Mapping[str, Sequence[Path]], viewing: Viewing) -> Support:
     """Embed the examples of each class; name those that cannot be read in `errors`.
 
     Raises:
@@ -224,7 +228,6 @@ def read_support(model: FewShotMethod, examples: Mapping[str, Sequence[Path]], v
         first = next(iter(examples[name]), None)
         why = f" ({first}: {found.errors[first]})" if first else ""
         raise ConfigError(f'class "{name}" has no example that can be read{why}; repair one, or leave the class out')
-    assert found.embedding is not None
     shot = max(map(len, read.values()))
     mask = torch.tensor([[i < len(places) for i in range(shot)] for places in read.values()])  # [way, shot]
     index = torch.tensor([places + [0] * (shot - len(places)) for places in read.values()])  # [way, shot]
@@ -235,10 +238,11 @@ def read_support(model: FewShotMethod, examples: Mapping[str, Sequence[Path]], v
         return videos[index.to(videos.device)].masked_fill(padding.to(videos.device), 0)
 
     texts = None if viewing.class_text is None else viewing.class_text.rows(list(read)).to(_device(model))
-    return Support(tuple(read), found.embedding.map(grouped), None if bool(mask.all()) else mask, found.errors, texts)
+    embedding = {name: one.map(grouped) for name, one in found.embedding.items()}
+    return Support(tuple(read), embedding, None if bool(mask.all()) else mask, found.errors, texts)
 
 
-def predict(model: FewShotMethod, support: Support, queries: Iterable[Path], viewing: Viewing) -> Iterator[Prediction]:
+def predict(model: Model, support: Support, queries: Iterable[Path], viewing: Viewing) -> Iterator[Prediction]:
     """Classify videos: one answer each, in their order, which depends on no other query.
 
     Raises:
@@ -257,14 +261,12 @@ def predict(model: FewShotMethod, support: Support, queries: Iterable[Path], vie
 
 
 @torch.no_grad()
-def _scores(model: FewShotMethod, support: Support, found: _Embedded, precision: str) -> list[dict[str, float]]:
+def _scores(model: Model, support: Support, found: _Embedded, precision: str) -> list[dict[str, float]]:
     """Score the classes of each embedded video, best first."""
-    if found.embedding is None:
+    if not found.embedding:
         return []
     with autocast(_device(model), precision):
-        logits = model.match(  # [Q, way]
-            support.embedding, found.embedding, mask=support.mask, class_text=support.class_text
-        )
+        logits = _logits(model, support, found)
     if not bool(logits.isfinite().all()):
         raise FsarError("the model's logits are not finite; choose another --checkpoint, or --precision fp32")
     shares = logits.double().softmax(dim=1).cpu()
@@ -275,10 +277,27 @@ def _scores(model: FewShotMethod, support: Support, found: _Embedded, precision:
     ]
 
 
-def _embed_files(model: FewShotMethod, paths: Sequence[Path], viewing: Viewing) -> _Embedded:
+def _logits(model: Model, support: Support, found: _Embedded) -> Tensor:
+    """Compare all embedded videos with the classes, in each stream: logits [Q, way]."""
+    logits: dict[Stream, Tensor] = {}
+    for name, method in streams_of(model).items():
+        text = support.class_text if "class_text" in method.reads and name == "frames" else None
+        logits[name] = method.match(support.embedding[name], found.embedding[name], mask=support.mask, class_text=text)
+    if not isinstance(model, TwoStreams):
+        (own,) = logits.values()
+        return own
+    fusion = model.fusion
+    if model.rule == SUPPORT:
+        way, shot = next(iter(support.embedding.values())).tokens.shape[:2]
+        groups = np.arange(way * shot).reshape(way, shot)  # what examples share is not known
+        fusion = of_support(streams_of(model), support.embedding, groups, support.mask)
+    return fusion.logits(logits["frames"], logits["motion"])
+
+
+def _embed_files(model: Model, paths: Sequence[Path], viewing: Viewing) -> _Embedded:
     """Decode and embed each video once, one temporary folder of shards after the other."""
     waiting = iter(dict.fromkeys(paths))
-    embeddings: list[Embedding] = []
+    embeddings: dict[Stream, list[Embedding]] = {name: [] for name in streams_of(model)}
     places: dict[Path, int] = {}
     frames: dict[Path, int] = {}
     errors: dict[Path, str] = {}
@@ -290,10 +309,12 @@ def _embed_files(model: FewShotMethod, paths: Sequence[Path], viewing: Viewing) 
             if not rows:
                 continue
             with ShardSet.open(name) as shards:
-                embeddings.append(_embed(model, shards, rows, viewing))
+                for stream, method in streams_of(model).items():
+                    embeddings[stream].append(_embed(method, shards, rows, viewing))
                 frames |= {batch[row]: int(shards.frames[row]) for row in rows}
         places |= {batch[row]: len(places) + i for i, row in enumerate(rows)}
-    return _Embedded(join(embeddings) if embeddings else None, places, frames, errors)
+    embedding = {stream: join(parts) for stream, parts in embeddings.items() if parts}
+    return _Embedded(embedding, places, frames, errors)
 
 
 def _store(paths: Sequence[Path], folder: Path, viewing: Viewing) -> dict[int, str]:
@@ -301,7 +322,7 @@ def _store(paths: Sequence[Path], folder: Path, viewing: Viewing) -> dict[int, s
     videos = [Video(f"video/{row}", "video", None, path) for row, path in enumerate(paths)]
     settings = Settings(
         viewing.geometry,
-        motion=(),
+        motion=(viewing.rules.motion_series,) if viewing.rules.reads_motion else (),
         rows_per_shard=-(-len(paths) // (2 * viewing.workers)),  # a worker's share is whole shards
         time_limit=viewing.time_limit,
         workers=viewing.workers,
@@ -320,15 +341,16 @@ def _failures(folder: Path) -> dict[int, Failure]:
 
 def _embed(model: FewShotMethod, shards: ShardSet, rows: Sequence[int], viewing: Viewing) -> Embedding:
     """Embed stored videos; return [V, ...]."""
-    with closing(_executor(shards, viewing, _device(model))) as executor:
+    with closing(_executor(shards, viewing, _device(model), model.stream)) as executor:
         return embed_videos(model, shards, rows, viewing.rules, executor=executor, precision=viewing.precision)
 
 
-def _executor(shards: ShardSet, viewing: Viewing, device: torch.device) -> Executor:
+def _executor(shards: ShardSet, viewing: Viewing, device: torch.device, stream: Stream) -> Executor:
     """Choose training's executor on a GPU; on a CPU the portable one, which starts faster."""
     name = viewing.executor if device.type == "cuda" else "portable"
-    return executor_for(shards, device, name=name, threads=viewing.workers)
+    series = [viewing.rules.motion_series if stream == "motion" else "rgb"]
+    return executor_for(shards, device, name=name, threads=viewing.workers, series=series)
 
 
-def _device(model: FewShotMethod) -> torch.device:
+def _device(model: Model) -> torch.device:
     return next(model.parameters()).device

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 
 from fsar.checkpoints import TrainingRecord
-from fsar.evaluation.accuracy import Answers, answer
+from fsar.evaluation.accuracy import answer
 from fsar.evaluation.embeddings import EmbeddingStore
+from fsar.evaluation.fusion import SUPPORT
+from fsar.evaluation.intervals import Answers
 from fsar.evaluation.overlap import Overlap, check_overlap, find_overlap
 from fsar.loader import EpisodeLoader, check_views
-from fsar.methods import FewShotMethod, find_method
+from fsar.methods import Fusion, Model, TwoStreams, find_method
 from fsar.run import ranks
 from fsar.run.build import check_unlabelled, class_text_of, evaluation_rules, open_episodes, takes_unlabelled
 from fsar.run.config import RunConfig
 from fsar.run.device import choose_device
+from fsar.run.streams import check_streams, stream_weight
 from pipelines.episodes.file import EpisodeFile, read_episodes, write_episodes
 from pipelines.episodes.stream import Chosen, EpisodeStream
 from shards_spec import ShardSet
@@ -40,7 +43,7 @@ class ModelUnderTest:
 
     name: str
     config: RunConfig
-    load: Callable[[], FewShotMethod]
+    load: Callable[[], Model]
     trained_on: TrainingRecord | None = None
     stamp: dict[str, Any] = field(default_factory=dict)
 
@@ -151,6 +154,7 @@ class SharedEpisodes:
         """
         config = self.configured(tested.config)
         choose_device(config.device)
+        check_streams(config)
         check_unlabelled(config)
         text = class_text_of(config)
         if text:
@@ -159,15 +163,20 @@ class SharedEpisodes:
         check_views(rules, config.views)
         EpisodeStream(self.shards, self.split, rules, seed=config.eval_seed, given=self.videos_for(config))
 
-    def run(self, tested: ModelUnderTest) -> tuple[FewShotMethod, Answers, torch.device]:
+    def run(self, tested: ModelUnderTest) -> tuple[Model, Answers, torch.device]:
         """Load a model and ask it: with its own frames, crop and precision.
 
         Raises:
-            ConfigError: weights that do not fit, or no such device.
+            ConfigError: weights that do not fit, no such device, or nothing to choose the share of
+                motion on.
         """
         config = self.configured(tested.config)
         device = choose_device(config.device)
         model = tested.load().to(device)
+        if isinstance(model, TwoStreams):
+            model.set_rule(stream_weight(config.stream_weight))
+            if model.fusion.frames is None:
+                fuse(model, self.shards, config, device=device)
         with closing(self.open_loader(config, model, device)) as loader:
             answers = answer(
                 model,
@@ -180,11 +189,40 @@ class SharedEpisodes:
             )
         return model, answers, device
 
-    def open_loader(self, config: RunConfig, model: FewShotMethod, device: torch.device) -> EpisodeLoader:
+    def open_loader(self, config: RunConfig, model: Model, device: torch.device) -> EpisodeLoader:
         """Open the episodes for a model of this configuration; close them when done."""
         assert model.trunk is not None
         fixed, trunk = self.videos_for(config), model.trunk
         return open_episodes(self.shards, self.split, config, trunk=trunk, device=device, training=False, given=fixed)
+
+
+def fuse(model: TwoStreams, shards: ShardSet, config: RunConfig, *, device: torch.device) -> str | None:
+    """Choose how a model's streams are mixed, on val classes or else on those of training.
+
+    Returns:
+        Name of the split; None where there is none and a number was given, or each episode's
+        support decides.  Each query's logits are then standardised by themselves.
+
+    Raises:
+        ConfigError: the share is to be chosen, and the shards have no such split.
+    """
+    split = next((name for name in ("val", "train") if name in shards.dataset.splits), None)
+    if model.rule == SUPPORT:
+        return None
+    if split is None:
+        if isinstance(model.rule, str):
+            raise ConfigError(
+                f"{shards.path} has no classes of training or validation to choose the share of motion on: give "
+                "--stream-weight a number, or support with 2 shots or more"
+            )
+        model.fusion = Fusion(model.rule)
+        return None
+    still = replace(config, test_frames="centre", views=0)
+    assert model.trunk is not None
+    with closing(open_episodes(shards, split, still, trunk=model.trunk, device=device, training=False)) as loader:
+        options: dict[str, Any] = {"precision": config.precision, "label": "streams"}
+        answer(model, loader, config.val_episodes, calibrate=True, **options)
+    return split
 
 
 def open_shared_episodes(

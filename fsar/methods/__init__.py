@@ -12,7 +12,8 @@ from fsar.methods.hyrsm import HyRSM
 from fsar.methods.hyrsmpp import HyRSMPlusPlus
 from fsar.methods.molo import MoLo
 from fsar.methods.otam import OTAM
-from fsar.methods.prototype import Prototype
+from fsar.methods.prototype import Motion, Prototype
+from fsar.methods.streams import Fusion, Model, TwoStreams, streams_of
 from fsar.methods.trx import TRX
 from shards_spec.errors import ConfigError, suggest
 
@@ -25,6 +26,7 @@ METHODS: dict[str, type[FewShotMethod]] = {
     "ctx": CTX,
     "clip-fsar": CLIPFSAR,
     "prototype": Prototype,
+    "motion": Motion,
 }
 
 
@@ -72,4 +74,16 @@ def create_method(name: str, **options: object) -> FewShotMethod:
     return model
 
 
-__all__ = ["METHODS", "Embedding", "FewShotMethod", "Output", "create_method", "find_method", "method_options"]
+__all__ = [
+    "METHODS",
+    "Embedding",
+    "FewShotMethod",
+    "Fusion",
+    "Model",
+    "Output",
+    "TwoStreams",
+    "create_method",
+    "find_method",
+    "method_options",
+    "streams_of",
+]

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from fsar.episode import Episode
 from fsar.matching import full_precision
-from fsar.trunks import Features, Trunk, create_trunk
+from fsar.trunks import Features, Stream, Trunk, create_trunk
 from fsar.trunks.base import mean_pool
 from shards_spec.errors import ConfigError, choice
 
-# Inputs that only some methods read: maps of single frames, images in addition to features, the
-# text vectors of classes, unlabelled videos.
-Input = Literal["maps", "images", "class_text", "unlabelled"]
+# Inputs that only some methods read: maps of single frames, images in addition to features, stored
+# motion of the same clips, the text vectors of classes, unlabelled videos.
+Input = Literal["maps", "images", "motion", "class_text", "unlabelled"]
 SupportMerge = Literal["prototype", "video"]  # average the shots of a class, or match each of them
 
 
@@ -71,6 +71,8 @@ class FewShotMethod(nn.Module):
 
     Attributes:
         reads: Inputs that it reads beyond pooled features.
+        stream: What its trunk reads: "frames" or "motion"; episodes carry both or one of them.
+        only_stream: The only stream that it can read; None: either.
         REFERENCE_NAMES: Our name prefix -> official name (without "head.") in published state
             dicts.
 
@@ -79,6 +81,7 @@ class FewShotMethod(nn.Module):
     """
 
     reads: AbstractSet[Input] = frozenset()
+    only_stream: ClassVar[Stream | None] = None
     REFERENCE_NAMES: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, trunk: str | Trunk | None, *, channels: int | None, frames: int, least: int = 1) -> None:
@@ -92,9 +95,13 @@ class FewShotMethod(nn.Module):
         if frames < least:
             raise ConfigError(f"{name} needs at least {least} frames or clips of a video, not {frames}; set frames")
         self.trunk: Trunk | None = create_trunk(trunk) if isinstance(trunk, str) else trunk
+        self.stream: Stream = "frames" if self.trunk is None else self.trunk.stream
         if "maps" in self.reads and self.trunk is not None and not self.trunk.has_maps:
             trunk_name = type(self.trunk).__name__
-            raise ConfigError(f"{name} needs maps of each frame, and {trunk_name} has none; choose a ResNet")
+            other = "a ResNet" if self.stream == "frames" else "tiny-flow"
+            raise ConfigError(f"{name} needs maps of each frame, and {trunk_name} has none; choose {other}")
+        if "maps" in self.reads and self.trunk is not None:
+            self.trunk.give_maps()
         known = channels if self.trunk is None else self.trunk.channels
         if known is None:
             raise ConfigError("trunk=None needs the option channels: the width of the features that episodes carry")
@@ -165,9 +172,21 @@ class FewShotMethod(nn.Module):
         features = episode.support_features
         if features is not None and episode.query_features is not None:
             return self._stored(episode.ungroup(features)), self._stored(episode.query_features)
-        if self.trunk is None or episode.support is None or episode.query is None:
+        if self.trunk is None:
             raise ConfigError("trunk=None needs episodes that carry features; give them, or choose a trunk")
-        return self.trunk(episode.ungroup(episode.support)), self.trunk(episode.query)
+        support, query = self._inputs(episode)
+        return self.trunk(episode.ungroup(support)), self.trunk(query)
+
+    def _inputs(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        """Return the support [way, shot, ...] and queries [Q, ...] that the trunk reads."""
+        motion = self.stream == "motion"
+        support = episode.support_motion if motion else episode.support
+        query = episode.query_motion if motion else episode.query
+        if support is None or query is None:
+            raise ConfigError(
+                f"the trunk {type(self.trunk).__name__} reads {self.stream}, which the episode has not: set streams"
+            )
+        return support, query
 
     def read_unlabelled(self, episode: Episode) -> Features | None:
         """Read the features of the unlabelled videos [U, ...]; None where the episode has none.
@@ -177,11 +196,12 @@ class FewShotMethod(nn.Module):
         """
         if episode.unlabelled_features is not None:
             return self._stored(episode.unlabelled_features)
-        if episode.unlabelled is None:
+        unlabelled = episode.unlabelled_motion if self.stream == "motion" else episode.unlabelled
+        if unlabelled is None:
             return None
         if self.trunk is None:
             raise ConfigError("trunk=None needs unlabelled videos as features; give them, or choose a trunk")
-        features: Features = self.trunk(episode.unlabelled)
+        features: Features = self.trunk(unlabelled)
         return features
 
     def set_base_text(self, text: Tensor) -> None:

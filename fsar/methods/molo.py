@@ -10,10 +10,9 @@ and says so.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from einops import rearrange
@@ -24,6 +23,17 @@ from fsar.episode import Episode
 from fsar.matching import Metric, Reduction, check_smoothing, class_means, full_precision, set_cost, token_cosine
 from fsar.methods.base import Embedding, FewShotMethod, Input, Output, base_class_loss, query_loss, weighted_sum
 from fsar.methods.layers import PositionCode, TemporalTransformer
+from fsar.methods.reconstruction import (
+    CHANNELS,
+    MotionDecoder,
+    ReconsNorm,
+    ReconsTarget,
+    Reconstruction,
+    inputs_of,
+    steps_of,
+    still_of,
+    video_scale,
+)
 from fsar.trunks import Features, Trunk
 from shards_spec.errors import ConfigError, choice
 
@@ -66,6 +76,10 @@ class MoLo(FewShotMethod):
         classification_weight: Weight of the auxiliary classifier's term.
         contrastive_weight: Weight of each of the four contrastive terms.
         recons_weight: Weight of the reconstruction. At 0 the decoder stays in the state dict, untrained.
+        recons_target: What the decoder is to make of a step between two frames: their "difference" as
+            published, the later one of the "frames" (an ablation of the paper), or the stored "flow".
+        recons_norm: "video" divides the target by its root mean square over a video, so that the
+            term is as large for slow and for dark videos as for others. "none" is as published.
         temperature: A constant in place of the learned scales of the contrastive logits.
         dropout: Use the dropout rates of the published code.
     """
@@ -103,25 +117,32 @@ class MoLo(FewShotMethod):
         classification_weight: float = 0.8,
         contrastive_weight: float = 0.05,
         recons_weight: float = 0.4,
+        recons_target: ReconsTarget = "difference",
+        recons_norm: ReconsNorm = "none",
         temperature: float | None = None,
         dropout: bool = True,
     ) -> None:
         super().__init__(trunk, channels=channels, frames=frames, least=2)
         choice("metric", metric, ("hausdorff", "otam"))
         choice("reduction", reduction, ("sum", "mean"))
+        choice("recons_target", recons_target, get_args(ReconsTarget))
+        choice("recons_norm", recons_norm, get_args(ReconsNorm))
         check_smoothing(smoothing)
         self.metric: Metric = metric
         self.reduction: Reduction = reduction
         self.smoothing = smoothing
         self.single_direction = single_direction
         self.motion_weight = motion_weight
+        self.recons_target: ReconsTarget = recons_target
+        self.recons_norm: ReconsNorm = recons_norm
         self.weights = (
             {"ce": 1.0, "class": classification_weight}
             | dict.fromkeys(CONTRASTIVE, contrastive_weight)
             | {"recons": recons_weight}
         )
         if recons_weight:
-            self.reads = frozenset({"maps", "images"})  # the target of the reconstruction
+            # what the target of the reconstruction is made of
+            self.reads = frozenset({"maps", "motion" if recons_target == "flow" else "images"})
         width, rate = self.channels, 1.0 if dropout else 0.0
         self.class_token = nn.Parameter(torch.randn(1, 1, width))
         self.class_token_motion = nn.Parameter(torch.randn(1, 1, width))
@@ -130,7 +151,7 @@ class MoLo(FewShotMethod):
         self.transformer, self.transformer_motion = layer(width), layer(width)
         self.motion = MotionEncoder(width)
         memory_format = torch.contiguous_format if self.trunk is None else self.trunk.memory_format
-        self.decoder = MotionDecoder(self.motion.channels, memory_format=memory_format)
+        self.decoder = MotionDecoder(self.motion.channels, CHANNELS[recons_target], memory_format=memory_format)
         self.classifier = nn.Linear(width, num_classes)
         self.temperature = temperature
         if temperature is None:
@@ -211,28 +232,48 @@ class MoLo(FewShotMethod):
         return logits
 
     def reconstruction_loss(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
-        """Mean squared error of decoded differences to those of frames.
+        """Mean squared error of what the decoder makes of the steps between frames to its target.
 
         Args:
-            episode: The episode, with images.
+            episode: The episode, with images, or with flow where that is the target.
             support: Differences of maps [S, T-1, M, h, w].
             query: [Q, T-1, M, h, w].
-        """
-        if episode.support is None or episode.query is None:
-            raise ConfigError("recons_weight > 0 needs the images beside the features; give them, or set it to 0")
-        images = torch.cat([episode.ungroup(episode.support), episode.query])  # [S + Q, T, 3, H, W]
-        target = rearrange(images[:, 1:] - images[:, :-1], "v t c h w -> (v t) c h w")
-        differences = rearrange(torch.cat([support, query]), "v t m h w -> (v t) m h w")
-        decoded = self.decoder(differences, (target.shape[-2], target.shape[-1]))
-        return F.mse_loss(full_precision(decoded), full_precision(target))
 
-    def reconstruct(self, features: Features, size: tuple[int, int]) -> Tensor | None:
-        """Decode frame differences [V, T-1, 3, *size]; None where the decoder is not trained."""
-        if features.maps is None or not self.weights["recons"]:
+        Raises:
+            ConfigError: the episode lacks what the target is made of, or that is of another shape.
+        """
+        inputs = inputs_of(self.recons_target, episode)
+        target = torch.cat([steps_of(self.recons_target, videos) for videos in inputs])  # [S + Q, T-1, c, H, W]
+        decoded = self._decoded(torch.cat([support, query]), target)
+        if self.recons_norm == "video":
+            target = target / video_scale(target)
+        return F.mse_loss(decoded, target)
+
+    def reconstruct(self, features: Features, episode: Episode) -> Reconstruction | None:
+        """Decode the steps between the frames of an episode's queries, of which these are the features.
+
+        None where the decoder is not trained, or the episode lacks what the target is made of.
+        """
+        videos = episode.query_motion if self.recons_target == "flow" else episode.query
+        if videos is None or features.maps is None or not self.weights["recons"]:
             return None
-        differences = self.motion.differences(features.maps)
-        decoded = self.decoder(rearrange(differences, "v t m h w -> (v t) m h w"), size)
-        return rearrange(full_precision(decoded), "(v t) c h w -> v t c h w", v=len(differences))
+        target = steps_of(self.recons_target, videos)
+        decoded = self._decoded(self.motion.differences(features.maps), target)
+        if self.recons_norm == "video":
+            decoded = decoded * video_scale(target)
+        return Reconstruction(self.recons_target, target, decoded, still_of(self.recons_target, videos))
+
+    def _decoded(self, differences: Tensor, target: Tensor) -> Tensor:
+        """Decode differences of maps [V, T-1, M, h, w] in the shape of their target."""
+        size = (target.shape[-2], target.shape[-1])
+        decoded = full_precision(self.decoder(rearrange(differences, "v t m h w -> (v t) m h w"), size))
+        decoded = rearrange(decoded, "(v t) c h w -> v t c h w", v=len(differences))
+        if decoded.shape != target.shape:
+            raise ConfigError(
+                f"the target of the reconstruction ({self.recons_target}) is {list(target.shape)}, where the decoder "
+                f"makes {list(decoded.shape)}; give each video as many of them as it has frames"
+            )
+        return decoded
 
 
 class MotionEncoder(nn.Module):
@@ -257,56 +298,6 @@ class MotionEncoder(nn.Module):
         """[V, T-1, M, h, w] -> [V, T-1, C]."""
         maps = F.relu(self.up(rearrange(differences, "v t m h w -> (v t) m h w")))  # [V (T-1), C, h, w]
         return rearrange(pool(maps), "(v t) c -> v t c", t=differences.shape[1])
-
-
-class MotionDecoder(nn.Module):
-    """Maps of motion -> the frame differences they stand for (section 3.3)."""
-
-    def __init__(self, inputs: int, *, memory_format: torch.memory_format = torch.contiguous_format) -> None:
-        super().__init__()
-        self.memory_format = memory_format
-        # 128, 32 and 16 in the reference; less where the maps of motion are narrower than any of
-        # its trunks'.
-        widths = (min(128, 2 * inputs), min(32, inputs), min(16, inputs // 2))
-        self.up1 = UpStage(inputs, widths[0])
-        self.up2 = UpStage(widths[0], widths[1])
-        self.up3 = UpStage(widths[1], widths[2])
-        self.out = nn.Conv2d(widths[2], 3, 1)
-
-    def forward(self, differences: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N, M, h, w] -> [N, 3, *size]."""
-        heights, widths = (up_sizes(a, b) for a, b in zip(differences.shape[-2:], size, strict=True))
-        x = differences.contiguous(memory_format=self.memory_format)
-        x = self.up1(x, (heights[0], widths[0]))
-        x = self.up2(x, (heights[1], widths[1]))
-        out: Tensor = self.out(self.up3(x, size))
-        return out
-
-
-class UpStage(nn.Module):
-    """Bilinear up-sampling, convolution, norm, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N, inputs, h, w] -> [N, outputs, *size]."""
-        return F.relu(self.norm(self.conv(F.interpolate(x, size, mode="bilinear", align_corners=True))))
-
-
-def up_sizes(start: int, end: int) -> tuple[int, int]:
-    """Choose the sizes after the first and second of three up-samplings from `start` to `end`.
-
-    Each is `start` times a power of two.
-
-    The factors are 2, 4, 4 from 7 to 224 as in the reference, and 2, 2, 2 from 8 to 64.
-    """
-    octaves = max(math.log2(end / start), 0.0)
-    # The small number keeps a third of a whole number of octaves from being rounded down by one.
-    first, second = (start * 2 ** math.floor(octaves * step / 3 + 1e-9) for step in (1, 2))
-    return first, second
 
 
 def summed_cosine_distance(query: Tensor, prototypes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsar.evaluation.accuracy import Z95
+from fsar.evaluation.intervals import Z95
 from shards_spec.errors import choice
 
 AVERAGES = ("logit", "logprob", "prob")

@@ -10,6 +10,7 @@ from functools import singledispatch
 from einops import rearrange
 from torch import Tensor
 
+from fsar.episode import Episode
 from fsar.matching import Alignment, class_means, cosine_distance, matched, token_cosine
 from fsar.methods import Embedding, FewShotMethod
 from fsar.methods.clip_fsar import CLIPFSAR
@@ -17,6 +18,7 @@ from fsar.methods.ctx import CTX, attention
 from fsar.methods.hyrsm import HyRSM
 from fsar.methods.molo import MoLo, both
 from fsar.methods.otam import OTAM
+from fsar.methods.reconstruction import Reconstruction
 from fsar.trunks import Features
 
 
@@ -99,6 +101,9 @@ def _paths(distances: Tensor, model: OTAM | CLIPFSAR) -> Alignment:
     return matched(distances, metric="otam", single_direction=model.single_direction, smoothing=model.smoothing)
 
 
-def reconstruct(model: FewShotMethod, features: Features, size: tuple[int, int]) -> Tensor | None:
-    """Decode frame differences [V, T-1, 3, *size] of V videos; None without a trained decoder."""
-    return model.reconstruct(features, size) if isinstance(model, MoLo) else None
+def reconstruct(model: FewShotMethod, features: Features, episode: Episode) -> Reconstruction | None:
+    """Decode the motion of an episode's queries from their features.
+
+    None without a trained decoder, or where the episode lacks what it is compared with.
+    """
+    return model.reconstruct(features, episode) if isinstance(model, MoLo) else None

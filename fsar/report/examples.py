@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fsar.episode import Episode
-from fsar.evaluation.accuracy import Answers, shuffle_frames
+from fsar.evaluation.accuracy import shuffle_frames
 from fsar.evaluation.embeddings import clips_of
+from fsar.evaluation.intervals import Answers
 from fsar.loader import EpisodeLoader
 from fsar.matching import Alignment, Pair
-from fsar.methods import FewShotMethod
+from fsar.methods import FewShotMethod, Model, TwoStreams
+from fsar.methods.reconstruction import Reconstruction
 from fsar.report.alignment import align, reconstruct
 from fsar.report.pictures import (
+    Picture,
     brightened,
     brightening,
+    flow_pictures,
     full_motion,
     jpeg_uri,
     middle_frame,
@@ -76,14 +81,32 @@ class ComparedClass:
 
 
 @dataclass(frozen=True)
+class DecodedMotion:
+    """What the model's decoder made of the steps between a query's frames, on one scale with them.
+
+    Attributes:
+        kind: What the decoder was trained to make: "difference", "frames" or "flow".
+        target: Addresses of T - 1 pictures of it.
+        decoded: Of what it made.
+        error: Its mean squared error.
+        still: That of no motion at all: of the earlier frames where it makes frames, else of zeros.
+    """
+
+    kind: str
+    target: list[str]
+    decoded: list[str]
+    error: float
+    still: float
+
+
+@dataclass(frozen=True)
 class QueryExample:
     """A query and two classes that it was compared with.
 
     Attributes:
         predicted: The class that the model chose.
         other: The true class, or the next best one where the model was right.
-        decoded: Changes between the query's frames that the model's decoder made, if it has one.
-        error: Mean squared error of these, and of no motion at all.
+        decoded: What the model's decoder made of the query, if it has one.
         unlabelled: Unlabelled videos count in the scores, though not in the pairs.
     """
 
@@ -92,8 +115,7 @@ class QueryExample:
     right: bool
     predicted: ComparedClass
     other: ComparedClass
-    decoded: list[str]
-    error: tuple[float, float] | None
+    decoded: DecodedMotion | None
     unlabelled: bool = False
 
 
@@ -152,6 +174,13 @@ def collect_examples(
     finally:
         model.train(was_training)
     return Examples(queries, find_confusions(loader, answers, seed=seed))
+
+
+def examples_of(model: Model, loader: EpisodeLoader, answers: Answers, **options: Any) -> Examples | None:  # noqa: ANN401 -- of collect_examples
+    """Collect examples for a page; None for a model that reads motion, whose queries are not drawn."""
+    if isinstance(model, TwoStreams) or model.stream != "frames":
+        return None
+    return collect_examples(model, loader, answers, **options)
 
 
 def choose_queries(answers: Answers, count: int, *, seed: int) -> list[tuple[int, int, int]]:
@@ -217,42 +246,38 @@ def _query_example(
     places = [predicted, truth if truth != predicted else others[0]]
     shots = [(place, _nearest_shot(alignments, place, plan)) for place in places]
     pictures = _ExamplePictures(loader.shards, model, plan, episode, query=query, shots=shots)
-    motion, error = pictures.decoded(decoded)
     return QueryExample(
         n,
         query=pictures.clip(0),
         right=truth == predicted,
         predicted=pictures.compared_class(0, logits[places[0]], alignments),
         other=pictures.compared_class(1, logits[places[1]], alignments),
-        decoded=motion,
-        error=error,
+        decoded=None if decoded is None else pictures.decoded(decoded),
         unlabelled="unlabelled" in model.reads and len(plan.unlabelled_rows) > 0,
     )
 
 
-def _compare(model: FewShotMethod, episode: Episode) -> tuple[list[float], dict[str, Alignment], Tensor | None]:
+def _compare(model: FewShotMethod, episode: Episode) -> tuple[list[float], dict[str, Alignment], Reconstruction | None]:
     """Compare the only query of an episode with its classes.
 
     Returns:
-        Logits [way], what was matched, and the decoded changes [T - 1, 3, h, w].
+        Logits [way], what was matched, and what was decoded.
     """
-    assert episode.query is not None
-    size = (episode.query.shape[-2], episode.query.shape[-1])
     of_support, of_query = model.read(episode)
     support, query = model.embed(of_support).map(episode.group), model.embed(of_query)
     unlabelled = model.read_unlabelled(episode) if "unlabelled" in model.reads else None
     text = episode.class_text if "class_text" in model.reads else None
     more = None if unlabelled is None else model.embed(unlabelled)
     logits = model.match(support, query, class_text=text, unlabelled=more)
-    decoded = reconstruct(model, of_query, size)
     alignments = align(model, query, support, class_text=text)
-    return logits[0].tolist(), alignments, None if decoded is None else decoded[0]
+    return logits[0].tolist(), alignments, reconstruct(model, of_query, episode)
 
 
 def _with_one_query(episode: Episode, query: int) -> Episode:
     assert episode.query is not None
     one = slice(query, query + 1)
-    return replace(episode, query=episode.query[one], query_labels=episode.query_labels[one])
+    motion = None if episode.query_motion is None else episode.query_motion[one]
+    return replace(episode, query=episode.query[one], query_labels=episode.query_labels[one], query_motion=motion)
 
 
 def _nearest_shot(alignments: dict[str, Alignment], place: int, plan: EpisodePlan) -> int:
@@ -309,13 +334,20 @@ class _ExamplePictures:
             pairs[name] = alignment.pairs(0, place * plan.shot + shot if each else place)
         return ComparedClass(self.clip(number + 1), score, plan.shot, pairs, of_mean)
 
-    def decoded(self, motion: Tensor | None) -> tuple[list[str], tuple[float, float] | None]:
-        """Draw decoded motion [T - 1, 3, h, w]; return its error and that of no motion."""
-        if motion is None:
-            return [], None
-        target = self._changes[0].float()
-        error = float((motion.float() - target).square().mean()), float(target.square().mean())
-        return _addresses(motion_pictures(motion, self._full)), error
+    def decoded(self, one: Reconstruction) -> DecodedMotion:
+        """Draw what was decoded of the query beside its target, on the scale of the target."""
+        error, still = (float(each) for each in one.errors())
+        target, decoded = (_addresses(self._drawn(one, each[0])) for each in (one.target, one.decoded))
+        return DecodedMotion(one.kind, target, decoded, error, still)
+
+    def _drawn(self, one: Reconstruction, steps: Tensor) -> list[Picture]:
+        """Draw T - 1 steps [T - 1, c, h, w] of what a decoder makes, or is to make."""
+        if one.kind == "flow":
+            return flow_pictures(steps, full_motion([one.target[0].norm(dim=1)]))
+        if one.kind == "difference":
+            return motion_pictures(steps, self._full)
+        brighter = brightening(pictures_of(self._clips[0], **self._colours))  # as the query's frames are shown
+        return brightened(pictures_of(steps, **self._colours), brighter)
 
 
 def _addresses(pictures: Iterable[NDArray[np.uint8]]) -> list[str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards_spec import ShardSet
+from shards_spec.peek.peek import flow_colours
 from shards_spec.pictures import decode_picture
 
 Picture = NDArray[np.uint8]
@@ -93,6 +94,14 @@ def motion_pictures(change: Tensor, full: float) -> list[Picture]:
     """
     grey = 127.5 * (1 + change.float().cpu().permute(0, 2, 3, 1).numpy() / full)
     return list(grey.round().clip(0, 255).astype(np.uint8))
+
+
+def flow_pictures(flow: Tensor, full: float) -> list[Picture]:
+    """Turn displacements [n, 2, h, w], right and down, into pictures: hue is direction.
+
+    White is no motion, and a displacement of length `full` has the full colour.
+    """
+    return [flow_colours(field, full) for field in flow.float().cpu().permute(0, 2, 3, 1).numpy()]
 
 
 def middle_frame(shards: ShardSet, row: int) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from fsar.checkpoints import weights_sha256
-from fsar.evaluation.accuracy import Result
-from fsar.methods import FewShotMethod, method_options
+from fsar.evaluation.accuracy import Result, summarise
+from fsar.evaluation.intervals import Answers, StreamAnswers
+from fsar.methods import Model, method_options
 from fsar.run.config import RunConfig
 from fsar.run.keys import recorded
 from shards_spec import ShardSet
@@ -22,7 +24,7 @@ from shards_spec.schema import Plan
 def describe(
     config: RunConfig,
     shards: ShardSet,
-    model: FewShotMethod,
+    model: Model,
     test: Result,
     *,
     device: torch.device,
@@ -64,6 +66,22 @@ def inference(config: RunConfig) -> dict[str, Any]:
     """Name the inference of a method that has several; a method without a choice adds nothing."""
     options = method_options(config.method)
     return {"inference": config.options.get("inference", options["inference"])} if "inference" in options else {}
+
+
+def of_streams(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
+    """Describe each stream by itself, and the mean share of motion; nothing for a single stream."""
+    if not isinstance(answers, StreamAnswers):
+        return {}
+    alone = {name: summarise(answers.of_stream(name), classes).to_json() for name in answers.of_streams}
+    return {"of_streams": alone, "share_of_motion": float(answers.weights.mean())}
+
+
+def stream_lines(table: Mapping[str, Any]) -> Iterator[str]:
+    """Say what each stream reaches by itself."""
+    for name, test in table.get("of_streams", {}).items():
+        yield f"the same episodes, {name} alone: {test['accuracy']:.1%}"
+    if "share_of_motion" in table:
+        yield f"share of motion in the answers: {table['share_of_motion']:.2f}"
 
 
 def coverage(shards: ShardSet) -> dict[str, list[int]]:

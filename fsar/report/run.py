@@ -100,10 +100,12 @@ def _cards(result: dict[str, Any]) -> Iterator[Card]:
         "test": "accuracy on novel classes",
         "shuffled_frames": "the same, each clip's frames shuffled",
         "frozen_prototypes": "the same, prototypes of the untrained trunk",
+        "stored_motion": "the same, stored flow without training",
     }
-    for key, name in names.items():
-        if key in result:
-            yield Card(name, result[key], [_over_episodes(result[key]), _over_videos(result[key])])
+    tests = {name: result[key] for key, name in names.items() if key in result}
+    tests |= {f"the same, {stream} alone": test for stream, test in result.get("of_streams", {}).items()}
+    for name, test in tests.items():
+        yield Card(name, test, [_over_episodes(test), _over_videos(test)])
 
 
 def _over_episodes(test: dict[str, Any]) -> str:

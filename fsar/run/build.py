@@ -12,14 +12,24 @@ import torch
 
 from fsar.checkpoints import load_reference_state_dict, load_state
 from fsar.loader import EpisodeLoader
-from fsar.methods import METHODS, FewShotMethod, create_method, find_method, method_options
+from fsar.methods import METHODS, FewShotMethod, Model, TwoStreams, create_method, find_method, method_options
 from fsar.methods.class_text import ClassText, read_class_text
 from fsar.run import ranks
 from fsar.run.config import KEYS, RunConfig
+from fsar.run.streams import default_motion_trunk, read_fusion, stream_weight
 from fsar.run.weights import Weights, load_trunk_weights
-from fsar.trunks import Trunk, VideoTrunk, create_trunk, parts_to_recompute
+from fsar.trunks import (
+    MOTION_TRUNKS,
+    Trunk,
+    VideoTrunk,
+    create_motion_trunk,
+    create_trunk,
+    parts_to_recompute,
+    reading_motion,
+)
 from fsar.trunks.weight_files import read_tensors
 from pipelines.episodes.labels import read_labels
+from pipelines.episodes.motion import motion_channels
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import Chosen
@@ -27,7 +37,7 @@ from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
 # Keys of a run that rule only its training episodes
-TRAINING_ONLY = frozenset({"way", "shot", "queries", "random_crop", "query_flip", "query_jitter"})
+TRAINING_ONLY = frozenset({"way", "shot", "queries", "random_crop", "query_flip", "query_jitter", "query_reversal"})
 TRUNK_ALONE = {"support_merge": "prototype"}  # options of the method "prototype", the control of other methods
 
 
@@ -39,7 +49,14 @@ def _frame_rule(config: RunConfig) -> str:
 def _shared_rules(config: RunConfig) -> dict[str, Any]:
     """Collect the rules that training and evaluation share: keys of a run with their names."""
     names = {each.name for each in fields(EpisodeRules)} & KEYS.keys() - TRAINING_ONLY
-    return {name: getattr(config, name) for name in names} | {"frame_rule": _frame_rule(config)}
+    own = {name: getattr(config, name) for name in names} | {"frame_rule": _frame_rule(config)}
+    return own | {"streams": streams_read(config)}
+
+
+def streams_read(config: RunConfig) -> str:
+    """Return what episodes carry: the streams of a run, and motion that is a method's target."""
+    target = config.streams == "frames" and config.options.get("recons_target") == "flow"
+    return "both" if target and config.options.get("recons_weight") else config.streams
 
 
 def takes_unlabelled(config: RunConfig) -> bool:
@@ -149,30 +166,57 @@ def open_episodes(
     )
 
 
-def build_model(config: RunConfig, *, weights: bool = True) -> FewShotMethod:
+def build_model(config: RunConfig, *, weights: bool = True) -> Model:
     """Make the model of a configuration; its random weights depend only on the seed.
 
     Args:
         config: The run's configuration.
-        weights: Load the trunk's starting weights; not needed when a checkpoint follows.
+        weights: Load the trunks' starting weights; not needed when a checkpoint follows.
 
     Raises:
         ConfigError: unknown names, or trunk weights that are missing or do not fit.
     """
     torch.manual_seed(config.seed)
-    trunk = create_trunk(config.trunk)
-    trunk.memory_format = memory_format(config, trunk.memory_format)
-    trunk.recomputes = parts_to_recompute(all_parts=config.checkpoint_activations, first_parts=config.checkpoint_parts)
-    set_clips(trunk, config)
-    if weights:
-        load_trunk_weights(trunk, config.trunk, config.trunk_weights)
+    if config.streams != "both":
+        return build_stream(config, weights=weights)
+    frames = build_stream(replace(config, streams="frames"), weights=weights)
+    motion = build_stream(of_motion(config), weights=weights)
+    return TwoStreams(frames, motion, rule=stream_weight(config.stream_weight))
+
+
+def of_motion(config: RunConfig) -> RunConfig:
+    """Configure the motion stream of a run that reads both."""
+    options = {key: value for key, value in config.options.items() if key != "inference"}
+    trunk, weights = config.motion_trunk or default_motion_trunk(config.method), config.motion_trunk_weights
+    return replace(config, streams="motion", class_text="", options=options, trunk=trunk, trunk_weights=weights)
+
+
+def build_stream(config: RunConfig, *, weights: bool) -> FewShotMethod:
+    """Make the model of frames or of motion of a configuration."""
+    trunk = build_trunk(config, weights=weights)
     derived = {"trunk": trunk, "frames": config.frames, "num_classes": config.num_classes}
     known = method_options(config.method)
     derived = {key: value for key, value in derived.items() if key in known}  # not all have a classifier
-    return create_method(config.method, **derived, **config.options)
+    if config.streams == "motion" and "recons_weight" in known:
+        derived["recons_weight"] = 0.0  # there are no pictures to be reconstructed
+    return create_method(config.method, **config.options | derived)
 
 
-def open_model(config: RunConfig, weights: Weights) -> FewShotMethod:
+def build_trunk(config: RunConfig, *, weights: bool) -> Trunk:
+    """Make the trunk of frames or of motion of a configuration."""
+    motion = motion_channels(config.motion_series) if config.streams == "motion" else 0
+    made = motion > 0 and config.trunk in MOTION_TRUNKS
+    trunk = create_motion_trunk(config.trunk, motion) if made else create_trunk(config.trunk)
+    trunk.memory_format = memory_format(config, trunk.memory_format)
+    trunk.recomputes = parts_to_recompute(all_parts=config.checkpoint_activations, first_parts=config.checkpoint_parts)
+    if not motion:
+        set_clips(trunk, config)
+    if weights:
+        load_trunk_weights(trunk, config.trunk, config.trunk_weights)
+    return reading_motion(trunk, config.trunk, motion) if motion and not made else trunk
+
+
+def open_model(config: RunConfig, weights: Weights) -> Model:
     """Make the model of a configuration with the weights of a run or of a published file.
 
     A file's auxiliary classifier is left out, as no test reads it.
@@ -184,6 +228,8 @@ def open_model(config: RunConfig, weights: Weights) -> FewShotMethod:
     assert weights.path is not None, "fetch and random are weights of trunks"
     if weights.run is not None:
         load_state(weights.path, model)
+        if isinstance(model, TwoStreams):
+            model.fusion = read_fusion(weights.run, model.rule)
         return model
     try:
         load_reference_state_dict(model, read_tensors(weights.path), drop_classifier=True)
@@ -222,10 +268,19 @@ def memory_format(config: RunConfig, own: torch.memory_format) -> torch.memory_f
 def prototypes_of_trunk(config: RunConfig) -> RunConfig:
     """Make the control of a run: cosine prototypes of its trunk, without texts.
 
-    It takes no unlabelled videos either.
+    It takes no unlabelled videos either, and of two streams only the frames.
     """
     plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
-    return replace(plain, method="prototype", options=TRUNK_ALONE)
+    streams = "frames" if config.streams == "both" else config.streams
+    return replace(plain, method="prototype", options=TRUNK_ALONE, streams=streams)
+
+
+def untrained_motion(config: RunConfig) -> RunConfig:
+    """Make the control of a run by stored motion: the method motion, on whole frames."""
+    plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
+    side = min(config.resize, config.resize_width or config.resize)
+    plain = replace(plain, frame_rule="segment", clip_frames=0, crop=side)
+    return replace(plain, method="motion", options={}, streams="motion", trunk="flow-grid", trunk_weights="random")
 
 
 def frozen_prototypes(config: RunConfig) -> FewShotMethod:
@@ -236,4 +291,5 @@ def frozen_prototypes(config: RunConfig) -> FewShotMethod:
     Raises:
         ConfigError: the trunk's weights are missing or do not fit.
     """
-    return build_model(prototypes_of_trunk(config))
+    torch.manual_seed(config.seed)
+    return build_stream(prototypes_of_trunk(config), weights=True)

@@ -16,6 +16,8 @@ from fsar.run.keys import Key, check_keys, key, keys_of, typed
 from fsar.run.method_keys import DERIVED, method_keys
 from fsar.run.names import suggest_key
 from fsar.run.recipes import STYLES, bound_options, read_recipe
+from fsar.run.streams import check_streams, of_streams
+from pipelines.episodes.motion import CAMERAS, STREAMS
 from shards_spec.errors import ConfigError
 
 DATA, METHOD, EPISODES, FRAMES = "Data", "Method", "Episodes", "Frames"
@@ -33,6 +35,50 @@ class RunConfig(FlatConfig):
         "Its starting weights, which most recipes require: a file, a run folder, fetch (download), or random.",
         group=METHOD,
         main=True,
+    )
+    streams: str = key(
+        "frames",
+        "What is read of a video: frames, stored motion, or both (two models, whose answers are mixed).",
+        choices=STREAMS,
+        group=METHOD,
+        main=True,
+        evaluation="streams",
+        recorded="streams",
+    )
+    motion_series: str = key(
+        "flow1",
+        "Series of the shards that motion is read from.",
+        group=METHOD,
+        evaluation="motion_series",
+        recorded="motion_series",
+    )
+    fields: int = key(
+        4,
+        "Fields of motion read of each segment of a video; 0: all.",
+        least=0,
+        group=METHOD,
+        evaluation="fields",
+        recorded="fields",
+    )
+    camera: str = key(
+        "median",
+        "What is taken for the camera's motion and subtracted: each field's median, or none.",
+        choices=CAMERAS,
+        group=METHOD,
+        evaluation="camera",
+        recorded="camera",
+    )
+    motion_trunk: str = key(
+        "", "Network under the method on motion.  [auto: tiny-flow; of the method motion flow-grid]", group=METHOD
+    )
+    motion_trunk_weights: str = key("random", "Its starting weights, as of --trunk-weights.", group=METHOD)
+    stream_weight: str = key(
+        "train",
+        "Share of motion in the answers of both streams: a number from 0 to 1; train: the best on val (or train) "
+        "classes; support: the best within each episode's support, of 2 shots or more.",
+        group=METHOD,
+        evaluation="stream_weight",
+        recorded="stream_weight",
     )
     dataset: str = key("", group=DATA, own_option=True)  # the data set that the recipe is meant for
     class_text: str = key("", "File of fsar-text, for methods that read it.", group=METHOD, evaluation="class_text")
@@ -161,6 +207,7 @@ class RunConfig(FlatConfig):
     random_crop: bool = key(True, "Crop at random in training.", group=FRAMES)
     query_flip: bool = key(True, "Flip queries of training at random.", group=FRAMES)
     query_jitter: bool = key(True, "Change the colours of queries of training.", group=FRAMES)
+    query_reversal: bool = key(False, "Run queries of training backwards at random.", group=FRAMES)
     # The trunk stays as it is: what comes after it is trained from features of a few views of each
     # video
     freeze_trunk: bool = key(
@@ -277,6 +324,7 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     for name in values:
         if name not in known:
             raise ConfigError(f'unknown key "{name}" for method {values["method"]}; {suggest_key(name, known)}')
+    values = dict(values) | of_streams(values)
     loop = {name: typed(name, value, KEYS[name].kind) for name, value in values.items() if name in KEYS}
     own = method_keys()  # a method of one's own has options that these do not list
     options = {
@@ -291,6 +339,7 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
 
 def _check(config: RunConfig) -> None:
     check_keys(vars(config), KEYS.values())
+    check_streams(config)
     for name, value in bound_options(config.recipe_style, config.frame_rule).items():
         if getattr(config, name) != value:
             raise ConfigError(

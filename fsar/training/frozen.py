@@ -17,7 +17,7 @@ from fsar.evaluation.cache_keys import model_sha256, view_facts
 from fsar.evaluation.embeddings import BATCH, clips_of
 from fsar.evaluation.store import Group, Values, fill
 from fsar.loader import EpisodeLoader
-from fsar.methods import FewShotMethod
+from fsar.methods import Model, TwoStreams
 from fsar.run.device import autocast
 from fsar.trunks import Trunk
 from pipelines.augment.clips import normalise
@@ -29,19 +29,20 @@ Ints = NDArray[np.int64]
 
 # Pooled features are small, and float32 keeps them as the trunk made them.  Maps are forty-nine
 # times larger, and float16 changes them (1 part in 2,000) far less than another crop does.
-TYPES = {"pooled": torch.float32, "maps": torch.float16, "images": torch.uint8}
+TYPES = {"pooled": torch.float32, "maps": torch.float16, "images": torch.uint8, "motion": torch.float16}
 IN_A_PART = {"pooled": 512, "maps": 32}  # views: some tens of MB
 
 
-def freeze_trunk(model: FewShotMethod, method: str) -> None:
-    """Exclude the trunk of a model from training.
+def freeze_trunk(model: Model, method: str) -> None:
+    """Exclude the trunk of a model from training; of two streams that of the frames.
 
     Raises:
         ConfigError: no other weights of the model decide its answers.
     """
     assert model.trunk is not None
     learned = [name for name, value in model.named_parameters() if value.requires_grad and value.numel() > 1]
-    if all(name.startswith(("trunk.", "classifier.")) for name in learned):
+    frozen = ("frames.trunk.", "frames.classifier.") if isinstance(model, TwoStreams) else ("trunk.", "classifier.")
+    if all(name.startswith(frozen) for name in learned):
         raise ConfigError(f"{method} has nothing to train after its trunk: leave --freeze-trunk out")
     model.trunk.requires_grad_(requires_grad=False)
     model.trunk.recomputes = 0  # there is no backward pass to compute it for
@@ -68,15 +69,17 @@ class CachedEpisodes:
     """
 
     def __init__(
-        self, loader: EpisodeLoader, model: FewShotMethod, views: int, *, cache: Path, precision: str = "fp32"
+        self, loader: EpisodeLoader, model: Model, views: int, *, cache: Path, precision: str = "fp32"
     ) -> None:
         assert model.trunk is not None
         self.loader, self.views = loader, views
         self._mean, self._std = model.trunk.mean, model.trunk.std
         self._videos = loader.stream.drawn_videos()
         kinds = ["maps" if "maps" in model.reads else "pooled", *(["images"] if "images" in model.reads else [])]
+        if isinstance(model, TwoStreams) or "motion" in model.reads:
+            kinds.append("motion")  # as it is: its own trunk is trained
         numbers = number_views(self._videos, views)
-        facts = view_facts(loader, precision) | {
+        facts = view_facts(loader, precision, stream=loader.rules.streams) | {
             "trunk": model_sha256(model.trunk),
             "numbers": hashlib.sha256(numbers.tobytes()).hexdigest(),
             "kinds": kinds,
@@ -108,7 +111,8 @@ class CachedEpisodes:
         on_device = {kind: values.to(self.loader.device).float() for kind, values in read.items()}
         images = on_device.get("images")
         clips = None if images is None else normalise(images, self._mean, self._std, white=255.0)
-        return self.loader.assemble(plan, clips, features=on_device.get("maps", on_device.get("pooled")))
+        features = on_device.get("maps", on_device.get("pooled"))
+        return self.loader.assemble(plan, clips, features=features, motion=on_device.get("motion"))
 
 
 def features_of(
@@ -116,8 +120,8 @@ def features_of(
 ) -> Iterator[Values]:
     """Compute the features of views [n] by a trunk in evaluation mode, as they are stored.
 
-    Yields, batch after batch and as far as asked for, pooled [v, T, C], maps [v, T, C, h, w] and
-    images [v, T, 3, H, W] in grey levels.
+    Yields, batch after batch and as far as asked for, pooled [v, T, C], maps [v, T, C, h, w],
+    images [v, T, 3, H, W] in grey levels, and motion [v, T, 2, h, w] as episodes carry it.
 
     Raises:
         ConfigError: maps are asked for, and the trunk has none.
@@ -133,11 +137,14 @@ def _features(numbers: Ints, kinds: Sequence[str], loader: EpisodeLoader, trunk:
     """Make the features of a batch of views, on the loader's device."""
     was_training = trunk.training
     trunk.eval()
-    clips = clips_of(loader, draw_views(loader.stream, numbers))  # [v, T, 3, H, W]
+    chosen = draw_views(loader.stream, numbers)
+    clips = clips_of(loader, chosen, trunk.stream)  # [v, T, 3, H, W], or motion [v, T, 2, h, w]
     with autocast(loader.device, precision):
         features = trunk(clips)
     trunk.train(was_training)
     made = {"pooled": features.pooled, "maps": features.maps}
+    if "motion" in kinds:
+        made["motion"] = clips_of(loader, chosen, "motion")
     if "images" in kinds:
         mean, std = (torch.tensor(three, device=clips.device)[:, None, None] for three in (trunk.mean, trunk.std))
         made["images"] = (255 * (clips * std + mean)).round().clamp(0, 255)

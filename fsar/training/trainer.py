@@ -19,11 +19,14 @@ from fsar.checkpoints import join_records, load_state, load_training_record, sav
 from fsar.episode import Episode
 from fsar.evaluation.accuracy import Result, evaluate
 from fsar.evaluation.overlap import training_record
+from fsar.evaluation.shared_episodes import fuse
 from fsar.loader import EpisodeLoader
+from fsar.methods import TwoStreams
 from fsar.run import ranks
 from fsar.run.build import build_model, check_unlabelled, class_text_of, open_episodes
 from fsar.run.config import RunConfig
 from fsar.run.folder import RunLog, last_checkpoint
+from fsar.run.streams import write_fusion
 from fsar.run.weights import training_record_of
 from fsar.training.frozen import CachedEpisodes, freeze_trunk
 from fsar.training.loop import Batch, Loop, Progress
@@ -102,6 +105,7 @@ class Trainer:
         before = load_training_record(self.last) if resume else training_record_of(config.trunk_weights)
         self.trained_on = join_records(training_record(shards, self.train_episodes.stream.videos()), before)
         self.val_episodes = self._open(config.select_on, training=False) if self.selects else None
+        self.two = self.model if isinstance(self.model, TwoStreams) else None
         if resume:
             self._resume()
         ranks.same_weights(self.model)
@@ -204,7 +208,8 @@ class Trainer:
         if self.val_episodes is None:
             return
         n, split = self.progress.n, self.config.select_on
-        result = self.evaluate(self.val_episodes, self.config.val_episodes, label="validate")
+        calibrate = self.two is not None and split != "test"
+        result = self.evaluate(self.val_episodes, self.config.val_episodes, label="validate", calibrate=calibrate)
         log.write("val", n, split=split, accuracy=result.accuracy)
         tqdm.write(f"after {n} episodes, {split}: {result}")
         if result.accuracy > self.best_accuracy:
@@ -234,9 +239,16 @@ class Trainer:
         return self._open("test", training=False)
 
     def load_selected(self) -> int:
-        """Load the checkpoint that validation chose, or the last one; return its episodes."""
+        """Load the checkpoint that validation chose, or the last one; return its episodes.
+
+        For two streams, choose how their answers are mixed, and write that.
+        """
         path = self.best if self.selects else self.last
         state = load_state(path, self.model)
+        if self.two is not None:
+            split = fuse(self.two, self.shards, self.config, device=self.device)
+            if ranks.is_first():
+                write_fusion(self.run, self.two.fusion, split)
         return int(state["n"])
 
     def __enter__(self) -> Self:

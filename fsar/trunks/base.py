@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -18,6 +18,7 @@ from shards_spec.errors import ConfigError
 
 ALL_PARTS = sys.maxsize
 Three = tuple[int, int, int]  # time, height, width
+Stream = Literal["frames", "motion"]  # what a model reads of a video
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Trunk(nn.Module):
     Attributes:
         channels: Width of its features.
         clip_frames: Frames that it reads at a time.
+        stream: It reads "frames", or "motion" as displacement maps.
+        inputs: Channels of these.
+        any_size: It reads pictures of any size.
         has_maps: Its features come with the maps of each frame.
         mean: Constants that its frames are normalised with.
         std: The same.
@@ -46,6 +50,9 @@ class Trunk(nn.Module):
 
     channels: int
     clip_frames: int = 1
+    stream: Stream = "frames"
+    inputs: int = 3
+    any_size: ClassVar[bool] = True
     has_maps: ClassVar[bool] = True
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
@@ -69,6 +76,9 @@ class Trunk(nn.Module):
             rearrange(maps, "(v t) c h w -> v t c h w", t=steps),
             rearrange(pooled, "(v t) c -> v t c", t=steps),
         )
+
+    def give_maps(self) -> None:
+        """Make maps and pooled features equally wide, for a method that reads maps."""
 
     def frame_maps(self, frames: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, C, h, w]."""
@@ -104,6 +114,7 @@ class VideoTrunk(Trunk):
     """
 
     has_maps = False
+    any_size = False
     mean = (0.43216, 0.394666, 0.37645)
     std = (0.22803, 0.22145, 0.216989)
 

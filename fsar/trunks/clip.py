@@ -26,6 +26,7 @@ class ClipTower(Trunk):
     """
 
     has_maps = False
+    any_size = False
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
     size: int  # side of a frame

@@ -34,7 +34,7 @@ class TinyTrunk(Trunk):
         """[N, 3, H, W] -> [N, C, H/8, W/8]."""
         # Each frame's own mean and spread of colour go first: they differ between videos far more
         # than the moving things do, and without this the first hundreds of episodes teach nothing.
-        return self.part(0, self.stages, F.instance_norm(frames))
+        return self.part(0, self.stages, F.instance_norm(frames) if self.stream == "frames" else frames)
 
     def pool(self, maps: Tensor) -> Tensor:
         """[N, C, h, w] -> [N, C]."""

@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from pipelines.augment.on_cpu import Target, Three, Windows, fill_unresized, scale_and_shift
 from pipelines.clips.stream import Box
 from pipelines.draw import Jitter
-from pipelines.episodes.stream import View
+from pipelines.episodes.clip_views import View
 
 Factor = float | torch.Tensor
 

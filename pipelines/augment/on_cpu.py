@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipelines.draw import Jitter
-from pipelines.episodes.stream import View
+from pipelines.episodes.clip_views import View
 
 Three = tuple[float, float, float]
 Pixels = npt.NDArray[np.uint8]

@@ -28,10 +28,10 @@ def dali_is_installed() -> bool:
 class DaliExecutor:
     """Decodes only the windows asked for, on `threads` threads or on torch's current GPU.
 
-    One pipeline takes every window size, since the shape is an input of it. It is built at the
-    first call, and again when a call brings more frames than any before. Calls may come from
-    several threads: one reads payloads while another's are decoded. On a CPU the pixels equal the
-    portable executor's.
+    One pipeline takes every window size, since the shape is an input of it; colours and grey have
+    one each. It is built at the first call, and again when a call brings more frames than any
+    before. Calls may come from several threads: one reads payloads while another's are decoded. On
+    a CPU the pixels equal the portable executor's.
 
     Raises:
         ConfigError: DALI is not installed, or there is no GPU to decode on.
@@ -51,12 +51,15 @@ class DaliExecutor:
         # asked for here, since each thread has its own current device; None: no GPU is looked for
         self._device_id = torch.cuda.current_device() if device == "gpu" else None
         self._threads = threads or os.cpu_count() or 1
-        self._capacity = 0
-        self._pipeline: Any = None  # DALI has no type hints that mypy could follow
+        # channels -> most frames, pipeline; DALI has no type hints that mypy could follow
+        self._pipelines: dict[int, tuple[int, Any]] = {}
         self._lock = threading.Lock()
 
     def decode(self, reads: Reads) -> torch.Tensor:
-        """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one cannot be decoded."""
+        """Return uint8 [R, h, w, 3], of flow [R, 2h, w, 1].
+
+        ShardError, naming the frame, when one cannot be decoded.
+        """
         self._shards.series(reads.modality).fetch(reads.rows)
         payloads: list[bytes] = []
         for start, stop in clips_of(reads):
@@ -65,17 +68,17 @@ class DaliExecutor:
         shapes = np.tile(np.array(reads.size, dtype=np.int32), (len(reads), 1))  # [R, 2]
         encoded = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
         with self._lock:
-            self._make_room(len(encoded))
+            pipeline = self._with_room(len(encoded), reads.channels)
             try:
-                frames = self._run(encoded, corners, shapes)
+                frames = self._run(pipeline, encoded, corners, shapes)
             except RuntimeError as error:
-                self._pipeline, self._capacity = None, 0  # what is left in its queues belongs to nobody
+                del self._pipelines[reads.channels]  # what is left in its queues belongs to nobody
                 raise self._damage(reads, payloads, error) from error
         pin = self._pin_memory and frames.device.type == "cpu"
         return frames.pin_memory() if pin else frames
 
-    def _run(self, encoded: list[Any], corners: Any, shapes: Any) -> torch.Tensor:  # noqa: ANN401
-        (output,) = self._pipeline.run(encoded=encoded, corner=corners, shape=shapes)
+    def _run(self, pipeline: Any, encoded: list[Any], corners: Any, shapes: Any) -> torch.Tensor:  # noqa: ANN401
+        (output,) = pipeline.run(encoded=encoded, corner=corners, shape=shapes)
         frames = torch.utils.dlpack.from_dlpack(output.as_tensor())  # [R, h, w, 3]
         if frames.device.type == "cpu":
             return frames  # no copy: the dynamic executor leaves an output alone while a tensor holds it
@@ -83,12 +86,15 @@ class DaliExecutor:
         torch.cuda.current_stream(frames.device).synchronize()
         return frames
 
-    def _make_room(self, count: int) -> None:
-        if count > self._capacity:
-            self._pipeline = self._build(count)
-            self._capacity = count
+    def _with_room(self, count: int, channels: int) -> Any:  # noqa: ANN401
+        """Return a pipeline for that many frames or more."""
+        capacity, pipeline = self._pipelines.get(channels, (0, None))
+        if count > capacity:
+            pipeline = self._build(count, channels)
+            self._pipelines[channels] = count, pipeline
+        return pipeline
 
-    def _build(self, capacity: int) -> Any:  # noqa: ANN401
+    def _build(self, capacity: int, channels: int) -> Any:  # noqa: ANN401
         dali = importlib.import_module("nvidia.dali")
         fn = importlib.import_module("nvidia.dali.fn")
         types = importlib.import_module("nvidia.dali.types")
@@ -109,6 +115,7 @@ class DaliExecutor:
                 start=corner,
                 shape=shape,
                 axis_names="HW",
+                output_type=types.RGB if channels == 3 else types.GRAY,
                 device="cpu" if self._device_id is None else "mixed",
             )
             pipeline.set_outputs(windows)
@@ -130,4 +137,4 @@ class DaliExecutor:
     def close(self) -> None:
         """End DALI's threads and give back its memory."""
         with self._lock:
-            self._pipeline, self._capacity = None, 0
+            self._pipelines.clear()

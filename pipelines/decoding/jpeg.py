@@ -31,15 +31,16 @@ def read_payloads(shards: ShardSet, reads: Reads, start: int, stop: int) -> list
     return series.read(int(reads.rows[start]), reads.frames[start:stop])
 
 
-def decode_jpeg(payload: bytes, scratch: Pixels, *, where: str) -> Pixels:
-    """Decode one RGB frame [H, W, 3] into scratch, exactly.
+def decode_jpeg(payload: bytes, scratch: Pixels, *, where: str, channels: int = 3) -> Pixels:
+    """Decode one frame [H, W, channels] into scratch, exactly; 3 channels are RGB, 1 is grey.
 
     Raises:
         ShardError: it is damaged; `where` names it.
     """
+    colours = "RGB" if channels == 3 else "GRAY"
     try:
         # the fast modes are off by up to 53 levels at colour edges
-        return np.asarray(simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False, buffer=scratch))
+        return np.asarray(simplejpeg.decode_jpeg(payload, colours, fastdct=False, fastupsample=False, buffer=scratch))
     except ValueError as error:
         raise ShardError(f"{where} is not a whole JPEG ({error}): run fsar-shards verify") from error
 
@@ -62,8 +63,11 @@ class PortableExecutor:
         self._local = threading.local()
 
     def decode(self, reads: Reads) -> torch.Tensor:
-        """Return uint8 [R, h, w, 3]; ShardError, naming the frame, when one cannot be decoded."""
-        frames = torch.empty(len(reads), *reads.size, 3, dtype=torch.uint8, pin_memory=self._pin_memory)
+        """Return uint8 [R, h, w, 3], of flow [R, 2h, w, 1].
+
+        ShardError, naming the frame, when one cannot be decoded.
+        """
+        frames = torch.empty(len(reads), *reads.size, reads.channels, dtype=torch.uint8, pin_memory=self._pin_memory)
         self._shards.series(reads.modality).fetch(reads.rows)
         out = frames.numpy()
         tasks = [self._pool.submit(self._decode_clip, reads, *bounds, out) for bounds in clips_of(reads)]
@@ -81,7 +85,8 @@ class PortableExecutor:
         payloads = read_payloads(self._shards, reads, start, stop)
         for i, payload in enumerate(payloads, start):
             where = frame_name(self._shards, reads, i)
-            frame = decode_jpeg(payload, self._scratch(stored[0] * stored[1] * 3), where=where)
+            scratch = self._scratch(stored[0] * stored[1] * 3)
+            frame = decode_jpeg(payload, scratch, where=where, channels=reads.channels)
             top, left = int(reads.tops[i]), int(reads.lefts[i])
             out[i] = frame[top : top + height, left : left + width]
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.episodes.motion import CAMERAS, STREAMS, check_series_name, motion_channels
 from pipelines.sampling import FrameRule, frame_rule
 from shards_spec.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     import torch
 
-_CHOICES = {"groups": ("disjoint", "any"), "small_classes": ("refuse", "drop")}
+_CHOICES = {
+    "groups": ("disjoint", "any"),
+    "small_classes": ("refuse", "drop"),
+    "streams": STREAMS,
+    "camera": CAMERAS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,12 @@ class EpisodeRules:
         random_crop: Draw its place; otherwise it is the centre.
         query_flip: Mirror half of the query videos.
         query_jitter: Change the colours of query videos.
+        query_reversal: Run half of the query videos backwards; off where that makes another class.
+        streams: What is read of a video: its "frames", its stored "motion", or "both".
+        motion_series: Series of stored fields that motion is read from.
+        fields: Fields of each of the segments of a video; 0: all of the video's.
+        camera: "median": each field's median motion is taken for the camera's, and subtracted; or
+            "none".
         groups: "disjoint": support and queries of a class share no group of videos; or "any".
         small_classes: A class with too few videos for an episode: "refuse" it, or "drop" it from
             the split.
@@ -62,6 +74,11 @@ class EpisodeRules:
     random_crop: bool = False
     query_flip: bool = False
     query_jitter: bool = False
+    query_reversal: bool = False
+    streams: str = "frames"
+    motion_series: str = "flow1"
+    fields: int = 4
+    camera: str = "median"
     groups: str = "disjoint"
     small_classes: str = "refuse"
     unlabelled_per_class: int = 0
@@ -80,6 +97,9 @@ class EpisodeRules:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give at least 1")
         if self.crop > (short := min(self.resized)):
             raise ConfigError(f"crop {self.crop} is larger than resize {short}: give a crop of at most {short}")
+        check_series_name(self.motion_series)
+        if self.fields < 0:
+            raise ConfigError(f"fields is {self.fields}: give at least 1 a segment, or 0 for all")
         self._check_unlabelled()
 
     def _check_unlabelled(self) -> None:
@@ -116,7 +136,22 @@ class EpisodeRules:
     @property
     def random_views(self) -> bool:
         """Tell whether a video looks different from episode to episode."""
-        return self.random_frames or self.random_crop or self.query_flip or self.query_jitter
+        return self.random_frames or self.random_crop or self.query_flip or self.query_jitter or self.query_reversal
+
+    @property
+    def reads_frames(self) -> bool:
+        """Tell whether frames are read."""
+        return self.streams != "motion"
+
+    @property
+    def reads_motion(self) -> bool:
+        """Tell whether stored motion is read."""
+        return self.streams != "frames"
+
+    @property
+    def motion_channels(self) -> int:
+        """Channels of the motion: 2 of flow, 3 of differences."""
+        return motion_channels(self.motion_series)
 
     @property
     def videos_per_class(self) -> int:

@@ -5,36 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.draw import Draw, Jitter, PhiloxDraw, draw_jitter
+from pipelines.draw import Draw, PhiloxDraw
+from pipelines.episodes.clip_views import ClipList, ClipPlanner, View
+from pipelines.episodes.motion import MotionView
 from pipelines.episodes.pools import Labels, Pools, make_pools, too_few
 from pipelines.episodes.rules import EpisodeRules
-from pipelines.reads import ReadLists, Reads
-from pipelines.sampling import RULES_WITH_FPS, centre_frames, check_frame_rule, distinct, segment
+from pipelines.reads import Reads
+from pipelines.sampling import check_frame_rule, distinct
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
-_UNLABELLED = 1 << 63  # flipped in an episode's number, so that its unlabelled videos have draws of their own
-
-
-class View(NamedTuple):
-    """One clip: frames `indices` [T] of the plan's reads number `reads`, flip, crop and jitter.
-
-    `box` is the crop's (top, left) after flip and resize; None where the window that is read is the
-    crop already.
-    """
-
-    reads: int
-    indices: tuple[int, ...]
-    flip: bool
-    box: tuple[int, int] | None
-    jitter: Jitter | None
+# Flipped in an episode's number, so that its unlabelled videos and its motion have draws of their own
+_UNLABELLED, _MOTION = 1 << 63, 1 << 60
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,8 @@ class EpisodePlan:
         query_rows: Those of the queries.
         unlabelled: U views, in an order that says nothing of their classes.
         unlabelled_rows: Their catalogue rows.
+        motion_reads: Stored fields, each read once.
+        motion: The motion of all clips, in the order of `views`; none where none is read.
     """
 
     n: int
@@ -69,11 +59,18 @@ class EpisodePlan:
     query_rows: Ints
     unlabelled: tuple[View, ...] = ()
     unlabelled_rows: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    motion_reads: tuple[Reads, ...] = ()
+    motion: tuple[MotionView, ...] = ()
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Return all clips: support, queries, unlabelled."""
+        """Return all clips of frames: support, queries, unlabelled; none where none are read."""
         return self.support + self.query + self.unlabelled
+
+    @property
+    def videos(self) -> tuple[int, int, int]:
+        """Numbers of support, query and unlabelled videos."""
+        return len(self.support_rows), len(self.query_rows), len(self.unlabelled_rows)
 
 
 @dataclass(frozen=True)
@@ -106,12 +103,13 @@ class EpisodeStream:
             Frames and crops follow the rules as ever.
 
     Attributes:
-        short_videos: Number of videos of fewer frames than are chosen; some of their frames are
-            repeated.
+        planner: Plans the clips of the videos.
+        short_videos: As of the planner.
+        still_videos: The same.
         dropped: Names of the classes that were left out, having too few videos.
 
     Raises:
-        ShardError: the split or the frames do not exist.
+        ShardError: the split, the frames or the motion do not exist.
         ConfigError: an episode of these rules cannot be drawn from every class of the split.
     """
 
@@ -130,19 +128,12 @@ class EpisodeStream:
         labels = labels or Labels.of_split(shards, split)
         self._names = labels.names
         rows = labels.rows if given is None else _rows_of(given)  # [n]
-        self._sizes = shards.series("rgb").sizes  # [V, 2]
-        self._frames = shards.frames  # [V]
-        self._fps = shards.fps if rules.frame_rule in RULES_WITH_FPS else None  # [V]
-        self._rule = rules.chooser()
         self.dropped: tuple[str, ...] = ()
         if given is None:
             self._pools = self._checked(make_pools(labels, shards.groups, rules, seed=seed))
         check_frame_rule(shards, rows, rule=rules.frame_rule, split=split)
-        self.short_videos = int((self._frames[rows] < rules.least_frames).sum())
-        # Most evaluations draw nothing about frames and crops: all clips are then planned at once,
-        # in NumPy.
-        whole = bool((self._sizes[rows] == rules.resized).all())
-        self._fixed = self._rule is segment and not rules.random_views and whole and not self.short_videos
+        self.planner = ClipPlanner(shards, rules, rows)
+        self.short_videos, self.still_videos = self.planner.short_videos, self.planner.still_videos
 
     def plan(self, n: int) -> EpisodePlan:
         """Plan episode n, touching no stored frame.
@@ -155,25 +146,28 @@ class EpisodeStream:
         draw = PhiloxDraw(self.seed, n)
         chosen = self._chosen(draw, n)
         way, support, query = len(chosen.classes), chosen.support, chosen.query
-        reads = ReadLists()
         query_rows = np.array([row for row, _ in query], dtype=np.int64)
         support_rows, unlabelled_rows = (np.array(rows, dtype=np.int64) for rows in (support, chosen.unlabelled))
-        support_views = self.views(draw, support_rows, reads, query=False)
-        query_views = self.views(draw, query_rows, reads, query=True)
-        unlabelled_views = self.views(draw, unlabelled_rows, reads, query=False)
+        shown, motion_draw = ClipList(self.rules.motion_series), PhiloxDraw(self.seed, n ^ _MOTION)
+        for rows in (support_rows, query_rows, unlabelled_rows):
+            self.planner.add(shown, rows, draw, motion_draw, query=rows is query_rows)
+        clips = shown.clips()
+        first, last = len(support_rows), len(support_rows) + len(query_rows)
         return EpisodePlan(
             n=n,
             way=way,
             shot=len(support) // way,
             class_ids=np.array(chosen.classes, dtype=np.int64),
-            reads=reads.reads("rgb"),
-            support=support_views,
-            query=query_views,
+            reads=clips.reads,
+            support=clips.views[:first],
+            query=clips.views[first:last],
             query_labels=np.array([label for _, label in query], dtype=np.int64),
             support_rows=support_rows,
             query_rows=query_rows,
-            unlabelled=unlabelled_views,
+            unlabelled=clips.views[last:],
             unlabelled_rows=unlabelled_rows,
+            motion_reads=clips.motion_reads,
+            motion=clips.motion,
         )
 
     def choose(self, n: int) -> Chosen:
@@ -242,43 +236,6 @@ class EpisodeStream:
         draw.shuffle(rows)  # the place of a video must say nothing about its class
         return rows
 
-    def views(self, draw: Draw, rows: Ints, reads: ReadLists, *, query: bool) -> tuple[View, ...]:
-        """Draw a clip of each video, and add its windows to `reads`.
-
-        The draws of a clip are frames, flip, crop x, crop y, jitter, in this order.
-        """
-        rules, rule, views = self.rules, self._rule, []
-        if self._fixed and len(rows):
-            return self._fixed_views(rows, reads)
-        steps, random_frames, size = rules.frames, rules.random_frames, None
-        whole, crop = rules.resized, (rules.crop, rules.crop)  # (height, width)
-        down, right = whole[0] - rules.crop, whole[1] - rules.crop
-        rates = [0.0] * len(rows) if self._fps is None else self._fps[rows].tolist()
-        clips = zip(rows.tolist(), self._frames[rows].tolist(), self._sizes[rows].tolist(), rates, strict=True)
-        for row, length, (height, width), fps in clips:
-            frames = rule(draw, length, steps=steps, random_frames=random_frames, fps=fps)
-            flip = query and rules.query_flip and draw.random() < 0.5
-            top, left = _crop_corner(draw, down, right) if rules.random_crop else (down // 2, right // 2)
-            jitter = draw_jitter(draw) if query and rules.query_jitter else None
-            exact = (height, width) == whole
-            if size != (read := crop if exact else (height, width)):  # mostly that of the clip before
-                number, windows = reads.of_size(size := read)
-            if exact:
-                # the crop box lies on the flipped frame, the window on the stored one
-                start = width - rules.crop - left if flip else left
-                views.append(View(number, windows.add(row, frames, top, start), flip, None, jitter))
-            else:
-                views.append(View(number, windows.add(row, frames, 0, 0), flip, (top, left), jitter))
-        return tuple(views)
-
-    def _fixed_views(self, rows: Ints, reads: ReadLists) -> tuple[View, ...]:
-        """Do as `views`, for all clips at once: nothing is drawn, no video is short or resized."""
-        rules, (height, width) = self.rules, self.rules.resized
-        number, windows = reads.of_size((rules.crop, rules.crop))
-        frames = centre_frames(self._frames[rows], rules.frames)
-        places = windows.add_clips(rows, frames, (height - rules.crop) // 2, (width - rules.crop) // 2)
-        return tuple([View(number, indices, False, None, None) for indices in places])
-
     def _checked(self, pools: Pools) -> Pools:
         """Leave out the classes that cannot fill an episode, or refuse the first of them."""
         rules = self.rules
@@ -306,12 +263,3 @@ def _rows_of(given: Sequence[Chosen]) -> Ints:
     """Return the rows [n] of the videos of some episodes, each once, ascending."""
     rows = {row for one in given for row in (*one.support, *(row for row, _ in one.query), *one.unlabelled)}
     return np.array(sorted(rows), dtype=np.int64)
-
-
-def _crop_corner(draw: Draw, down: int, right: int) -> tuple[int, int]:
-    """Draw top and left of a crop that has this room below it and to its right.
-
-    The left one is drawn first.
-    """
-    left = int(draw.uniform(0, right))
-    return int(draw.uniform(0, down)), left

@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.draw import PhiloxDraw
-from pipelines.episodes.stream import EpisodePlan, EpisodeStream, View
-from pipelines.reads import ReadLists, Reads
+from pipelines.episodes.clip_views import ClipList, Clips
+from pipelines.episodes.stream import EpisodePlan, EpisodeStream
 from shards_spec.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
 BITS = 16  # a view is numbered by its video's row and, in the last 16 bits, by its place among the views
 MOST_VIEWS = 1 << BITS
-_OF_VIDEO, _OF_EPISODE = 1 << 61, 1 << 62  # bits in a draw's number that no episode's own draws have
+# Bits in a draw's number that no episode's own draws have
+_OF_VIDEO, _OF_EPISODE, _MOTION = 1 << 61, 1 << 62, 1 << 60
 
 
 def number_views(rows: Ints, views: int) -> Ints:
@@ -44,19 +45,17 @@ def rows_of(numbers: Ints) -> Ints:
     return rows
 
 
-def draw_views(stream: EpisodeStream, numbers: Ints) -> tuple[tuple[Reads, ...], tuple[View, ...]]:
-    """Draw one clip for each number, with frames and crops by the stream's rules; not jittered.
+def draw_views(stream: EpisodeStream, numbers: Ints) -> Clips:
+    """Draw one clip for each number [n], with frames and crops by the stream's rules; not jittered.
 
-    Returns:
-        The reads, and the views [n] of them.
+    Odd views are mirrored where the rules mirror queries.
     """
-    lists, views = ReadLists(), []
+    clips, rules = ClipList(stream.rules.motion_series), stream.rules
     for number in numbers.tolist():
-        draw = PhiloxDraw(0, _OF_VIDEO | number)
-        (view,) = stream.views(draw, np.array([number >> BITS]), lists, query=False)
-        mirrored = stream.rules.query_flip and number % 2 == 1
-        views.append(view._replace(flip=mirrored))
-    return lists.reads("rgb"), tuple(views)
+        draws = (PhiloxDraw(0, _OF_VIDEO | number), PhiloxDraw(0, _OF_VIDEO | _MOTION | number))
+        mirrored = rules.query_flip and number % 2 == 1
+        stream.planner.add(clips, np.array([number >> BITS]), *draws, query=False, flip=mirrored)
+    return clips.clips()
 
 
 def choose_views(n: int, counts: Sequence[int], views: int, *, seed: int, flips: bool) -> tuple[Ints, Ints, Ints]:

@@ -248,7 +248,7 @@ def test_figures_of_methods_are_those_of_the_benchmarks() -> None:
     cells = [
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if re.match(r"\| `\w", line)
     ]
-    assert {row[0] for row in cells} == set(METHODS)
+    assert {row[0] for row in cells} == set(METHODS) - {"motion"}  # which is a control, with a section of its own
     for method, _, correct, milliseconds, test in cells:
         about = accuracy[method]
         assert correct.startswith(f"{100 * about['accuracy']:.1f} ({100 * about['interval_videos']:.1f})")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipelines.augment import clips as augment
 from pipelines.augment.on_cpu import ClipBuffers, Target, jitter_frame
 from pipelines.draw import Jitter, draw_jitter
-from pipelines.episodes.stream import View
+from pipelines.episodes.clip_views import View
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = np.load(FOLDER / "molo" / "transforms.npz")

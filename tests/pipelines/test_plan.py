@@ -10,8 +10,9 @@ from fake_shards import TRAIN, FakeShards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.episodes.clip_views import View, crop_corner
 from pipelines.episodes.rules import EpisodeRules
-from pipelines.episodes.stream import EpisodePlan, EpisodeStream, View, _crop_corner
+from pipelines.episodes.stream import EpisodePlan, EpisodeStream
 from shards_spec.errors import ConfigError, ShardError
 
 
@@ -163,7 +164,7 @@ def test_still_and_short_videos_read_a_frame_once():
 
 def test_crop_corner_is_drawn_as_in_the_reference():
     golden = np.load(Path(__file__).parents[1] / "golden" / "molo" / "transforms.npz")
-    top, left = _crop_corner(random.Random(21), 256 - 224, 256 - 224)
+    top, left = crop_corner(random.Random(21), 256 - 224, 256 - 224)
     assert [left, top] == golden["train_crop_xy"].tolist()
 
 

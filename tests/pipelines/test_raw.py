@@ -21,8 +21,9 @@ from fsar import EpisodeLoader
 from fsar.report.pictures import middle_frame
 from pipelines.augment.on_cpu import ClipBuffers
 from pipelines.decoding.raw import RawExecutor
+from pipelines.episodes.clip_views import View
 from pipelines.episodes.rules import EpisodeRules
-from pipelines.episodes.stream import Chosen, View
+from pipelines.episodes.stream import Chosen
 from pipelines.loader import create_executor
 from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue

@@ -74,12 +74,7 @@ def test_the_page_on_the_format_says_the_same() -> None:
 def options() -> list[object]:
     """Each option that the texts name: its command, its name, its value."""
     found = sorted({(c.strip() or "fsar-train", o, v) for text in READERS.values() for c, o, v in NAMED.findall(text)})
-    return [pytest.param(*each, id=" ".join(each), marks=coming(*each[1:])) for each in found]
-
-
-def coming(option: str, value: str) -> list[pytest.MarkDecorator]:
-    waits = option in {"--streams", "--motion-series", "--recons-target"} or (option, value) == ("--method", "motion")
-    return [pytest.mark.xfail(reason="motion as an input is not there yet")] if waits else []
+    return [pytest.param(*each, id=" ".join(each)) for each in found]
 
 
 @pytest.mark.parametrize(("command", "option", "value"), options())

@@ -57,7 +57,7 @@ def open_loader(shards: ShardSet, rules: EpisodeRules = RULES, **options) -> Epi
     return EpisodeLoader(shards, "train", rules, seed=3, executor="portable", threads=1, prefetch=1, **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "motion"])  # which reads no frames
 def test_memory_and_store_give_the_answers_of_the_direct_way(
     tiny_shards: ShardSet, tmp_path: Path, method: str
 ) -> None:
@@ -202,7 +202,8 @@ def test_views_of_an_episode_are_a_function_of_seed_and_number(n: int, views: in
 def test_views_differ_among_themselves_and_mirror_as_the_rules_do(tiny_shards: ShardSet) -> None:
     rows = tiny_shards.split_rows("train")[:5]
     with open_loader(tiny_shards, replace(RANDOM, query_flip=True, query_jitter=True), views=4) as loader:
-        reads, views = draw_views(loader.stream, number_views(rows, 4))
+        clips = draw_views(loader.stream, number_views(rows, 4))
+    reads, views = clips.reads, clips.views
     assert [view.flip for view in views] == [False, True] * 10
     assert all(view.jitter is None for view in views)
     assert len(reads) == 1

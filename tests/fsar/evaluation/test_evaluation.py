@@ -108,7 +108,7 @@ def test_same_answers_give_the_same_interval() -> None:
 
 def test_shuffled_frames_are_the_same_frames_of_the_same_clips() -> None:
     class Plan:
-        support_rows, query_rows = np.array([4, 9]), np.array([0, 4, 7])
+        support_rows, query_rows, unlabelled_rows = np.array([4, 9]), np.array([0, 4, 7]), np.array([], np.int64)
 
     support = torch.arange(2 * 1 * 8).reshape(2, 1, 8, 1, 1, 1).expand(2, 1, 8, 3, 2, 2).float()
     query = torch.arange(3 * 8).reshape(3, 8, 1, 1, 1).expand(3, 8, 3, 2, 2).float()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fsar.episode import Episode
 from fsar.matching import Alignment, matched, otam, path_weights, token_cosine
 from fsar.methods import METHODS, Embedding, create_method
 from fsar.methods.otam import OTAM
+from fsar.methods.reconstruction import steps_of, video_scale
 from fsar.report.alignment import align, reconstruct
 from fsar.trunks import Features
 
@@ -17,6 +19,13 @@ DISTANCE = torch.tensor([[0.1, 0.9, 0.8], [0.7, 0.2, 0.9], [0.6, 0.3, 0.5]])  # 
 def random_features(videos: int, *, seed: int, frames: int = 4, channels: int = 16) -> Features:
     maps = torch.randn(videos, frames, channels, 4, 4, generator=torch.Generator().manual_seed(seed))
     return Features(maps, maps.mean(dim=(-2, -1)))
+
+
+def moving_episode() -> Episode:
+    """Images and flow of 2 queries and their classes, 4 frames each."""
+    support, query = torch.randn(2, 1, 4, 3, 32, 32), torch.randn(2, 4, 3, 32, 32)
+    motion = {"support_motion": torch.randn(2, 1, 4, 2, 8, 8), "query_motion": torch.randn(2, 4, 2, 8, 8)}
+    return Episode(support, query, torch.arange(2), torch.arange(2), torch.arange(2), **motion)
 
 
 def embedded(model, *, shot: int = 1) -> tuple[Embedding, Embedding]:
@@ -88,6 +97,7 @@ def test_every_method_says_what_it_aligns() -> None:
     assert {name: list(each) for name, each in kinds.items()} == {
         "molo": ["frames", "motion"],
         "prototype": [],
+        "motion": [],
         "trx": [],
     } | {name: ["frames"] for name in ("hyrsm", "hyrsm++", "otam", "ctx", "clip-fsar")}
     assert kinds["otam"]["frames"].similarity.shape == (5, 6, 4, 4)  # each video; others: each class
@@ -96,12 +106,28 @@ def test_every_method_says_what_it_aligns() -> None:
 
 
 def test_the_decoder_is_looked_at_where_it_is_trained() -> None:
-    features = random_features(2, seed=3)
+    features, episode = random_features(2, seed=3), moving_episode()
     model = create_method("molo", trunk=None, channels=16, frames=4)
-    assert reconstruct(model, features, (32, 32)).shape == (2, 3, 3, 32, 32)
+    assert reconstruct(model, features, episode).decoded.shape == (2, 3, 3, 32, 32)
     untrained = create_method("molo", trunk=None, channels=16, frames=4, recons_weight=0)
-    assert reconstruct(untrained, features, (8, 8)) is None
-    assert reconstruct(create_method("otam", trunk=None, channels=16, frames=4), features, (8, 8)) is None
+    assert reconstruct(untrained, features, episode) is None
+    assert reconstruct(create_method("otam", trunk=None, channels=16, frames=4), features, episode) is None
+
+
+@pytest.mark.parametrize("norm", ["none", "video"])
+@pytest.mark.parametrize("kind", ["frames", "difference", "flow"])
+def test_a_perfect_decoder_has_no_error_and_an_idle_one_that_of_no_motion(kind: str, norm: str) -> None:
+    """In the unit of the input, whatever the decoder is trained to make; frames without motion are those before."""
+    features, episode = random_features(2, seed=3), moving_episode()
+    model = create_method("molo", trunk=None, channels=16, frames=4, recons_target=kind, recons_norm=norm)
+    idle = reconstruct(model, features, episode).still
+    videos = episode.query_motion if kind == "flow" else episode.query
+    assert torch.equal(idle, videos[:, :-1] if kind == "frames" else torch.zeros_like(idle))
+    for made, expected in ((steps_of(kind, videos), 0.0), (idle, 1.0)):
+        unit = video_scale(steps_of(kind, videos)) if norm == "video" else 1.0
+        model.decoder.forward = lambda *_, made=made / unit: made.flatten(0, 1)
+        error, still = reconstruct(model, features, episode).errors()
+        torch.testing.assert_close(error / still, torch.full((2,), expected), atol=1e-6, rtol=1e-5)
 
 
 def test_a_method_of_ones_own_says_what_it_aligns() -> None:

@@ -98,7 +98,10 @@ def test_what_is_shown_is_what_the_evaluation_saw(
         assert one.other.clip.label != one.predicted.clip.label
         assert one.right or one.other.clip.label == one.query.label
         assert (len(one.query.frames), len(one.query.motion)) == (4, 3)
-        assert len(one.decoded) == (3 if method == "molo" else 0)
+        assert (one.decoded is not None) == (method == "molo")
+        if one.decoded is not None:
+            assert one.decoded.target == one.query.motion  # what the decoder was to make, on the same scale
+            assert len(one.decoded.decoded) == 3
         assert one.predicted.of_mean == (config.test_shot > 1 and method in {"molo", "hyrsm"})
         lines = {"molo": {"frames", "motion"}, "trx": set()}.get(method, {"frames"})
         assert set(one.predicted.pairs) == lines

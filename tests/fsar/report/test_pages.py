@@ -23,7 +23,7 @@ from fsar.evaluation.comparison import compare
 from fsar.evaluation.overlap import training_record
 from fsar.matching import Pair
 from fsar.report.comparison import comparison_page
-from fsar.report.examples import Clip, ComparedClass, Confusion, Examples, QueryExample
+from fsar.report.examples import Clip, ComparedClass, Confusion, DecodedMotion, Examples, QueryExample
 from fsar.report.html import render, templates
 from fsar.report.pictures import jpeg_uri
 from fsar.report.pretraining import pretrain_page
@@ -45,7 +45,8 @@ def fake_examples(label: str) -> Examples:
     clip = Clip(label, label, [frame] * 3, [frame] * 2, 1.0)
     pairs = [Pair(0, 1, 1.0, 0.0, 0.5), Pair(1, 1, 1.0, 1.0, 0.7), Pair(2, 2, 0.0, 0.3, 0.1)]
     member = ComparedClass(clip, -1.0, 1, {"frames": pairs, "motion": pairs[:2]}, of_mean=False)
-    query = QueryExample(3, clip, right=False, predicted=member, other=member, decoded=[frame] * 2, error=(0.1, 0.2))
+    decoded = DecodedMotion("difference", [frame] * 2, [frame] * 2, 0.1, 0.2)
+    query = QueryExample(3, clip, right=False, predicted=member, other=member, decoded=decoded)
     return Examples([query], [Confusion(label, label, 3, 9, frame, frame)])
 
 
@@ -122,7 +123,8 @@ def test_sections_say_what_was_matched() -> None:
     assert "cosine 0.70" in text
     assert "class=query x1=3 y1=0 x2=1 y2=2 " in text  # support frame 2 above, query frame 1 below
     assert "class=query x1=1 y1=0 x2=3 y2=2 " in text  # and the other way round
-    assert "mean squared error 0.1; of no motion at all 0.2" in text
+    assert text.count("error 0.50 of no motion") == 2  # of the query, and over all
+    assert "as the wheel" not in text
     assert "3 of 9 queries (33%)" in sections.confusions(examples.confusions)
     assert sections.queries([]).strip() == sections.confusions([]).strip() == ""
     assert "unlabelled" not in text

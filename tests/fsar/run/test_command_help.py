@@ -101,6 +101,7 @@ def test_the_options_of_an_evaluation_are_keys_of_a_run() -> None:
     replaced |= {"seed": "eval_seed"}
     same = ("groups", "small_classes", "unlabelled_per_class", "distractor_classes", "distractors_per_class")
     same += ("device", "precision", "executor", "class_text", "views")
+    same += ("streams", "motion_series", "fields", "camera", "stream_weight")
     assert replaced | {name: name for name in same} == evaluate.REPLACED
 
 

@@ -49,6 +49,11 @@ def test_a_result_records_the_keys_that_say_so() -> None:
     config = build_config({"method": "otam", "trunk": "tiny", "test_way": 3, "test_shot": 2, "shot": 4})
     assert recorded(config) == {
         "method": "otam",
+        "streams": "frames",
+        "motion_series": "flow1",
+        "fields": 4,
+        "camera": "median",
+        "stream_weight": "train",
         "way": 3,
         "shot": 2,
         "queries": 1,

@@ -1,0 +1,142 @@
+"""Choose the share of motion in the answers of two streams, never on the videos that are tested.
+
+"train" takes the share with which most queries of training or validation classes are right.
+"support" takes the one with which most support videos of an episode are told from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fsar.evaluation.logits import by_pairs, decide
+from fsar.methods import Embedding, FewShotMethod, Fusion
+from fsar.methods.streams import standardised
+from fsar.trunks import Stream
+
+SHARES = tuple(step / 10 for step in range(11))
+SUPPORT = "support"
+Ints = NDArray[np.int64]
+
+
+def spread(logits: Tensor) -> float:
+    """Return the mean over queries [..., way] of the standard deviation over the classes."""
+    finite = logits.isfinite()
+    count = finite.sum(dim=-1).clamp(min=1)
+    values = logits.double().masked_fill(~finite, 0)
+    means = values.sum(dim=-1) / count
+    squares = (values - means[..., None]).masked_fill(~finite, 0).square().sum(dim=-1)
+    return float((squares / count).sqrt().mean())
+
+
+def accuracies(frames: Tensor, motion: Tensor, labels: Tensor) -> list[float]:
+    """Return the accuracy with each share of motion; logits [N, way] are standardised."""
+    mixed = (Fusion(share, 1.0, 1.0).logits(frames, motion) for share in SHARES)
+    return [float((decide(logits, labels) == labels).double().mean()) for logits in mixed]
+
+
+def calibrated(rule: float | str, frames: Tensor, motion: Tensor, labels: Tensor) -> tuple[Fusion, list[float]]:
+    """Measure the spreads of both streams and choose the share of motion.
+
+    Args:
+        rule: The share itself, or "train": the most accurate one, on a tie the middle of the longest
+            tied run.
+        frames: [N, Q, way] logits on episodes of training or validation classes.
+        motion: The same.
+        labels: [N, Q].
+
+    Returns:
+        The fusion, and the accuracy with each share of SHARES.
+    """
+    spreads = spread(frames), spread(motion)
+    found = accuracies(standardised(frames, spreads[0]), standardised(motion, spreads[1]), labels)
+    share = middle_of_best(found) if isinstance(rule, str) else rule
+    return Fusion(share, *spreads), found
+
+
+def middle_of_best(found: list[float]) -> float:
+    """Choose among SHARES the middle of the longest run of the highest accuracy."""
+    best = max(found)
+    runs: list[list[float]] = [[]]
+    for share, value in zip(SHARES, found, strict=True):
+        if value == best:
+            runs[-1].append(share)
+        elif runs[-1]:
+            runs.append([])
+    longest = max(runs, key=len)
+    return (longest[0] + longest[-1]) / 2
+
+
+def of_support(
+    methods: Mapping[Stream, FewShotMethod],
+    support: Mapping[Stream, Embedding],
+    groups: Ints,
+    mask: Tensor | None = None,
+) -> Fusion:
+    """Choose the share of motion for one episode, by leaving out each support video in turn.
+
+    A video is compared with the support videos of other groups.  On a tie the share is the mean of
+    the best ones; without any comparison it is a half.
+
+    Args:
+        methods: The method of each stream.
+        support: Embeddings [way, shot, ...] of the support by each.
+        groups: [way, shot] numbers of the videos' groups.
+        mask: [way, shot], False at the padding of unequal shots.
+    """
+    way, shot = groups.shape
+    flat = groups.ravel()
+    allowed = torch.from_numpy((flat[:, None] != flat).reshape(-1, way, shot))  # [S, way, shot]
+    real = torch.ones(way, shot, dtype=torch.bool) if mask is None else mask.cpu()
+    allowed &= real
+    labels = torch.arange(way).repeat_interleave(shot)
+    usable = real.flatten() & allowed.any(dim=2)[torch.arange(len(labels)), labels]  # its own class is left
+    if not bool(usable.any()):
+        return Fusion()
+    logits = {name: left_out(method, support[name], allowed)[usable].cpu().float() for name, method in methods.items()}
+    frames, motion = logits["frames"], logits["motion"]
+    spreads = spread(frames), spread(motion)
+    found = accuracies(standardised(frames, spreads[0]), standardised(motion, spreads[1]), labels[usable])
+    best = [share for share, value in zip(SHARES, found, strict=True) if value == max(found)]
+    return Fusion(sum(best) / len(best), *spreads)
+
+
+@torch.no_grad()
+def left_out(method: FewShotMethod, support: Embedding, allowed: Tensor) -> Tensor:
+    """Compare each support video with those that it may be compared with: logits [S, way].
+
+    Args:
+        method: In eval mode.
+        support: [way, shot, ...].
+        allowed: [S, way, shot].
+
+    Returns:
+        Minus infinity for a class of which no video is left.
+    """
+    way, shot = allowed.shape[1:]
+    each = support.map(lambda x: x.flatten(0, 1))  # [S, ...]
+    if by_pairs(method, shot):
+        pairs = method.match(each.map(lambda x: x[:, None]), each)  # [S, S]: every video a class of its own
+        open_pairs = allowed.flatten(1).to(pairs.device)
+        means = pairs.masked_fill(~open_pairs, 0).view(-1, way, shot).sum(dim=2)
+        logits = means / open_pairs.view(-1, way, shot).sum(dim=2).clamp(min=1)
+    else:
+        rows = [_of_one(method, support, each, i, mask) for i, mask in enumerate(allowed)]
+        logits = torch.cat(rows)
+    return logits.masked_fill(~allowed.any(dim=2).to(logits.device), -torch.inf)
+
+
+def _of_one(method: FewShotMethod, support: Embedding, each: Embedding, number: int, mask: Tensor) -> Tensor:
+    """Compare support video `number` with the open places [way, shot] of the support: [1, way]."""
+    return method.match(support, each.map(lambda x: x[number : number + 1]), mask=_with_one(mask))
+
+
+def _with_one(mask: Tensor) -> Tensor:
+    """Open a place of each class [way, shot] that has none: a mean needs one video."""
+    mask = mask.clone()
+    mask[~mask.any(dim=1), 0] = True
+    return mask

@@ -1,0 +1,99 @@
+"""Answers of two streams: ties, how the share of motion is chosen, and what results record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import call, words
+
+from fsar.cli import evaluate, train
+from fsar.evaluation.fusion import calibrated, middle_of_best, of_support
+from fsar.evaluation.logits import decide
+from fsar.methods import Embedding, create_method
+from shards_spec.files import read_json
+
+
+def test_a_tie_counts_as_wrong_and_so_does_nan() -> None:
+    logits = torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0], [torch.nan, 0.0, 0.0]])
+    assert decide(logits, torch.tensor([0, 0, 2, 0])).tolist() == [1, 0, 0, 1]
+
+
+def streams(*, good: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits [50, 4, 5] of both streams, of which one knows the labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, (50, 4), generator=generator)
+    noise = [torch.randn(50, 4, 5, generator=generator) for _ in range(2)]
+    known = 6 * torch.nn.functional.one_hot(labels, 5) + noise[1]
+    return (100 * known, noise[0], labels) if good == "frames" else (100 * noise[0], known, labels)
+
+
+@pytest.mark.parametrize(("good", "low", "high"), [("frames", 0.0, 0.5), ("motion", 0.5, 1.0)])
+def test_the_share_goes_to_the_stream_that_knows_whatever_its_scale(good: str, low: float, high: float) -> None:
+    frames, motion, labels = streams(good=good)
+    fusion, found = calibrated("train", frames, motion, labels)
+    assert low <= fusion.weight <= high
+    mixed = decide(fusion.logits(frames, motion), labels) == labels
+    assert float(mixed.double().mean()) == max(found) >= 0.99
+
+
+def test_a_number_is_taken_as_it_is() -> None:
+    assert calibrated(0.3, *streams(good="frames"))[0].weight == 0.3
+
+
+def test_of_tied_shares_the_middle_is_taken() -> None:
+    assert middle_of_best([0.5] * 3 + [0.9] * 5 + [0.2] * 3) == pytest.approx(0.5)
+    assert middle_of_best([0.9] + [0.5] * 2 + [0.9] * 4 + [0.2] * 4) == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("good", ["frames", "motion"])
+@pytest.mark.parametrize("method", ["prototype", "molo"])
+def test_the_support_tells_which_stream_to_trust_and_groups_are_kept_apart(good: str, method: str) -> None:
+    way, shot = 3, 4
+    generator = torch.Generator().manual_seed(3)
+    directions = torch.eye(3, 16).repeat_interleave(shot, dim=0)  # of the classes
+    scenes = torch.eye(4, 16).roll(3, dims=1).repeat(way, 1)  # of the groups: the same in every class
+    noise = torch.randn(way * shot, 16, generator=generator) / 20
+
+    def embedding(vectors: torch.Tensor) -> Embedding:
+        tokens = vectors.view(way, shot, 1, 16).repeat(1, 1, 2, 1)
+        return Embedding(tokens, tokens) if method == "molo" else Embedding(tokens[:, :, 0])
+
+    model = create_method(method, trunk=None, channels=16, **({} if method == "molo" else {"temperature": 1.0})).eval()
+    other = {"frames": "motion", "motion": "frames"}[good]
+    support = {good: embedding(directions + noise), other: embedding(scenes + noise)}
+    groups = np.tile(np.arange(shot), (way, 1))
+    fusion = of_support({"frames": model, "motion": model}, support, groups)
+    assert fusion.weight < 0.5 if good == "frames" else fusion.weight > 0.5
+
+
+def test_a_run_of_two_streams_is_tested_stream_by_stream(tiny_path: Path, tmp_path: Path) -> None:
+    run, again = tmp_path / "run", tmp_path / "again.json"
+    assert call(train.cli, *words(tiny_path, run, streams="both")) == 0
+    table = read_json(run / "result.json")
+    assert set(table["of_streams"]) == {"frames", "motion"}
+    assert table["stored_motion"]["episodes"] == table["test"]["episodes"]
+    assert call(evaluate.cli, "--shards", str(tiny_path), "--weights", str(run), "--out", str(again)) == 0
+    for key in ("test", "of_streams", "share_of_motion", "stored_motion"):
+        assert read_json(again)[key] == table[key]
+
+
+def test_a_killed_run_of_two_streams_goes_on_to_the_same_weights(tiny_path: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert call(train.cli, *words(tiny_path, one, streams="both")) == 0
+    assert call(train.cli, *words(tiny_path, other, streams="both", episodes=8)) == 0
+    config = (other / "config.toml").read_text().replace("episodes = 8\n", "episodes = 16\n", 1)
+    (other / "config.toml").write_text(config)
+    assert call(train.cli, *words(tiny_path, other, streams="both"), "--resume") == 0
+    assert read_json(other / "result.json")["weights_sha256"] == read_json(one / "result.json")["weights_sha256"]
+
+
+def test_motion_by_itself_needs_neither_weights_nor_frames(tiny_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    asked = ("--way", "2", "--groups", "any", "--episodes", "4", "--out", str(out))
+    assert call(evaluate.cli, "--shards", str(tiny_path), "--method", "motion", *asked) == 0
+    table = read_json(out)
+    assert (table["streams"], table["method"]) == ("motion", "motion")
+    assert "stored_motion" not in table
