@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 FILE = click.Path(path_type=Path)
 MODEL, CONTROLS, COMPARISON = METHOD, "Controls", "Comparison"  # headings of the help
-OF_STREAMS = ("streams", "motion_series", "fields", "camera", "stream_weight")
+OF_STREAMS = ("streams", "motion_series", "fields", "camera", "stream_weight", "test_shot")
 WHOLE_FRAME = {"resize": 256, "crop": 256}  # motion alone has no border to be cut off
 # Options of this command -> keys of a run that they replace
 REPLACED = {key.evaluation: name for name, key in KEYS.items() if key.evaluation}
@@ -279,6 +279,7 @@ def _of_trunk(source: Source, streams: Mapping[str, Any]) -> RunConfig:
             "--trunk-weights"
         )
     table = {"method": source.method, "trunk": source.trunk or "", "trunk_weights": source.trunk_weights or ""}
+    table |= {"motion_trunk": "flow-grid"}  # random weights would be those of nothing
     # the options of a prototype are those of --prototype-control
     options: dict[str, Any] = dict(TRUNK_ALONE) if source.method == "prototype" else {}
     if find_method(source.method).only_stream or streams.get("streams") == "motion":
