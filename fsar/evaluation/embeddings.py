@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,8 @@ def embed_views(
     of `embed_videos`.
     """
     assert model.trunk is not None
-    device, was_training = next(model.parameters()).device, model.training
+    # untrained motion has no parameters, only a buffer
+    device, was_training = next(chain(model.parameters(), model.buffers())).device, model.training
     model.eval()
     try:
         starts = range(0, len(numbers), BATCH * ranks.count())

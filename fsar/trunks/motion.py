@@ -44,6 +44,7 @@ class FlowGrid(Trunk):
     def __init__(self, inputs: int = 2) -> None:
         super().__init__()
         self.inputs, self.channels = inputs, inputs * GRID * GRID
+        self.register_buffer("place", torch.zeros(0), persistent=False)  # tells the device
 
     def forward(self, clips: Tensor) -> Features:
         """[V, T, c, h, w] -> pooled [V, T, 16 c]."""

@@ -97,3 +97,13 @@ def test_motion_by_itself_needs_neither_weights_nor_frames(tiny_path: Path, tmp_
     table = read_json(out)
     assert (table["streams"], table["method"]) == ("motion", "motion")
     assert "stored_motion" not in table
+
+
+def test_two_streams_need_no_training_where_the_trunk_has_weights(tiny_path: Path, tmp_path: Path) -> None:
+    out, weights = tmp_path / "result.json", ("--method", "prototype", "--trunk", "tiny", "--trunk-weights", "random")
+    asked = ("--way", "2", "--shot", "2", "--groups", "any", "--episodes", "4", "--option", "resize=64")
+    given = ("--option", "crop=64", "--streams", "both", "--stream-weight", "support", "--out", str(out))
+    assert call(evaluate.cli, "--shards", str(tiny_path), *weights, *asked, *given) == 0
+    table = read_json(out)
+    assert table["of_streams"]["motion"]["episodes"] == 4
+    assert 0 <= table["share_of_motion"] <= 1
