@@ -80,7 +80,7 @@ def test_a_run_of_two_streams_is_tested_stream_by_stream(tiny_path: Path, tmp_pa
         assert read_json(again)[key] == table[key]
 
 
-def test_a_killed_run_of_two_streams_goes_on_to_the_same_weights(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_of_two_streams_ends_with_the_same_weights(tiny_path: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     assert call(train.cli, *words(tiny_path, one, streams="both")) == 0
     assert call(train.cli, *words(tiny_path, other, streams="both", episodes=8)) == 0
