@@ -20,7 +20,6 @@ from fsar.cli.weights import (
     model_of_file,
     model_of_run,
     model_of_trunk,
-    untrained_motion_of,
     untrained_prototypes,
 )
 from fsar.evaluation.accuracy import Result, summarise
@@ -30,10 +29,10 @@ from fsar.evaluation.intervals import Answers
 from fsar.evaluation.shared_episodes import UNLABELLED, ModelUnderTest, SharedEpisodes, open_shared_episodes
 from fsar.methods import METHODS, Model, find_method, method_options
 from fsar.report.examples import Examples, examples_of
-from fsar.report.result import coverage_text, describe, of_streams, stream_lines
+from fsar.report.result import CONTROL_TEXTS, coverage_text, describe, of_streams, stream_lines
 from fsar.report.run import page
 from fsar.run import ranks
-from fsar.run.build import TRUNK_ALONE, class_text_sha256
+from fsar.run.build import TRUNK_ALONE, class_text_sha256, untrained_motion
 from fsar.run.config import DATA, EPISODES, KEYS, METHOD, OUTPUT, SPEED, RunConfig, build_config
 from fsar.run.device import choose_device
 from fsar.run.weights import is_pretraining
@@ -92,7 +91,7 @@ class Source:
 @option("--prototype-control", "control", group=CONTROLS, is_flag=True,
         help="Also test prototypes of the untrained trunk.")  # fmt: skip
 @option("--motion-control/--no-motion-control", group=CONTROLS, default=True, show_default=True,
-        help="Also test stored flow without training, if the shards hold it; not with --compare.")  # fmt: skip
+        help="Also test stored motion without training, if the shards hold it; not with --compare.")  # fmt: skip
 @option("--allow-overlap", group=CONTROLS, main=False, is_flag=True,
         help="Test on what training saw; the result is stamped with it.")  # fmt: skip
 @option("--compare", "first", group=COMPARISON, type=FILE, multiple=True, metavar="RUN...", help="Runs to compare.")
@@ -154,18 +153,12 @@ def cli(
             _evaluate(models, shared, options)
 
 
-# Method of a control -> its name in a result, and what it is
-CONTROLS_OF = {
-    "prototype": ("frozen_prototypes", "prototypes of the untrained trunk"),
-    "motion": ("stored_motion", "stored flow, no training"),
-}
-
-
 def _controls(tested: ModelUnderTest, shards: ShardSet, *, prototypes: bool, motion: bool) -> list[ModelUnderTest]:
     """Make the controls of one model: prototypes of its trunk, and stored motion where there is some."""
     found = [untrained_prototypes(tested.config)] if prototypes else []
-    if motion and tested.config.method != "motion" and tested.config.motion_series in shards.series_names:
-        found.append(untrained_motion_of(tested.config))
+    control = untrained_motion(tested.config, shards) if motion else None
+    if control is not None:
+        found.append(replace(model_of_trunk(control), name=CONTROL_TEXTS["stored_motion"]))
     return found
 
 
@@ -320,9 +313,9 @@ def _evaluate(models: list[ModelUnderTest], shared: SharedEpisodes, options: Com
         _, others, _ = shared.run(control)
         check_same(others, answers, f"{control.name} and {tested.name}")
         result = summarise(others, classes)
-        name, text = CONTROLS_OF[control.config.method]
+        name = "stored_motion" if control.config.method == "motion" else "frozen_prototypes"
         table[name] = result.to_json()
-        _print(f"the same episodes, {text}", result)
+        _print(f"the same episodes, {CONTROL_TEXTS[name]}", result)
     if options.out and ranks.is_first():
         write_whole(options.out, json_bytes(table))
     if options.report and ranks.is_first():

@@ -21,7 +21,7 @@ from fsar.evaluation.overlap import find_overlap
 from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, find_method, method_options
 from fsar.report.examples import Examples, examples_of
-from fsar.report.result import coverage_text, describe, describe_data, of_streams, stream_lines
+from fsar.report.result import CONTROL_TEXTS, coverage_text, describe, describe_data, of_streams, stream_lines
 from fsar.report.run import write_report
 from fsar.run import ranks
 from fsar.run.build import (
@@ -75,7 +75,7 @@ def _show_recipes(context: click.Context, _option: click.Parameter, wanted: bool
 @option("--prototype-control", group=OUTPUT, main=False, is_flag=True,
         help="Also test prototypes of the trunk's starting weights.")  # fmt: skip
 @option("--motion-control/--no-motion-control", group=OUTPUT, main=False, default=True, show_default=True,
-        help="Also test stored flow without training, if the shards hold it.")  # fmt: skip
+        help="Also test stored motion without training, if the shards hold it.")  # fmt: skip
 @option("--print-config", group=OUTPUT, is_flag=True, help="Print the whole configuration as a recipe and exit.")
 def cli(
     folder: Path | RemoteShards,
@@ -241,11 +241,12 @@ def train_and_test(
         if baseline is not None:
             control = evaluate(baseline, test, config.test_episodes, precision=config.precision, label="prototypes")
             table["frozen_prototypes"] = control.to_json()
-            click.echo(f"the same episodes, prototypes of the untrained trunk: {control}")
-        if controls.motion and config.method != "motion" and config.motion_series in shards.series_names:
-            control = _stored_motion(config, shards, test, device)
+            click.echo(f"the same episodes, {CONTROL_TEXTS['frozen_prototypes']}: {control}")
+        moving = untrained_motion(config, shards) if controls.motion else None
+        if moving is not None:
+            control = _stored_motion(moving, shards, test, device)
             table["stored_motion"] = control.to_json()
-            click.echo(f"the same episodes, stored flow, no training: {control}")
+            click.echo(f"the same episodes, {CONTROL_TEXTS['stored_motion']}: {control}")
         table |= _training_facts(trainer, selected)
         if not ranks.is_first():
             return table, None
@@ -254,13 +255,13 @@ def train_and_test(
         return table, shown
 
 
-def _stored_motion(config: RunConfig, shards: ShardSet, test: EpisodeLoader, device: torch.device) -> Result:
-    """Compute what stored motion reaches without training, on the same episodes."""
-    own = untrained_motion(config)
+def _stored_motion(own: RunConfig, shards: ShardSet, test: EpisodeLoader, device: torch.device) -> Result:
+    """Compute what stored motion reaches without training, on the test's episodes."""
     model = build_stream(own, weights=True).to(device)
-    given = [replace(test.stream.choose(n), unlabelled=()) for n in range(config.test_episodes)]
-    with open_episodes(shards, "test", own, trunk=model.trunk, device=device, training=False, given=given) as loader:  # type: ignore[arg-type]  # it has a trunk
-        return evaluate(model, loader, config.test_episodes, precision=config.precision, label="stored flow")
+    assert model.trunk is not None
+    given = [replace(test.stream.choose(n), unlabelled=()) for n in range(own.test_episodes)]
+    with open_episodes(shards, "test", own, trunk=model.trunk, device=device, training=False, given=given) as loader:
+        return evaluate(model, loader, own.test_episodes, precision=own.precision, label="stored motion")
 
 
 def _training_facts(trainer: Trainer, selected: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from fsar.evaluation.shared_episodes import ModelUnderTest
 from fsar.methods import Model, streams_of
 from fsar.pretraining.config import frame_stride, pretrain_config_of
-from fsar.run.build import TRUNK_ALONE, build_model, open_model, prototypes_of_trunk, untrained_motion
+from fsar.run.build import TRUNK_ALONE, build_model, open_model, prototypes_of_trunk
 from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run.recipes import read_recipe
 from fsar.run.weights import find_weights, training_record_of, weights_of_run
@@ -114,12 +114,6 @@ def _of_trunk(config: RunConfig) -> Model:
             "train it and give --weights RUN"
         )
     return model
-
-
-def untrained_motion_of(config: RunConfig) -> ModelUnderTest:
-    """Make the control by stored motion, which has nothing to train."""
-    config = untrained_motion(config)
-    return ModelUnderTest("stored flow", config, partial(build_model, config))
 
 
 def untrained_prototypes(config: RunConfig) -> ModelUnderTest:

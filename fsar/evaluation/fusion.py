@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fsar.evaluation.logits import by_pairs, decide
 from fsar.methods import Embedding, FewShotMethod, Fusion
-from fsar.methods.streams import standardised
 from fsar.trunks import Stream
 
 SHARES = tuple(step / 10 for step in range(11))
@@ -23,20 +22,29 @@ SUPPORT = "support"
 Ints = NDArray[np.int64]
 
 
-def spread(logits: Tensor) -> float:
-    """Return the mean over queries [..., way] of the standard deviation over the classes."""
-    finite = logits.isfinite()
-    count = finite.sum(dim=-1).clamp(min=1)
-    values = logits.double().masked_fill(~finite, 0)
+def spread(logits: Tensor, there: Tensor | None = None) -> float:
+    """Return the mean over queries [..., way] of the standard deviation over the classes.
+
+    `there` [..., way] is False for classes that a query is not compared with.
+    """
+    there = torch.ones_like(logits, dtype=torch.bool) if there is None else there
+    count = there.sum(dim=-1).clamp(min=1)
+    values = logits.double().masked_fill(~there, 0)
     means = values.sum(dim=-1) / count
-    squares = (values - means[..., None]).masked_fill(~finite, 0).square().sum(dim=-1)
+    squares = (values - means[..., None]).masked_fill(~there, 0).square().sum(dim=-1)
     return float((squares / count).sqrt().mean())
 
 
-def accuracies(frames: Tensor, motion: Tensor, labels: Tensor) -> list[float]:
-    """Return the accuracy with each share of motion; logits [N, way] are standardised."""
-    mixed = (Fusion(share, 1.0, 1.0).logits(frames, motion) for share in SHARES)
-    return [float((decide(logits, labels) == labels).double().mean()) for logits in mixed]
+def accuracies(
+    spreads: tuple[float, float], frames: Tensor, motion: Tensor, labels: Tensor, there: Tensor | None = None
+) -> list[float]:
+    """Return the accuracy with each share of motion, from logits [..., way] of these spreads."""
+    found = []
+    for share in SHARES:
+        mixed = Fusion(share, *spreads).logits(frames, motion)
+        mixed = mixed if there is None else mixed.masked_fill(~there, -torch.inf)
+        found.append(float((decide(mixed, labels) == labels).double().mean()))
+    return found
 
 
 def calibrated(rule: float | str, frames: Tensor, motion: Tensor, labels: Tensor) -> tuple[Fusion, list[float]]:
@@ -53,7 +61,7 @@ def calibrated(rule: float | str, frames: Tensor, motion: Tensor, labels: Tensor
         The fusion, and the accuracy with each share of SHARES.
     """
     spreads = spread(frames), spread(motion)
-    found = accuracies(standardised(frames, spreads[0]), standardised(motion, spreads[1]), labels)
+    found = accuracies(spreads, frames, motion, labels)
     share = middle_of_best(found) if isinstance(rule, str) else rule
     return Fusion(share, *spreads), found
 
@@ -94,13 +102,14 @@ def of_support(
     real = torch.ones(way, shot, dtype=torch.bool) if mask is None else mask.cpu()
     allowed &= real
     labels = torch.arange(way).repeat_interleave(shot)
-    usable = real.flatten() & allowed.any(dim=2)[torch.arange(len(labels)), labels]  # its own class is left
+    there = allowed.any(dim=2)  # [S, way] classes of which a video is left
+    usable = real.flatten() & there[torch.arange(len(labels)), labels]
     if not bool(usable.any()):
         return Fusion()
     logits = {name: left_out(method, support[name], allowed)[usable].cpu().float() for name, method in methods.items()}
     frames, motion = logits["frames"], logits["motion"]
-    spreads = spread(frames), spread(motion)
-    found = accuracies(standardised(frames, spreads[0]), standardised(motion, spreads[1]), labels[usable])
+    spreads = spread(frames, there[usable]), spread(motion, there[usable])
+    found = accuracies(spreads, frames, motion, labels[usable], there[usable])
     best = [share for share, value in zip(SHARES, found, strict=True) if value == max(found)]
     return Fusion(sum(best) / len(best), *spreads)
 
@@ -112,10 +121,7 @@ def left_out(method: FewShotMethod, support: Embedding, allowed: Tensor) -> Tens
     Args:
         method: In eval mode.
         support: [way, shot, ...].
-        allowed: [S, way, shot].
-
-    Returns:
-        Minus infinity for a class of which no video is left.
+        allowed: [S, way, shot]; of a class without any the logit means nothing.
     """
     way, shot = allowed.shape[1:]
     each = support.map(lambda x: x.flatten(0, 1))  # [S, ...]
@@ -123,11 +129,8 @@ def left_out(method: FewShotMethod, support: Embedding, allowed: Tensor) -> Tens
         pairs = method.match(each.map(lambda x: x[:, None]), each)  # [S, S]: every video a class of its own
         open_pairs = allowed.flatten(1).to(pairs.device)
         means = pairs.masked_fill(~open_pairs, 0).view(-1, way, shot).sum(dim=2)
-        logits = means / open_pairs.view(-1, way, shot).sum(dim=2).clamp(min=1)
-    else:
-        rows = [_of_one(method, support, each, i, mask) for i, mask in enumerate(allowed)]
-        logits = torch.cat(rows)
-    return logits.masked_fill(~allowed.any(dim=2).to(logits.device), -torch.inf)
+        return means / open_pairs.view(-1, way, shot).sum(dim=2).clamp(min=1)
+    return torch.cat([_of_one(method, support, each, i, mask) for i, mask in enumerate(allowed)])
 
 
 def _of_one(method: FewShotMethod, support: Embedding, each: Embedding, number: int, mask: Tensor) -> Tensor:

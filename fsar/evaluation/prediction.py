@@ -147,6 +147,8 @@ def open_run(
     config = build_config(run_config(run).flat() | changes)
     device = choose_device(config.device)
     model = open_model(config, weights_of_run(run, checkpoint)).to(device)
+    if isinstance(model, TwoStreams) and model.rule == "train" and model.fusion.frames is None:
+        raise ConfigError(f"{run} has not come to its end, which chooses how its streams are mixed: add --resume to it")
     rules = replace(evaluation_rules(config), random_frames=False)
     how = (config.precision, config.executor, workers, time_limit, class_text_of(config))
     return model.eval(), Viewing(read_geometry(run), rules, *how)

@@ -154,7 +154,7 @@ class SharedEpisodes:
         """
         config = self.configured(tested.config)
         choose_device(config.device)
-        check_streams(config)
+        check_streams(vars(config))
         check_unlabelled(config)
         text = class_text_of(config)
         if text:

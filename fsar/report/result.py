@@ -20,6 +20,12 @@ from shards_spec import ShardSet
 from shards_spec.errors import ShardError
 from shards_spec.schema import Plan
 
+# Name of a control in a result -> what it is
+CONTROL_TEXTS = {
+    "frozen_prototypes": "prototypes of the untrained trunk",
+    "stored_motion": "stored motion without training",
+}
+
 
 def describe(
     config: RunConfig,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fsar.report.drawings import Axis, Chart, chart
 from fsar.report.examples import Examples
 from fsar.report.html import render
+from fsar.report.result import CONTROL_TEXTS
 from fsar.run.folder import read_log
 from shards_spec.peek.html import write_html
 
@@ -99,9 +100,7 @@ def _cards(result: dict[str, Any]) -> Iterator[Card]:
     names = {
         "test": "accuracy on novel classes",
         "shuffled_frames": "the same, each clip's frames shuffled",
-        "frozen_prototypes": "the same, prototypes of the untrained trunk",
-        "stored_motion": "the same, stored flow without training",
-    }
+    } | {name: f"the same, {text}" for name, text in CONTROL_TEXTS.items()}
     tests = {name: result[key] for key, name in names.items() if key in result}
     tests |= {f"the same, {stream} alone": test for stream, test in result.get("of_streams", {}).items()}
     for name, test in tests.items():

@@ -275,8 +275,13 @@ def prototypes_of_trunk(config: RunConfig) -> RunConfig:
     return replace(plain, method="prototype", options=TRUNK_ALONE, streams=streams)
 
 
-def untrained_motion(config: RunConfig) -> RunConfig:
-    """Make the control of a run by stored motion: the method motion, on whole frames."""
+def untrained_motion(config: RunConfig, shards: ShardSet) -> RunConfig | None:
+    """Make the control of a run by stored motion: the method motion, on whole frames.
+
+    None where the shards store none, or the run is of that method itself.
+    """
+    if config.method == "motion" or config.motion_series not in shards.series_names:
+        return None
     plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
     side = min(config.resize, config.resize_width or config.resize)
     plain = replace(plain, frame_rule="segment", clip_frames=0, crop=side)

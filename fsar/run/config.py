@@ -339,7 +339,7 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
 
 def _check(config: RunConfig) -> None:
     check_keys(vars(config), KEYS.values())
-    check_streams(config)
+    check_streams(vars(config))
     for name, value in bound_options(config.recipe_style, config.frame_rule).items():
         if getattr(config, name) != value:
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fsar.methods import Fusion, find_method, method_options
 from fsar.trunks import MOTION_TRUNKS
@@ -39,34 +39,6 @@ def read_fusion(run: Path, rule: float | str) -> Fusion:
             f"{path} is damaged ({error!r}): type the command of the training again with --resume"
         ) from error
     return fusion if isinstance(rule, str) else replace(fusion, weight=rule)
-
-
-class Streams(Protocol):
-    """The keys of a configuration that are of streams, or go with them."""
-
-    @property
-    def streams(self) -> str:
-        """What is read of a video: "frames", "motion" or "both"."""
-
-    @property
-    def motion_series(self) -> str:
-        """Series of the shards that motion is read from."""
-
-    @property
-    def stream_weight(self) -> str:
-        """Share of motion in the answers."""
-
-    @property
-    def trunk(self) -> str:
-        """Name of the trunk."""
-
-    @property
-    def class_text(self) -> str:
-        """File of class texts."""
-
-    @property
-    def test_shot(self) -> int:
-        """Support videos of a class in a test."""
 
 
 def of_streams(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,12 +88,13 @@ def stream_weight(text: str) -> float | str:
     return weight
 
 
-def check_streams(config: Streams) -> None:
-    """Refuse values of streams that do not go together: ConfigError."""
-    check_series_name(config.motion_series)
-    if stream_weight(config.stream_weight) == "support" and config.streams == "both" and config.test_shot < 2:
+def check_streams(values: Mapping[str, Any]) -> None:
+    """Refuse values of streams that do not go together, of a whole configuration: ConfigError."""
+    streams, trunk = values["streams"], values["trunk"]
+    check_series_name(values["motion_series"])
+    if stream_weight(values["stream_weight"]) == "support" and streams == "both" and values["test_shot"] < 2:
         raise ConfigError('stream_weight = "support" compares support videos of a class: test with 2 shots or more')
-    if config.streams != "motion" and config.trunk in MOTION_TRUNKS:
-        raise ConfigError(f'trunk {config.trunk} reads motion: set streams = "motion", or choose it as motion_trunk')
-    if config.streams == "motion" and config.class_text:
+    if streams != "motion" and trunk in MOTION_TRUNKS:
+        raise ConfigError(f'trunk {trunk} reads motion: set streams = "motion", or choose it as motion_trunk')
+    if streams == "motion" and values["class_text"]:
         raise ConfigError("texts of classes go with frames: leave class_text out, or read both streams")

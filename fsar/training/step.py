@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsar.episode import Episode
+from fsar.evaluation.logits import decide
 from fsar.methods import Output
 from fsar.run import ranks
 from fsar.training.graphs import Graphed
@@ -113,8 +114,9 @@ Accuracies = Callable[[Any, Any], dict[str, Tensor]]  # output and batch of a mo
 
 
 def episode_accuracy(output: Output, episode: Episode) -> dict[str, Tensor]:
-    """Return the share of an episode's queries that were given their class."""
-    return {"accuracy": (output.logits.argmax(1) == episode.query_labels).double().mean()}
+    """Return the share of an episode's queries that were given their class; a tie counts as wrong."""
+    said = decide(output.logits, episode.query_labels)
+    return {"accuracy": (said == episode.query_labels).double().mean()}
 
 
 class TrainingStep:

@@ -69,6 +69,16 @@ def test_the_support_tells_which_stream_to_trust_and_groups_are_kept_apart(good:
     assert fusion.weight < 0.5 if good == "frames" else fusion.weight > 0.5
 
 
+def test_a_class_of_which_no_other_group_is_left_hides_no_stream() -> None:
+    tokens = torch.eye(3, 8).repeat_interleave(2, dim=0).view(3, 2, 8)
+    model = create_method("prototype", trunk=None, channels=8, temperature=1.0).eval()
+    support = {"frames": Embedding(tokens), "motion": Embedding(torch.zeros(3, 2, 8))}
+    groups = np.array([[0, 1], [0, 1], [0, 0]])  # videos of group 0 have nothing of the third class to look at
+    fusion = of_support({"frames": model, "motion": model}, support, groups)
+    assert fusion.weight < 0.5  # frames alone are always right, motion alone is a tie
+    assert of_support({"frames": model, "motion": model}, support, np.zeros((3, 2), np.int64)).weight == 0.5
+
+
 def test_a_run_of_two_streams_is_tested_stream_by_stream(tiny_path: Path, tmp_path: Path) -> None:
     run, again = tmp_path / "run", tmp_path / "again.json"
     assert call(train.cli, *words(tiny_path, run, streams="both")) == 0
@@ -107,3 +117,19 @@ def test_two_streams_need_no_training_where_the_trunk_has_weights(tiny_path: Pat
     table = read_json(out)
     assert table["of_streams"]["motion"]["episodes"] == 4
     assert 0 <= table["share_of_motion"] <= 1
+
+
+@pytest.mark.parametrize("streams", ["motion", "both"])
+def test_a_frozen_trunk_leaves_the_motion_of_both_streams_to_be_learned(
+    tiny_path: Path, tmp_path: Path, streams: str
+) -> None:
+    run = tmp_path / "run"
+    options = {
+        "streams": streams,
+        "freeze_trunk": True,
+        "method": "hyrsm",
+        "recipe": "demo-hyrsm",
+        "query_jitter": False,
+    }
+    assert call(train.cli, *words(tiny_path, run, **options)) == 0
+    assert read_json(run / "result.json")["freeze_trunk"] is True

@@ -97,7 +97,7 @@ def test_every_method_learns_from_motion_alone(method: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tiny"])
-def test_a_trunk_of_pictures_reads_motion_of_any_size_alike(name: str) -> None:
+def test_trunks_of_pictures_read_motion_and_those_of_a_fixed_size_refuse(name: str) -> None:
     trunk = create_motion_trunk(name).eval()
     clips = torch.randn(2, 4, 2, 32, 32)
     pooled = trunk(clips).pooled
