@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from fsar.cli.help import Command
 from fsar.cli.options import check_option
 from fsar.evaluation.embeddings import embed_videos
-from fsar.methods import FewShotMethod, create_method
-from fsar.run.build import evaluation_rules, frozen_prototypes, open_model
+from fsar.methods import FewShotMethod, Model, TwoStreams, create_method
+from fsar.run.build import build_model, evaluation_rules, frozen_prototypes, motion_alone, open_model
 from fsar.run.config import RunConfig, build_config, run_config
 from fsar.run.device import choose_device
 from fsar.run.weights import weights_of_run
-from fsar.training.clusters import agreement, flow_features, k_means, keep_large
+from fsar.training.clusters import agreement, k_means, keep_large
 from pipelines.episodes.labels import write_labels
 from pipelines.loader import executor_for
 from shards_spec import ShardSet
@@ -46,6 +46,7 @@ from shards_spec.remote.shards import RemoteShards
 @click.option(
     "--frames", type=click.IntRange(1), help="Of a video; with flow its segments.  [default: the run's, or 8]"
 )
+@click.option("--motion-series", help="Of the shards, that flow is read from.  [default: flow1]")
 @click.option("--clip-frames", type=click.IntRange(1), help="Frames of each clip that a video trunk reads.")
 @click.option("--clip-stride", type=click.IntRange(1), help="Distance of a clip's frames.  [default: the run's, or 1]")
 @click.option("--resize", type=click.IntRange(1), help="Both sides before the crop.  [default: the run's, or 256]")
@@ -71,25 +72,25 @@ def cli(
 ) -> None:
     """Cluster the videos of a split for training without labels: fsar-train --labels clusters.csv.
 
-    Each video is one vector: the mean over time of a trunk's features, or with --features flow the
-    stored optical flow of its segments, in order, which needs no weights and tells directions
-    apart. Labels decide nothing, unless the features come from a run that was trained with them.
+    Each video is one vector: the mean over time of a trunk's features. With --features flow it is
+    the stored motion of its segments in order, as the method motion reads it. That needs no weights
+    and tells directions apart. Labels decide nothing, unless the features come from a run that was
+    trained with them.
     """
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if features == "flow":
         _check_flow(trunk=trunk, trunk_weights=trunk_weights, weights=weights, **command_options)
+    elif command_options["motion_series"]:
+        raise ConfigError("--motion-series names what --features flow reads: leave it out, or choose these features")
     with ShardSet.open(folder, check=check) as shards:
         rows = shards.split_rows(split)
         clusters = clusters or 2 * len(shards.dataset.splits[split].classes)
         if clusters > len(rows):
             raise ConfigError(f"{clusters} clusters of {len(rows)} videos: give fewer --clusters, at most one a video")
         click.echo(f"{len(rows)} videos of split {split}, {clusters} clusters")
-        if features == "flow":
-            vectors = flow_features(shards, rows.tolist(), steps=command_options["frames"] or 8)  # [n, C]
-        else:
-            config = _config(trunk, trunk_weights, weights, command_options)
-            vectors = embed(_model(config, weights), shards, rows.tolist(), config)
+        config = _config(trunk, trunk_weights, weights, command_options, flow=features == "flow")
+        vectors = embed(_model(config, weights), shards, rows.tolist(), config)  # [n, C]
         place = keep_large(k_means(F.normalize(vectors) if normalise else vectors, clusters, seed=seed), least)
         kept = place >= 0
         write_labels(out, {shards.name(row): int(c) for row, c in zip(rows[kept], place[kept], strict=True)})
@@ -102,19 +103,26 @@ def cli(
     click.echo(f"{out}: train with fsar-train --labels {out}")
 
 
-def _check_flow(*, frames: int | None, **others: object) -> None:
+def _check_flow(*, frames: int | None, motion_series: str | None, device: str | None, **others: object) -> None:
     """Refuse options that flow features do not read; `frames` is their number of segments."""
-    del frames
+    del frames, motion_series, device
     unread = [f"--{key.replace('_', '-')}" for key, value in others.items() if value is not None]
     if unread:
         raise ConfigError(f"--features flow reads no weights and no pictures: leave out {', '.join(unread)}")
 
 
 def _config(
-    trunk: str | None, trunk_weights: str | None, run: Path | None, command_options: Mapping[str, int | str | None]
+    trunk: str | None,
+    trunk_weights: str | None,
+    run: Path | None,
+    command_options: Mapping[str, int | str | None],
+    *,
+    flow: bool = False,
 ) -> RunConfig:
-    """Configure the features: a run's configuration, or a trunk's, with the given options."""
+    """Configure the features: a run's configuration, a trunk's or that of motion, with the given options."""
     changes = {key: value for key, value in command_options.items() if value is not None}
+    if flow:
+        return motion_alone(**changes)
     if "clip_frames" in changes:
         changes["frame_rule"] = "segment_clips"
     if "resize" in changes:
@@ -133,23 +141,26 @@ def _base_config(trunk: str | None, trunk_weights: str | None, run: Path | None)
 
 
 def _model(config: RunConfig, run: Path | None) -> FewShotMethod:
-    """Build prototypes of the trunk: their embedding is the mean over time."""
+    """Build prototypes of the trunk, whose embedding is the mean over time; or motion without training."""
     device = choose_device(config.device)
     if run is None:
-        return frozen_prototypes(config).to(device)
+        alone: Model = build_model(config) if config.method == "motion" else frozen_prototypes(config)
+        assert not isinstance(alone, TwoStreams)
+        return alone.to(device)
     trained = open_model(config, weights_of_run(run))
     return create_method("prototype", trunk=trained.trunk, frames=config.frames).to(device)
 
 
 def embed(model: FewShotMethod, shards: ShardSet, rows: list[int], config: RunConfig) -> Tensor:
     """Embed videos to one vector each [n, C], float32."""
-    device, rules = next(model.parameters()).device, evaluation_rules(config)
-    executor = executor_for(shards, device, name=config.executor, threads=config.threads)
-    with closing(executor):
+    rules = evaluation_rules(config)
+    options: dict[str, Any] = {"name": config.executor, "threads": config.threads}
+    series = [rules.motion_series if model.stream == "motion" else "rgb"]
+    with closing(executor_for(shards, choose_device(config.device), series=series, **options)) as executor:
         embedding = embed_videos(
             model, shards, rows, rules, executor=executor, precision=config.precision, progress=True
         )
-    return embedding.tokens.float()
+    return embedding.tokens.float().flatten(1)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import click
 import torch
 
 from fsar.checkpoints import weights_sha256
-from fsar.cli.weights import untrained_prototypes
 from fsar.evaluation.comparison import Comparison, compare
 from fsar.evaluation.intervals import Answers
 from fsar.evaluation.overlap import Overlap
@@ -42,7 +41,7 @@ class CompareOptions:
 
 
 def check_runs(models: Sequence[ModelUnderTest], runs: Sequence[Path], options: CompareOptions) -> list[ModelUnderTest]:
-    """Give the runs names that tell them apart, and add the control where it is asked for.
+    """Give the runs names that tell them apart.
 
     Raises:
         ConfigError: there is only one run, a run is given twice, or the runs differ in recipe
@@ -58,8 +57,7 @@ def check_runs(models: Sequence[ModelUnderTest], runs: Sequence[Path], options: 
             f"the runs differ in recipe style ({listing}), which decides how they are trained and tested; compare "
             "runs of one style, or --allow-styles to have the result stamped with it"
         )
-    named = [replace(one, name=name) for one, name in zip(models, names, strict=True)]
-    return [*named, untrained_prototypes(models[0].config)] if options.control else named
+    return [replace(one, name=name) for one, name in zip(models, names, strict=True)]
 
 
 def distinct_names(runs: Sequence[Path]) -> list[str]:

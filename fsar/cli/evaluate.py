@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,10 +32,11 @@ from fsar.report.examples import Examples, examples_of
 from fsar.report.result import CONTROL_TEXTS, coverage_text, describe, of_streams, stream_lines
 from fsar.report.run import page
 from fsar.run import ranks
-from fsar.run.build import TRUNK_ALONE, class_text_sha256, untrained_motion
+from fsar.run.build import TRUNK_ALONE, WHOLE_FRAME, class_text_sha256, untrained_motion
 from fsar.run.config import DATA, EPISODES, KEYS, METHOD, OUTPUT, SPEED, RunConfig, build_config
 from fsar.run.device import choose_device
 from fsar.run.weights import is_pretraining
+from fsar.trunks import MOTION_TRUNKS
 from shards_spec import ShardSet
 from shards_spec.cli.console import shards_option
 from shards_spec.errors import ConfigError
@@ -48,7 +49,6 @@ T = TypeVar("T")
 FILE = click.Path(path_type=Path)
 MODEL, CONTROLS, COMPARISON = METHOD, "Controls", "Comparison"  # headings of the help
 OF_STREAMS = ("streams", "motion_series", "fields", "camera", "stream_weight", "test_shot")
-WHOLE_FRAME = {"resize": 256, "crop": 256}  # motion alone has no border to be cut off
 # Options of this command -> keys of a run that they replace
 REPLACED = {key.evaluation: name for name, key in KEYS.items() if key.evaluation}
 
@@ -91,7 +91,7 @@ class Source:
 @option("--prototype-control", "control", group=CONTROLS, is_flag=True,
         help="Also test prototypes of the untrained trunk.")  # fmt: skip
 @option("--motion-control/--no-motion-control", group=CONTROLS, default=True, show_default=True,
-        help="Also test stored motion without training, if the shards hold it; not with --compare.")  # fmt: skip
+        help="Also test stored motion without training, if the shards hold it.")  # fmt: skip
 @option("--allow-overlap", group=CONTROLS, main=False, is_flag=True,
         help="Test on what training saw; the result is stamped with it.")  # fmt: skip
 @option("--compare", "first", group=COMPARISON, type=FILE, multiple=True, metavar="RUN...", help="Runs to compare.")
@@ -138,8 +138,7 @@ def cli(
         models = _changed(models, {key: value for key, value in changes.items() if value is not None})
         if first:
             models = check_runs(models, first + more, options)
-        else:
-            models += _controls(models[0], shards, prototypes=options.control, motion=motion_control)
+        models += _controls(models, shards, prototypes=options.control, motion=motion_control)
         kept: dict[str, Any] = {"episodes_file": episodes_file, "embeddings": store}
         shared = open_shared_episodes(shards, split, models, asked=asked, shuffled=shuffled, **kept)
         for line in (coverage_text(shards), _left_out(shared), *map(shared.selection_warning, models)):
@@ -153,12 +152,15 @@ def cli(
             _evaluate(models, shared, options)
 
 
-def _controls(tested: ModelUnderTest, shards: ShardSet, *, prototypes: bool, motion: bool) -> list[ModelUnderTest]:
-    """Make the controls of one model: prototypes of its trunk, and stored motion where there is some."""
-    found = [untrained_prototypes(tested.config)] if prototypes else []
-    control = untrained_motion(tested.config, shards) if motion else None
-    if control is not None:
-        found.append(replace(model_of_trunk(control), name=CONTROL_TEXTS["stored_motion"]))
+def _controls(
+    tested: Sequence[ModelUnderTest], shards: ShardSet, *, prototypes: bool, motion: bool
+) -> list[ModelUnderTest]:
+    """Make the controls: prototypes of the first model's trunk, and stored motion where there is some."""
+    found = [untrained_prototypes(tested[0].config)] if prototypes else []
+    plain = [untrained_motion(one.config, shards) for one in tested] if motion else [None]
+    if None not in plain:
+        assert plain[0] is not None
+        found.append(replace(model_of_trunk(plain[0]), name=CONTROL_TEXTS["stored_motion"]))
     return found
 
 
@@ -272,7 +274,8 @@ def _of_trunk(source: Source, streams: Mapping[str, Any]) -> RunConfig:
             "--trunk-weights"
         )
     table = {"method": source.method, "trunk": source.trunk or "", "trunk_weights": source.trunk_weights or ""}
-    table |= {"motion_trunk": "flow-grid"}  # random weights would be those of nothing
+    if source.trunk not in MOTION_TRUNKS:
+        table |= {"motion_trunk": "flow-grid"}  # random weights would be those of nothing
     # the options of a prototype are those of --prototype-control
     options: dict[str, Any] = dict(TRUNK_ALONE) if source.method == "prototype" else {}
     if find_method(source.method).only_stream or streams.get("streams") == "motion":

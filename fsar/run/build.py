@@ -15,7 +15,7 @@ from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, FewShotMethod, Model, TwoStreams, create_method, find_method, method_options
 from fsar.methods.class_text import ClassText, read_class_text
 from fsar.run import ranks
-from fsar.run.config import KEYS, RunConfig
+from fsar.run.config import KEYS, RunConfig, build_config
 from fsar.run.streams import default_motion_trunk, read_fusion, stream_weight
 from fsar.run.weights import Weights, load_trunk_weights
 from fsar.trunks import (
@@ -36,6 +36,8 @@ from pipelines.episodes.stream import Chosen
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError
 
+# Where motion alone is read, no border of the frame is cut off
+WHOLE_FRAME = {"resize": 256, "crop": 256}
 # Keys of a run that rule only its training episodes
 TRAINING_ONLY = frozenset({"way", "shot", "queries", "random_crop", "query_flip", "query_jitter", "query_reversal"})
 TRUNK_ALONE = {"support_merge": "prototype"}  # options of the method "prototype", the control of other methods
@@ -275,12 +277,18 @@ def prototypes_of_trunk(config: RunConfig) -> RunConfig:
     return replace(plain, method="prototype", options=TRUNK_ALONE, streams=streams)
 
 
+def motion_alone(**values: Any) -> RunConfig:  # noqa: ANN401 -- keys of a configuration
+    """Configure stored motion without training, on whole frames; `values` are further keys."""
+    return build_config({"method": "motion", "trunk": "flow-grid", "num_classes": 1} | WHOLE_FRAME | values)
+
+
 def untrained_motion(config: RunConfig, shards: ShardSet) -> RunConfig | None:
     """Make the control of a run by stored motion: the method motion, on whole frames.
 
-    None where the shards store none, or the run is of that method itself.
+    None where the shards store none, or the run is this control itself.
     """
-    if config.method == "motion" or config.motion_series not in shards.series_names:
+    itself = (config.method, config.trunk) == ("motion", "flow-grid")
+    if itself or config.motion_series not in shards.series_names:
         return None
     plain = replace(config, class_text="", unlabelled_per_class=0, distractor_classes=0)
     side = min(config.resize, config.resize_width or config.resize)

@@ -1,11 +1,7 @@
-"""Cluster videos by k-means on a vector for each: features of a trunk, or of stored optical flow.
-
-Labels are never read.
-"""
+"""Cluster videos by k-means on a vector for each; labels are never read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from shards_spec import Series, ShardSet
 from shards_spec.errors import ConfigError
-from shards_spec.pictures import decode_picture, flow_field, segment_centres
 
 Ints = NDArray[np.int64]
 
 ITERATIONS = 100
 RESTARTS = 3  # the tightest clustering is kept
-GRID = 2  # cells a side
 
 
 @dataclass(frozen=True)
@@ -133,43 +125,3 @@ def agreement(place: Ints, labels: Ints) -> Agreement:
 def _entropy(shares: NDArray[np.float64]) -> float:
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum())
-
-
-def flow_features(shards: ShardSet, rows: Sequence[int], *, steps: int = 8) -> Tensor:
-    """Return vectors [n, steps * GRID * GRID * 2] of the flow of videos.
-
-    A vector holds the flow of each cell at the centres of `steps` segments.  A cell sums its
-    vectors with their lengths as weights, so that moving parts outweigh parts that stand still.
-    The sum is divided by the summed length of the whole field.  Units are pixels of the stored
-    field.
-
-    Raises:
-        ConfigError: the shards hold no optical flow.
-        ShardError: a field is damaged.
-    """
-    name = next((name for name in shards.series_names if name.startswith("flow")), None)
-    if name is None:
-        raise ConfigError(f"{shards.path} holds no optical flow; add it with fsar-preprocess --motion flow")
-    series = shards.series(name)
-    videos = tqdm(rows, desc="flow", unit="video", leave=False)
-    return torch.from_numpy(np.stack([_video(series, row, steps) for row in videos]))
-
-
-def _video(series: Series, row: int, steps: int) -> NDArray[np.float32]:
-    """Return the vector [steps * GRID * GRID * 2] of one video."""
-    centres = segment_centres(len(series.kept(row)), steps).tolist()
-    if not centres:  # one frame: nothing moves
-        return np.zeros(steps * GRID * GRID * 2, np.float32)
-    places = [centres[step * len(centres) // steps] for step in range(steps)]  # a short video's more than once
-    scales = series.scale(row)
-    members = [decode_picture(data, series.name, row) for data in series.read(row, places)]
-    fields = [flow_field(member, float(scales[place])) for member, place in zip(members, places, strict=True)]
-    return np.concatenate([_cells(field) for field in fields]).astype(np.float32)
-
-
-def _cells(field: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum a field [h, w, 2] by cells -> [GRID * GRID * 2]."""
-    length = np.hypot(field[..., 0], field[..., 1])  # [h, w]
-    weighted = field * (length / (length.sum() + 1e-6))[..., None]
-    bands = (part for band in np.array_split(weighted, GRID) for part in np.array_split(band, GRID, axis=1))
-    return np.concatenate([part.sum(axis=(0, 1)) for part in bands])

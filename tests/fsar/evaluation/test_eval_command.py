@@ -83,9 +83,12 @@ def test_compared_runs_get_the_accuracies_they_have_alone(
     files = ["--markdown", tmp_path / "t.md", "--csv", tmp_path / "t.csv", "--prototype-control"]
     table = result_of(out, "--compare", runs["molo"], runs["otam"], *shared, *files)
     printed = capsys.readouterr().out
-    alone = [result_of(out, "--weights", runs[name], *shared)["test"] for name in ("molo", "otam")]
-    assert [row["test"] for row in table["runs"][:2]] == alone
-    assert [row["run"] for row in table["runs"]] == ["molo", "otam", "prototypes of tiny"]
+    results = [result_of(out, "--weights", runs[name], *shared) for name in ("molo", "otam")]
+    alone = [result["test"] for result in results]
+    assert [row["test"] for row in table["runs"]][:2] == alone
+    names = ["molo", "otam", "prototypes of tiny", "stored motion without training"]
+    assert [row["run"] for row in table["runs"]] == names
+    assert table["runs"][3]["test"] == results[0]["stored_motion"]
     difference = table["runs"][1]["difference"]
     assert difference["value"] == pytest.approx(alone[1]["accuracy"] - alone[0]["accuracy"])
     assert table["runs"][0]["difference"] is None
@@ -106,7 +109,7 @@ def test_the_first_run_and_the_command_line_decide_the_episodes(
     out = tmp_path / "out.json"
     for words, episodes in (((), 7), (("--episodes", 3, "--shot", 2), 3)):
         table = result_of(out, "--compare", runs["otam"], runs["molo"], "--shards", tiny_path, *words)
-        assert [row["test"]["episodes"] for row in table["runs"]] == [episodes, episodes]
+        assert [row["test"]["episodes"] for row in table["runs"]] == [episodes] * 3  # with stored motion
     assert (table["shot"], table["runs"][0]["frames"], table["runs"][1]["frames"]) == (2, 4, 8)
 
 
@@ -226,11 +229,11 @@ def test_runs_with_unlabelled_videos_and_others_are_asked_the_same(
     names = [runs[name] for name in ("otam", "few", "semi")]
     table = result_of(out, "--compare", *names, *shared, "--groups", "any", "--episodes", 12, "--prototype-control")
     assert [row["test"] for row in table["runs"][1:3]] == alone
-    assert [row["unlabelled_per_class"] for row in table["runs"]] == [0, 0, 2, 0]
+    assert [row["unlabelled_per_class"] for row in table["runs"]] == [0, 0, 2, 0, 0]
     assert "| 2 a class " in capsys.readouterr().out
     all_of_them = ["--compare", *names[:2], *shared, "--groups", "any", "--unlabelled-per-class", 2]
     table = result_of(out, *all_of_them, "--distractor-classes", 1, "--distractors-per-class", 3)
-    assert [row["distractors_per_class"] for row in table["runs"]] == [0, 3]
+    assert [row["distractors_per_class"] for row in table["runs"]] == [0, 3, 0]
 
 
 def test_the_control_is_asked_the_same_where_unlabelled_videos_leave_classes_out() -> None:
@@ -287,7 +290,7 @@ def test_a_checkpoint_chosen_on_the_split_of_the_test_says_so(
     assert table["test"]["interval_episodes"] is None  # of one episode
     assert result_of(out, *words, "--checkpoint", "last")["selected_on"] == "last"
     assert "was chosen on" not in capsys.readouterr().out
-    table = result_of(out, "--compare", run, "--prototype-control", *words[2:])
+    table = result_of(out, "--compare", run, "--prototype-control", "--no-motion-control", *words[2:])
     assert [row.get("selected_on") for row in table["runs"]] == ["test", None]
     assert "| best on test |" in capsys.readouterr().out
 

@@ -88,6 +88,10 @@ def test_a_run_of_two_streams_is_tested_stream_by_stream(tiny_path: Path, tmp_pa
     assert call(evaluate.cli, "--shards", str(tiny_path), "--weights", str(run), "--out", str(again)) == 0
     for key in ("test", "of_streams", "share_of_motion", "stored_motion"):
         assert read_json(again)[key] == table[key]
+    compared = ("--compare", str(run), "--prototype-control", "--out", str(again))
+    assert call(evaluate.cli, "--shards", str(tiny_path), *compared) == 0
+    tested = [row["test"] for row in read_json(again)["runs"]]  # both streams, prototypes of the frames, the control
+    assert (tested[0], tested[2]) == (table["test"], table["stored_motion"])
 
 
 def test_a_resumed_run_of_two_streams_ends_with_the_same_weights(tiny_path: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from fake_shards import FakeShards
 from small_runs import call, words
 
 from fsar import EpisodeLoader
-from fsar.cli.cluster import _config
+from fsar.cli.cluster import _config, _model, embed
 from fsar.cli.cluster import cli as cluster_cli
 from fsar.cli.train import cli as train_cli
 from fsar.methods.class_text import ClassText
 from fsar.run.build import evaluation_rules
 from fsar.run.config import build_config
-from fsar.training.clusters import _cells, agreement, flow_features, k_means, keep_large
+from fsar.training.clusters import agreement, k_means, keep_large
 from pipelines.episodes.labels import read_labels, write_labels
 from pipelines.episodes.pools import Labels
 from pipelines.episodes.rules import EpisodeRules
@@ -191,27 +191,22 @@ def test_training_on_single_videos(tiny_path, tmp_path, capsys):
     assert 'tasks = "augment" needs no labels and no unlabelled' in capsys.readouterr().err
 
 
-def test_flow_features_tell_directions_and_their_order_apart():
-    right = np.zeros((8, 8, 2))
-    right[:4, :4, 0] = 2.0  # the upper left cell moves to the right
-    cells = _cells(right).reshape(2, 2, 2)
-    assert cells[0, 0] == pytest.approx([2.0, 0.0])
-    assert not cells.ravel()[2:].any()
-    assert np.array_equal(_cells(-right), -_cells(right))
-    assert not _cells(np.zeros((8, 8, 2))).any()
-
-
-def test_clusters_of_flow_need_no_weights(tiny_path, tiny_shards, tmp_path, capsys):
-    rows = tiny_shards.split_rows("train").tolist()
-    vectors = flow_features(tiny_shards, rows, steps=4)
-    assert vectors.shape == (len(rows), 4 * 2 * 2 * 2)
-    assert torch.equal(vectors, flow_features(tiny_shards, rows, steps=4))
-    assert vectors.abs().sum(dim=1).min() > 0  # everything moves
+def test_clusters_of_flow_read_what_the_method_motion_reads(tiny_path, tiny_shards, tmp_path, capsys):
+    rows = tiny_shards.split_rows("train")
+    config = _config(None, None, None, {"frames": 4}, flow=True)
+    vectors = embed(_model(config, None), tiny_shards, rows.tolist(), config)
+    assert vectors.shape == (len(rows), 4 * 4 * 4 * 2)
+    whole = EpisodeRules(way=3, shot=3, frames=4, resize=64, crop=64, groups="any", streams="motion")
+    with EpisodeLoader(tiny_shards, "train", whole, executor="portable") as loader:
+        ((plan, episode, _),) = loader.planned(0, 1)
+    means = torch.nn.functional.adaptive_avg_pool2d(episode.support_motion.flatten(0, 2), 4)  # [S * T, 2, 4, 4]
+    found = vectors[np.searchsorted(rows, plan.support_rows)]
+    assert torch.allclose(found, means.view(len(found), -1), atol=1e-4)
     path = tmp_path / "clusters.csv"
     flow = ["--shards", str(tiny_path), "--features", "flow", "--out", str(path), "--least", "1", "--clusters", "3"]
     assert call(cluster_cli, *flow) == 0
-    assert set(read_labels(path, tiny_shards, "train").rows.tolist()) <= set(rows)
-    assert call(cluster_cli, *flow, "--trunk", "tiny") == 2
-    assert "--features flow reads no weights" in capsys.readouterr().err
-    assert call(cluster_cli, *flow, "--crop", "56", "--device", "cpu") == 2
-    assert "leave out --crop, --device" in capsys.readouterr().err
+    assert set(read_labels(path, tiny_shards, "train").rows.tolist()) <= set(rows.tolist())
+    assert call(cluster_cli, *flow, "--motion-series", "flow3") == 2
+    assert 'holds no "flow3"' in capsys.readouterr().err
+    assert call(cluster_cli, *flow, "--trunk", "tiny", "--crop", "56") == 2
+    assert "--features flow reads no weights and no pictures: leave out --trunk, --crop" in capsys.readouterr().err
