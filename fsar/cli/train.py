@@ -286,7 +286,8 @@ def _announce(trainer: Trainer, config: RunConfig, shards: ShardSet, run: Path, 
     if incomplete := coverage_text(shards):
         click.echo(incomplete)
     if not trainer.selects:
-        click.echo(f'no split "{config.select_on}" chooses the checkpoint: the last one is tested')
+        why = "" if config.select_on == "last" else f', as the shards have no split "{config.select_on}"'
+        click.echo(f"the last checkpoint is tested{why}")
     if config.freeze_trunk:
         videos = len(trainer.train_episodes.stream.drawn_videos())
         click.echo(f"the trunk is frozen: {config.cached_views} views of each of {videos:,} videos go through it once")

@@ -59,7 +59,7 @@ def of_streams(values: Mapping[str, Any]) -> dict[str, Any]:
     if streams != "motion":
         return given
     given |= {"streams": streams}
-    if values.get("trunk") in MOTION_TRUNKS:
+    if values.get("trunk") in MOTION_TRUNKS and not values.get("motion_trunk"):
         return given | {"trunk_weights": values.get("trunk_weights") or "random"}
     trunk = values.get("motion_trunk") or default_motion_trunk(method)
     return given | {"trunk": trunk, "trunk_weights": values.get("motion_trunk_weights", "random")}

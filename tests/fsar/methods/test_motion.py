@@ -14,6 +14,7 @@ from fsar.matching import SHIFT_PRICE, shift_cosine
 from fsar.methods import METHODS, Fusion, TwoStreams, create_method, method_options
 from fsar.run.build import build_model
 from fsar.run.config import build_config
+from fsar.run.recipes import read_recipe
 from fsar.trunks import create_motion_trunk
 from shards_spec.errors import ConfigError
 
@@ -82,6 +83,12 @@ def test_the_method_motion_refuses_frames() -> None:
         create_method("motion", trunk="tiny")
     with pytest.raises(ConfigError, match='method motion reads motion alone, not streams = "both"'):
         build_config({"method": "motion", "trunk": "tiny", "streams": "both"})
+
+
+def test_a_trunk_of_motion_that_is_given_replaces_the_recipes() -> None:
+    recipe = read_recipe("motion-lite0")
+    assert build_config(recipe).trunk == "flow-grid"
+    assert build_config(recipe | {"motion_trunk": "tiny-flow"}).trunk == "tiny-flow"
 
 
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.only_stream is None])
