@@ -28,6 +28,7 @@ from pipelines.augment.clips import normalise
 from pipelines.decoding.dali import dali_is_installed
 from pipelines.episodes.rules import EpisodeRules
 from pipelines.episodes.stream import EpisodeStream
+from pipelines.reads import Reads
 from preprocess.datasets.folder import folder_catalogue
 from shards_spec import ShardSet
 from shards_spec.cli.console import run_command
@@ -39,7 +40,9 @@ PLANNED = 32  # episodes that the usual way goes round in
 JITTER = "float32, jitter"
 LAST = "ours, raw, float32, channels last"
 COPYING, WRITING = "bound, raw, copying windows alone", "bound, writing float32 alone"
-KINDS = ("uint8", "float32", JITTER)
+FIELDS = {"float32 and 1 field": 1, "float32 and 4 fields": 4, "float32 and all fields": 0}  # of each segment
+KINDS = ("uint8", "float32", JITTER, *FIELDS)
+SERIES = "flow1"
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
 
 
@@ -58,6 +61,10 @@ class Setting:
     def with_jitter(self) -> Setting:
         """Return the setting with the colours of queries jittered."""
         return replace(self, rules=replace(self.rules, query_jitter=True))
+
+    def with_fields(self, fields: int) -> Setting:
+        """Return the setting with stored flow beside the frames, so many fields of each segment."""
+        return replace(self, rules=replace(self.rules, streams="both", motion_series=SERIES, fields=fields))
 
     def stream(self) -> EpisodeStream:
         """The episodes: every contestant begins with number 0."""
@@ -106,6 +113,9 @@ def main(
 
     "webdataset": its reader streams the same JPEG shards from end to end; it cannot draw episodes.
 
+    "and 4 fields": the same with stored flow, 4 fields of each of 8 segments, made into maps of displacement. The
+    bound adds the decoding of these fields and nothing else. Nobody's usual way has flow.
+
     Two outputs: "uint8" is cropped frames on the device; "float32" is resized, cropped, normalised clips, ready for
     the model. Colour jitter is off in these rows and on, on both sides, in the rows "float32, jitter". "ratio" is to
     the fastest usual way of that output. The making of the shards is not in these figures (benchmarks.preprocess
@@ -146,7 +156,7 @@ def make_shards(videos: Path, out: Path, per_class: int, *, codec: str = "jpeg")
     enough = [label for label in every.dataset.classes if labels.count(label) >= per_class]
     if not enough:
         raise ConfigError(f"no class of {videos} has {per_class} videos: use fewer --queries")
-    store(folder_catalogue(videos, classes={"train": enough}), out, codec=codec)
+    store(folder_catalogue(videos, classes={"train": enough}), out, codec=codec, motion=(SERIES,))
     return out
 
 
@@ -222,6 +232,8 @@ def contestants(setting: Setting, stack: ExitStack) -> list[tuple[str, str, Cont
         if executor == "raw":
             last = stack.enter_context(_ours(setting, executor, memory_format=torch.channels_last))
             entries.append(("float32", "ours", Contestant(LAST, _run_episodes(last))))
+        else:
+            entries += _of_both(setting, executor, stack)
     entries += [
         ("uint8", "usual", Contestant("usual, decord, uint8", usual(setting, "uint8"))),
         ("float32", "usual", Contestant("usual, decord, float32", usual(setting, "float32"))),
@@ -234,6 +246,34 @@ def contestants(setting: Setting, stack: ExitStack) -> list[tuple[str, str, Cont
     ]
     entries.append(("uint8", "stream", Contestant(NAME, _sequential(setting).run)))
     return entries + _bounds(setting, executors, stack)
+
+
+def _of_both(setting: Setting, executor: str, stack: ExitStack) -> list[tuple[str, str, Contestant]]:
+    """Episodes of frames and flow, and the decoding of the flow alone; nothing where none is stored."""
+    found = []
+    for kind, fields in FIELDS.items() if SERIES in setting.shards.series_names else ():
+        own = setting.with_fields(fields)
+        loader = stack.enter_context(_ours(own, executor))
+        found.append((kind, "ours", Contestant(f"ours, {executor}, {kind}", _run_episodes(loader))))
+        reads = [own.stream().plan(n).motion_reads for n in range(HELD)]
+        found.append(
+            (
+                kind,
+                "bound",
+                Contestant(f"bound, {executor}, fields alone, {kind}", _decoding(own, executor, reads, stack)),
+            )
+        )
+    return found
+
+
+def _decoding(
+    setting: Setting, executor: str, episodes: Sequence[Sequence[Reads]], stack: ExitStack
+) -> Callable[[int], None]:
+    """Decoding what episodes read, and nothing else."""
+    threads = setting.workers
+    if executor == "dali":
+        return DaliBound(episodes, setting.shards, threads=threads, device=setting.device).run
+    return stack.enter_context(PortableBound(episodes, setting.shards, threads=threads)).run
 
 
 def _sequential(setting: Setting) -> SequentialClips:
@@ -305,14 +345,15 @@ def usual(setting: Setting, output: str, *, then_normalise: bool = False) -> Cal
 def _bounds(setting: Setting, executors: Sequence[str], stack: ExitStack) -> list[tuple[str, str, Contestant]]:
     stream, rules, threads = setting.stream(), setting.rules, setting.workers
     plans = [stream.plan(n) for n in range(HELD)]
-    portable = stack.enter_context(PortableBound(plans, setting.shards, threads=threads))
-    decoders: dict[str, Callable[[int], None]] = {"portable": portable.run}
-    if "dali" in executors:
-        decoders["dali"] = DaliBound(plans, setting.shards, threads=threads, device=setting.device).run
+    frames = [plan.reads for plan in plans]
     shape = (frames_of(plans[0].reads), 3, rules.crop, rules.crop)
     write = Contestant(WRITING, WriteBound(shape, device=setting.device).run)
     found = [
-        ("uint8", "bound", Contestant(f"bound, {executor}, decoding alone", decoders[executor]))
+        (
+            "uint8",
+            "bound",
+            Contestant(f"bound, {executor}, decoding alone", _decoding(setting, executor, frames, stack)),
+        )
         for executor in executors
     ]
     if setting.raw:
@@ -345,10 +386,15 @@ def _with_bounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if decode:
             bounds["uint8", executor] = decode
             bounds["float32", executor] = round(1 / (1 / decode + 1 / write), 3)
+            for kind in FIELDS:
+                fields = rates.get(f"bound, {executor}, fields alone, {kind}")
+                if fields:
+                    bounds[kind, executor] = round(1 / (1 / decode + 1 / write + 1 / fields), 3)
     for row in rows:
         usual_rates = [other["episodes_per_second"] for other in rows if _peers(other, row)]
         if row["side"] == "ours":
-            row["ratio_to_usual"] = round(row["episodes_per_second"] / max(usual_rates), 2)
+            if usual_rates:
+                row["ratio_to_usual"] = round(row["episodes_per_second"] / max(usual_rates), 2)
             bound = bounds.get((row["output"], row["name"].split(", ")[1]))
             row["part_of_bound"] = round(row["episodes_per_second"] / bound, 3) if bound else None
     made = [
@@ -359,7 +405,7 @@ def _with_bounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "episodes_per_second": rate,
         }
         for (kind, executor), rate in bounds.items()
-        if kind == "float32" and executor != "raw"
+        if kind != "uint8" and executor != "raw"
     ]
     return sorted(rows + made, key=lambda row: KINDS.index(row["output"]))
 

@@ -24,22 +24,24 @@ from shards_spec import ShardSet
 Pixels = npt.NDArray[np.uint8]
 
 TOGETHER = 8  # windows copied by one call
+COLOURS = {1: "GRAY", 3: "RGB"}  # channels -> what simplejpeg decodes to
 
 
-def payloads_of(plan: EpisodePlan, shards: ShardSet) -> list[bytes]:
-    """The encoded frames of an episode, in the order of its reads."""
+def payloads_of(episode: Sequence[Reads], shards: ShardSet) -> list[bytes]:
+    """The encoded frames or fields of an episode, in the order of its reads."""
     payloads: list[bytes] = []
-    for reads in plan.reads:
+    for reads in episode:
         for row, frame in zip(reads.rows.tolist(), reads.frames.tolist(), strict=True):
             payloads += shards.series(reads.modality).read(row, [frame])
     return payloads
 
 
 class PortableBound:
-    """simplejpeg on `threads` threads: whole frames, exact, into one buffer a thread, no crop, nothing kept."""
+    """simplejpeg on `threads` threads: whole pictures, exact, into one buffer a thread, no crop, nothing kept."""
 
-    def __init__(self, plans: Sequence[EpisodePlan], shards: ShardSet, *, threads: int) -> None:
-        self._episodes = [payloads_of(plan, shards) for plan in plans]
+    def __init__(self, episodes: Sequence[Sequence[Reads]], shards: ShardSet, *, threads: int) -> None:
+        self._episodes = [payloads_of(reads, shards) for reads in episodes]
+        self._colours = COLOURS[episodes[0][0].channels]
         self._bytes = int(shards.series("rgb").sizes.prod(axis=1).max()) * 3
         self._pool = ThreadPoolExecutor(threads)
         self._local = threading.local()
@@ -56,7 +58,7 @@ class PortableBound:
         if scratch is None:
             scratch = self._local.scratch = np.empty(self._bytes, dtype=np.uint8)
         for payload in payloads:
-            simplejpeg.decode_jpeg(payload, "RGB", fastdct=False, fastupsample=False, buffer=scratch)
+            simplejpeg.decode_jpeg(payload, self._colours, fastdct=False, fastupsample=False, buffer=scratch)
 
     def close(self) -> None:
         """End its threads."""
@@ -70,10 +72,12 @@ class PortableBound:
 
 
 class DaliBound:
-    """A bare DALI pipeline: `image_slice` with the plans' windows on `threads` threads, two episodes ahead."""
+    """A bare DALI pipeline: `image_slice` with the episodes' windows on `threads` threads, two episodes ahead."""
 
-    def __init__(self, plans: Sequence[EpisodePlan], shards: ShardSet, *, threads: int, device: torch.device) -> None:
-        self._batches = [_batch(plan, shards) for plan in plans]
+    def __init__(
+        self, episodes: Sequence[Sequence[Reads]], shards: ShardSet, *, threads: int, device: torch.device
+    ) -> None:
+        self._batches = [_batch(reads, shards) for reads in episodes]
         self._number = self._left = 0
         dali, fn = importlib.import_module("nvidia.dali"), importlib.import_module("nvidia.dali.fn")
         types = importlib.import_module("nvidia.dali.types")
@@ -93,7 +97,9 @@ class DaliBound:
                 no_copy=True,
             )
             decoder = "mixed" if device.type == "cuda" else "cpu"
-            windows = fn.decoders.image_slice(encoded, start=corner, shape=shape, axis_names="HW", device=decoder)
+            colours = types.GRAY if episodes[0][0].channels == 1 else types.RGB
+            how: dict[str, Any] = {"axis_names": "HW", "device": decoder, "output_type": colours}
+            windows = fn.decoders.image_slice(encoded, start=corner, shape=shape, **how)
             self._pipeline.set_outputs(windows)
         self._pipeline.build()
 
@@ -115,11 +121,11 @@ class DaliBound:
         return self._batches[self._number]
 
 
-def _batch(plan: EpisodePlan, shards: ShardSet) -> tuple[list[Any], Any, Any]:
-    """Encoded frames, corners [R, 2] and shapes [R, 2] of an episode."""
-    corners = np.concatenate([np.stack([reads.tops, reads.lefts], axis=1) for reads in plan.reads])
-    shapes = np.concatenate([np.tile(np.array(reads.size), (len(reads), 1)) for reads in plan.reads])
-    encoded = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads_of(plan, shards)]
+def _batch(episode: Sequence[Reads], shards: ShardSet) -> tuple[list[Any], Any, Any]:
+    """Encoded pictures, corners [R, 2] and shapes [R, 2] of an episode."""
+    corners = np.concatenate([np.stack([reads.tops, reads.lefts], axis=1) for reads in episode])
+    shapes = np.concatenate([np.tile(np.array(reads.size), (len(reads), 1)) for reads in episode])
+    encoded = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads_of(episode, shards)]
     return encoded, corners.astype(np.int32), shapes.astype(np.int32)
 
 

@@ -22,29 +22,15 @@ SUPPORT = "support"
 Ints = NDArray[np.int64]
 
 
-def spread(logits: Tensor, there: Tensor | None = None) -> float:
-    """Return the mean over queries [..., way] of the standard deviation over the classes.
-
-    `there` [..., way] is False for classes that a query is not compared with.
-    """
-    there = torch.ones_like(logits, dtype=torch.bool) if there is None else there
-    count = there.sum(dim=-1).clamp(min=1)
-    values = logits.double().masked_fill(~there, 0)
-    means = values.sum(dim=-1) / count
-    squares = (values - means[..., None]).masked_fill(~there, 0).square().sum(dim=-1)
-    return float((squares / count).sqrt().mean())
+def spread(logits: Tensor) -> float:
+    """Return the mean over queries [..., way] of the standard deviation over the classes."""
+    return float(logits.double().std(dim=-1, correction=0).mean())
 
 
-def accuracies(
-    spreads: tuple[float, float], frames: Tensor, motion: Tensor, labels: Tensor, there: Tensor | None = None
-) -> list[float]:
+def accuracies(spreads: tuple[float, float], frames: Tensor, motion: Tensor, labels: Tensor) -> list[float]:
     """Return the accuracy with each share of motion, from logits [..., way] of these spreads."""
-    found = []
-    for share in SHARES:
-        mixed = Fusion(share, *spreads).logits(frames, motion)
-        mixed = mixed if there is None else mixed.masked_fill(~there, -torch.inf)
-        found.append(float((decide(mixed, labels) == labels).double().mean()))
-    return found
+    answers = (decide(Fusion(share, *spreads).logits(frames, motion), labels) for share in SHARES)
+    return [float((said == labels).double().mean()) for said in answers]
 
 
 def calibrated(rule: float | str, frames: Tensor, motion: Tensor, labels: Tensor) -> tuple[Fusion, list[float]]:
@@ -87,8 +73,9 @@ def of_support(
 ) -> Fusion:
     """Choose the share of motion for one episode, by leaving out each support video in turn.
 
-    A video is compared with the support videos of other groups.  On a tie the share is the mean of
-    the best ones; without any comparison it is a half.
+    A video is compared with the support as a query is: of its own class with videos of other groups
+    only, of other classes with all. On a tie the share is the mean of the best ones; without any
+    comparison it is a half.
 
     Args:
         methods: The method of each stream.
@@ -97,19 +84,17 @@ def of_support(
         mask: [way, shot], False at the padding of unequal shots.
     """
     way, shot = groups.shape
-    flat = groups.ravel()
-    allowed = torch.from_numpy((flat[:, None] != flat).reshape(-1, way, shot))  # [S, way, shot]
+    labels, flat = np.repeat(np.arange(way), shot), groups.ravel()
+    apart = (flat[:, None] != flat) | (labels[:, None] != labels)
     real = torch.ones(way, shot, dtype=torch.bool) if mask is None else mask.cpu()
-    allowed &= real
-    labels = torch.arange(way).repeat_interleave(shot)
-    there = allowed.any(dim=2)  # [S, way] classes of which a video is left
-    usable = real.flatten() & there[torch.arange(len(labels)), labels]
+    allowed = torch.from_numpy(apart.reshape(-1, way, shot)) & real  # [S, way, shot]
+    usable = real.flatten() & allowed.any(dim=2).all(dim=1)
     if not bool(usable.any()):
         return Fusion()
     logits = {name: left_out(method, support[name], allowed)[usable].cpu().float() for name, method in methods.items()}
     frames, motion = logits["frames"], logits["motion"]
-    spreads = spread(frames, there[usable]), spread(motion, there[usable])
-    found = accuracies(spreads, frames, motion, labels[usable], there[usable])
+    spreads = spread(frames), spread(motion)
+    found = accuracies(spreads, frames, motion, torch.from_numpy(labels)[usable])
     best = [share for share, value in zip(SHARES, found, strict=True) if value == max(found)]
     return Fusion(sum(best) / len(best), *spreads)
 

@@ -17,7 +17,7 @@ from fsar.evaluation.fusion import SUPPORT
 from fsar.evaluation.intervals import Answers
 from fsar.evaluation.overlap import Overlap, check_overlap, find_overlap
 from fsar.loader import EpisodeLoader, check_views
-from fsar.methods import Fusion, Model, TwoStreams, find_method
+from fsar.methods import Model, TwoStreams, find_method
 from fsar.run import ranks
 from fsar.run.build import check_unlabelled, class_text_of, evaluation_rules, open_episodes, takes_unlabelled
 from fsar.run.config import RunConfig
@@ -176,7 +176,7 @@ class SharedEpisodes:
         if isinstance(model, TwoStreams):
             model.set_rule(stream_weight(config.stream_weight))
             if model.fusion.frames is None:
-                fuse(model, self.shards, config, device=device)
+                fuse(model, self.shards, config, device=device, tested=self.split)
         with closing(self.open_loader(config, model, device)) as loader:
             answers = answer(
                 model,
@@ -196,30 +196,32 @@ class SharedEpisodes:
         return open_episodes(self.shards, self.split, config, trunk=trunk, device=device, training=False, given=fixed)
 
 
-def fuse(model: TwoStreams, shards: ShardSet, config: RunConfig, *, device: torch.device) -> str | None:
+def fuse(
+    model: TwoStreams, shards: ShardSet, config: RunConfig, *, device: torch.device, tested: str = "test"
+) -> str | None:
     """Choose how a model's streams are mixed, on val classes or else on those of training.
 
+    A given share needs only the spread of each stream's logits. Without such classes it is that of
+    the tested split, whose labels are not looked at.
+
     Returns:
-        Name of the split; None where there is none and a number was given, or each episode's
-        support decides.  Each query's logits are then standardised by themselves.
+        Name of the split; None where there is none, or where each episode's support decides.
 
     Raises:
         ConfigError: the share is to be chosen, and the shards have no such split.
     """
-    split = next((name for name in ("val", "train") if name in shards.dataset.splits), None)
     if model.rule == SUPPORT:
         return None
-    if split is None:
-        if isinstance(model.rule, str):
-            raise ConfigError(
-                f"{shards.path} has no classes of training or validation to choose the share of motion on: give "
-                "--stream-weight a number, or support with 2 shots or more"
-            )
-        model.fusion = Fusion(model.rule)
-        return None
+    split = next((name for name in ("val", "train") if name in shards.dataset.splits), None)
+    if split is None and isinstance(model.rule, str):
+        raise ConfigError(
+            f"{shards.path} has no classes of training or validation to choose the share of motion on: give "
+            "--stream-weight a number, or support with 2 shots or more"
+        )
     still = replace(config, test_frames="centre", views=0)
     assert model.trunk is not None
-    with closing(open_episodes(shards, split, still, trunk=model.trunk, device=device, training=False)) as loader:
+    own: dict[str, Any] = {"trunk": model.trunk, "device": device, "training": False}
+    with closing(open_episodes(shards, split or tested, still, **own)) as loader:
         options: dict[str, Any] = {"precision": config.precision, "label": "streams"}
         answer(model, loader, config.val_episodes, calibrate=True, **options)
     return split

@@ -69,13 +69,14 @@ def test_the_support_tells_which_stream_to_trust_and_groups_are_kept_apart(good:
     assert fusion.weight < 0.5 if good == "frames" else fusion.weight > 0.5
 
 
-def test_a_class_of_which_no_other_group_is_left_hides_no_stream() -> None:
-    tokens = torch.eye(3, 8).repeat_interleave(2, dim=0).view(3, 2, 8)
+def test_the_support_is_looked_at_as_queries_are() -> None:
+    """Of the own class other groups alone, of other classes all: a scene that classes share misleads both alike."""
     model = create_method("prototype", trunk=None, channels=8, temperature=1.0).eval()
-    support = {"frames": Embedding(tokens), "motion": Embedding(torch.zeros(3, 2, 8))}
-    groups = np.array([[0, 1], [0, 1], [0, 0]])  # videos of group 0 have nothing of the third class to look at
-    fusion = of_support({"frames": model, "motion": model}, support, groups)
-    assert fusion.weight < 0.5  # frames alone are always right, motion alone is a tie
+    scenes = torch.eye(8)[torch.tensor([[0, 1], [0, 1], [2, 2]])]  # of two classes the same two
+    good = torch.eye(8)[torch.tensor([[0, 0], [1, 1], [2, 2]])] + 0.1 * scenes
+    groups = np.array([[0, 1], [0, 1], [2, 2]])  # a video of the third class has nothing of its own to look at
+    support = {"frames": Embedding(scenes), "motion": Embedding(good)}
+    assert of_support({"frames": model, "motion": model}, support, groups).weight > 0.5
     assert of_support({"frames": model, "motion": model}, support, np.zeros((3, 2), np.int64)).weight == 0.5
 
 
