@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,11 @@ from fsar.report.pictures import (
     step_pictures,
     visible,
 )
-from fsar.report.queries import compare_query, evaluated_episode, frames_beside
+from fsar.report.queries import AskedAgain, frames_beside
 from pipelines.episodes.stream import EpisodePlan
 
 Ints = NDArray[np.int64]
+Shots = Sequence[tuple[int, int]]  # (class, support video) of an episode
 Motion = Literal["change", "flow", "difference"]
 
 MOST_QUERIES, LEAST_QUERIES = 6, 2
@@ -165,15 +166,12 @@ def collect_examples(
         ShardError: a frame cannot be read.
     """
     count = max(LEAST_QUERIES, min(MOST_QUERIES, PICTURES // (8 * loader.rules.frames)))
-    how: dict[str, Any] = {"precision": precision, "shuffled": shuffled}
     was_training = model.training
     model.eval()
     try:
         with frames_beside(loader) as beside:
-            queries = [
-                _query_example(model, loader, beside, n, query, predicted=predicted, **how)
-                for n, query, predicted in choose_queries(answers, count, seed=seed)
-            ]
+            test = AskedAgain(model, loader, beside, precision, shuffled)
+            queries = [_query_example(test, *chosen) for chosen in choose_queries(answers, count, seed=seed)]
     finally:
         model.train(was_training)
     return Examples(queries, find_confusions(loader, answers, seed=seed))
@@ -213,34 +211,15 @@ def _in_turns(answers: Answers, places: Ints) -> list[int]:
     return [place for _, place in sorted(order, key=lambda each: each[0])]
 
 
-def _query_example(
-    model: Model,
-    loader: EpisodeLoader,
-    beside: EpisodeLoader,
-    n: int,
-    query: int,
-    *,
-    predicted: int,
-    precision: str,
-    shuffled: bool,
-) -> QueryExample:
-    """Compute one query of episode n again; `predicted` is the place of a class in the episode.
-
-    Frames that the model does not read are read from the loader `beside`.
-    """
-    plan, episode = evaluated_episode(loader, n, shuffled=shuffled)
-    found = compare_query(model, loader, plan, episode, query, precision=precision)
+def _query_example(test: AskedAgain, n: int, query: int, predicted: int) -> QueryExample:
+    """Compute one query of episode n again; `predicted` is the place of a class in the episode."""
+    plan, episode = test.episode(n)
+    found = test.compared(plan, episode, query)
     truth, scores = int(plan.query_labels[query]), found.scores
     others = sorted(set(range(plan.way)) - {predicted}, key=lambda place: -scores[place])
     places = [predicted, truth if truth != predicted else others[0]]
     shots = [(place, _nearest_shot(found.alignments, place, plan)) for place in places]
-    if episode.query is None:
-        _, frames = evaluated_episode(beside, n, shuffled=shuffled)
-        episode = replace(episode, support=frames.support, query=frames.query)
-    streams = streams_of(model)
-    if "motion" not in streams:
-        episode = replace(episode, support_motion=None, query_motion=None)
-    pictures = _ExamplePictures(loader, plan, episode, query=query, shots=shots)
+    pictures = _ExamplePictures(test.loader, plan, test.shown(n, episode), query=query, shots=shots)
     return QueryExample(
         n,
         query=pictures.clip(0),
@@ -249,8 +228,8 @@ def _query_example(
         other=pictures.compared_class(1, scores[places[1]], found.alignments),
         decoded=None if found.decoded is None else pictures.decoded(found.decoded),
         motion=pictures.kind,
-        sees_frames="frames" in streams,
-        unlabelled="unlabelled" in model.reads and len(plan.unlabelled_rows) > 0,
+        sees_frames="frames" in streams_of(test.model),
+        unlabelled="unlabelled" in test.model.reads and len(plan.unlabelled_rows) > 0,
     )
 
 
@@ -279,24 +258,18 @@ class _ExamplePictures:
         episode: Episode,
         *,
         query: int,
-        shots: Sequence[tuple[int, int]],
+        shots: Shots,
     ) -> None:
         self._shards, self._plan, self._shots = loader.shards, plan, shots
         self._colours = {"mean": loader.mean, "std": loader.std}
-
-        def clips(of_query: Tensor | None, of_support: Tensor | None) -> list[Tensor]:
-            assert of_query is not None
-            assert of_support is not None
-            return [of_query[query], *(of_support[place, shot] for place, shot in shots)]
-
         rows = [plan.query_rows[query], *(plan.support_rows[place * plan.shot + shot] for place, shot in shots)]
         self._rows = [int(row) for row in rows]
-        self._frames = [middle_frames(clip) for clip in clips(episode.query, episode.support)]
+        self._frames = [middle_frames(clip) for clip in _clips(episode.query, episode.support, query, shots)]
         self._motion = changes = [clip[1:] - clip[:-1] for clip in self._frames]  # [T - 1, 3, h, w] each
         self._full_change = full_motion(changes)
         self.kind: Motion = "change"
         if episode.query_motion is not None:
-            self._motion = clips(episode.query_motion, episode.support_motion)  # [T, c, h, w] each
+            self._motion = _clips(episode.query_motion, episode.support_motion, query, shots)  # [T, c, h, w] each
             self.kind = "flow" if self._motion[0].shape[1] == 2 else "difference"
         self._full = full_motion(self._motion)
 
@@ -332,6 +305,13 @@ class _ExamplePictures:
             brighter = brightening(pictures_of(self._frames[0], **self._colours))  # as the query's frames are shown
             return brightened(pictures_of(steps, **self._colours), brighter)
         return step_pictures(steps, self._full_change if one.kind == "difference" else full_motion([one.target[0]]))
+
+
+def _clips(of_query: Tensor | None, of_support: Tensor | None, query: int, shots: Shots) -> list[Tensor]:
+    """Take a query of [Q, ...], and support videos of [way, shot, ...] at some places."""
+    assert of_query is not None
+    assert of_support is not None
+    return [of_query[query], *(of_support[place, shot] for place, shot in shots)]
 
 
 def _addresses(pictures: Iterable[NDArray[np.uint8]]) -> list[str]:

@@ -88,30 +88,50 @@ def frames_beside(loader: EpisodeLoader) -> Iterator[EpisodeLoader]:
         yield frames
 
 
-@torch.no_grad()
-def compare_query(
-    model: Model, loader: EpisodeLoader, plan: EpisodePlan, episode: Episode, query: int, *, precision: str
-) -> Compared:
-    """Compare one query of an episode with its classes, as the test did.
+@dataclass(frozen=True)
+class AskedAgain:
+    """A test whose queries are asked again.
 
-    Args:
-        model: In eval mode.
+    Attributes:
+        model: In eval mode, on the loader's device.
         loader: Of the test's episodes.
-        plan: Of the episode.
-        episode: What the model reads.
-        query: Place among its queries.
+        beside: Of their frames; see `frames_beside`.
         precision: fp32 or bf16 (autocast).
+        shuffled: The test shuffled the frames of each clip.
     """
-    one = _with_one_query(episode, query)
-    with autocast(loader.device, precision):
-        found = {
-            name: _of_stream(method, motion_only(one) if name == "motion" else one)
-            for name, method in streams_of(model).items()
-        }
-    groups = group_keys(len(loader.shards.groups), loader.shards.groups)[plan.support_rows]
-    logits = _mixed(model, found, groups.reshape(plan.way, plan.shot))
-    decoded = found["frames"].decoded if "frames" in found else None
-    return Compared(logits[0].tolist(), _alignments(found), decoded)
+
+    model: Model
+    loader: EpisodeLoader
+    beside: EpisodeLoader
+    precision: str
+    shuffled: bool
+
+    def episode(self, n: int) -> tuple[EpisodePlan, Episode]:
+        """Read episode n as the model read it."""
+        return evaluated_episode(self.loader, n, shuffled=self.shuffled)
+
+    def shown(self, n: int, episode: Episode) -> Episode:
+        """Make of episode n what a page shows: always frames, and motion if a stream reads it."""
+        if "motion" not in streams_of(self.model):
+            return replace(episode, support_motion=None, query_motion=None)
+        if episode.query is not None:
+            return episode
+        _, frames = evaluated_episode(self.beside, n, shuffled=self.shuffled)
+        return replace(episode, support=frames.support, query=frames.query)
+
+    @torch.no_grad()
+    def compared(self, plan: EpisodePlan, episode: Episode, query: int) -> Compared:
+        """Compare the query at a place of an episode with its classes."""
+        one, shards = _with_one_query(episode, query), self.loader.shards
+        with autocast(self.loader.device, self.precision):
+            found = {
+                name: _of_stream(method, motion_only(one) if name == "motion" else one)
+                for name, method in streams_of(self.model).items()
+            }
+        groups = group_keys(len(shards.groups), shards.groups)[plan.support_rows]
+        logits = _mixed(self.model, found, groups.reshape(plan.way, plan.shot))
+        decoded = found["frames"].decoded if "frames" in found else None
+        return Compared(logits[0].tolist(), _alignments(found), decoded)
 
 
 def _of_stream(model: FewShotMethod, episode: Episode) -> _OfStream:

@@ -176,7 +176,7 @@ def test_the_commands_write_pages_that_say_their_figures(pages: dict[str, Path])
     assert "reconstructed" in text
     assert text.count(" queries (") == len(list(re.finditer("<figcaption><b>", text)))
     several = pages["several"].read_text()
-    assert several.count("<svg") == 2 * 1 + 1  # accuracies of both, one difference
+    assert several.count("<svg") == 3 + 2  # accuracies of both and of stored motion, differences from the first
     sheet = pages["sheet"].read_text()
     assert sheet.count("<section>") == 3
     assert sheet.count("<img") == 3 * 3 * 4 + 1  # three series, four frames, the colour wheel
