@@ -113,7 +113,7 @@ class AskedAgain:
     def shown(self, n: int, episode: Episode) -> Episode:
         """Make of episode n what a page shows: always frames, and motion if a stream reads it."""
         if "motion" not in streams_of(self.model):
-            return replace(episode, support_motion=None, query_motion=None)
+            return replace(episode, support_motion=None, query_motion=None, unlabelled_motion=None)
         if episode.query is not None:
             return episode
         _, frames = evaluated_episode(self.beside, n, shuffled=self.shuffled)
