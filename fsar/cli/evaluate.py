@@ -28,7 +28,7 @@ from fsar.evaluation.embeddings import EmbeddingStore
 from fsar.evaluation.intervals import Answers
 from fsar.evaluation.shared_episodes import UNLABELLED, ModelUnderTest, SharedEpisodes, open_shared_episodes
 from fsar.methods import METHODS, Model, find_method, method_options
-from fsar.report.examples import Examples, examples_of
+from fsar.report.examples import Examples, collect_examples
 from fsar.report.result import CONTROL_TEXTS, coverage_text, describe, of_streams, stream_lines
 from fsar.report.run import page
 from fsar.run import ranks
@@ -283,12 +283,12 @@ def _of_trunk(source: Source, streams: Mapping[str, Any]) -> RunConfig:
     return build_config(table | {"num_classes": 1} | options | parse_pairs(source.pairs) | dict(streams))
 
 
-def _examples(shared: SharedEpisodes, tested: ModelUnderTest, model: Model, answers: Answers) -> Examples | None:
+def _examples(shared: SharedEpisodes, tested: ModelUnderTest, model: Model, answers: Answers) -> Examples:
     """Collect examples of the queries that `SharedEpisodes.run` has asked."""
     config = shared.configured(tested.config)
     with closing(shared.open_loader(config, model, choose_device(config.device))) as loader:
         how: dict[str, Any] = {"precision": config.precision, "seed": config.eval_seed}
-        return examples_of(model, loader, answers, shuffled=shared.shuffled, **how)
+        return collect_examples(model, loader, answers, shuffled=shared.shuffled, **how)
 
 
 def _left_out(shared: SharedEpisodes) -> str | None:

@@ -20,7 +20,7 @@ from fsar.evaluation.accuracy import Result, answer, evaluate, summarise
 from fsar.evaluation.overlap import find_overlap
 from fsar.loader import EpisodeLoader
 from fsar.methods import METHODS, find_method, method_options
-from fsar.report.examples import Examples, examples_of
+from fsar.report.examples import Examples, collect_examples
 from fsar.report.result import CONTROL_TEXTS, coverage_text, describe, describe_data, of_streams, stream_lines
 from fsar.report.run import write_report
 from fsar.run import ranks
@@ -251,7 +251,7 @@ def train_and_test(
         if not ranks.is_first():
             return table, None
         write_whole(run / "result.json", json_bytes(table))
-        shown = examples_of(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
+        shown = collect_examples(trainer.model, test, answers, precision=config.precision, seed=config.eval_seed)
         return table, shown
 
 

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fsar.episode import Episode
-from fsar.evaluation.accuracy import shuffle_frames
-from fsar.evaluation.embeddings import clips_of
 from fsar.evaluation.intervals import Answers
 from fsar.loader import EpisodeLoader
 from fsar.matching import Alignment, Pair
-from fsar.methods import FewShotMethod, Model, TwoStreams
+from fsar.methods import Model, streams_of
 from fsar.methods.reconstruction import Reconstruction
-from fsar.report.alignment import align, reconstruct
 from fsar.report.pictures import (
     Picture,
     brightened,
     brightening,
-    flow_pictures,
     full_motion,
     jpeg_uri,
     middle_frame,
     middle_frames,
-    motion_pictures,
     pictures_of,
+    step_pictures,
     visible,
 )
-from fsar.run.device import autocast
+from fsar.report.queries import AskedAgain, frames_beside
 from pipelines.episodes.stream import EpisodePlan
-from pipelines.episodes.views import choose_views, draw_views, number_views
-from shards_spec import ShardSet
 
 Ints = NDArray[np.int64]
+Shots = Sequence[tuple[int, int]]  # (class, support video) of an episode
+Motion = Literal["change", "flow", "difference"]
 
 MOST_QUERIES, LEAST_QUERIES = 6, 2
 PICTURES = 400  # about as many in a page, however many frames a video has
@@ -50,9 +45,11 @@ CONFUSION_SIDE = 160  # pixels of a picture of confused classes
 
 @dataclass(frozen=True)
 class Clip:
-    """A video as the model read it: addresses of the pictures of T frames and T - 1 changes.
+    """A video as the model read it: addresses of pictures.
 
     Attributes:
+        frames: Of T frames; beside a model of motion alone, those that one of frames would read.
+        motion: Of the stored motion of T segments, or of the T - 1 changes between the frames.
         brighter: Factor by which dark pictures are brighter than what the model read; else 1.
     """
 
@@ -107,6 +104,9 @@ class QueryExample:
         predicted: The class that the model chose.
         other: The true class, or the next best one where the model was right.
         decoded: What the model's decoder made of the query, if it has one.
+        motion: What the pictures of motion show: "change" from frame to frame, or as the model
+            read it stored "flow" or a stored "difference".
+        sees_frames: The model read the frames.
         unlabelled: Unlabelled videos count in the scores, though not in the pairs.
     """
 
@@ -116,6 +116,8 @@ class QueryExample:
     predicted: ComparedClass
     other: ComparedClass
     decoded: DecodedMotion | None
+    motion: Motion = "change"
+    sees_frames: bool = True
     unlabelled: bool = False
 
 
@@ -140,7 +142,7 @@ class Examples:
 
 
 def collect_examples(
-    model: FewShotMethod,
+    model: Model,
     loader: EpisodeLoader,
     answers: Answers,
     *,
@@ -167,20 +169,12 @@ def collect_examples(
     was_training = model.training
     model.eval()
     try:
-        queries = [
-            _query_example(model, loader, n, query, predicted=predicted, precision=precision, shuffled=shuffled)
-            for n, query, predicted in choose_queries(answers, count, seed=seed)
-        ]
+        with frames_beside(loader) as beside:
+            test = AskedAgain(model, loader, beside, precision, shuffled)
+            queries = [_query_example(test, *chosen) for chosen in choose_queries(answers, count, seed=seed)]
     finally:
         model.train(was_training)
     return Examples(queries, find_confusions(loader, answers, seed=seed))
-
-
-def examples_of(model: Model, loader: EpisodeLoader, answers: Answers, **options: Any) -> Examples | None:  # noqa: ANN401 -- of collect_examples
-    """Collect examples for a page; None for a model that reads motion, whose queries are not drawn."""
-    if isinstance(model, TwoStreams) or model.stream != "frames":
-        return None
-    return collect_examples(model, loader, answers, **options)
 
 
 def choose_queries(answers: Answers, count: int, *, seed: int) -> list[tuple[int, int, int]]:
@@ -217,108 +211,73 @@ def _in_turns(answers: Answers, places: Ints) -> list[int]:
     return [place for _, place in sorted(order, key=lambda each: each[0])]
 
 
-def evaluated_episode(loader: EpisodeLoader, n: int, *, shuffled: bool) -> tuple[EpisodePlan, Episode]:
-    """Read episode n with the frames that an evaluation read."""
-    ((plan, episode, _),) = loader.planned(n, n + 1)
-    if loader.views:
-        episode = loader.assemble(plan, clips_of(loader, draw_views(loader.stream, _views(loader, plan))))
-    return plan, shuffle_frames(plan, episode) if shuffled else episode
-
-
-def _views(loader: EpisodeLoader, plan: EpisodePlan) -> Ints:
-    """[V] numbers of the views that the episode takes of its videos."""
-    rows = (plan.support_rows, plan.query_rows, plan.unlabelled_rows)
-    counts = [len(own) for own in rows]
-    chosen = choose_views(plan.n, counts, loader.views, seed=loader.stream.seed, flips=loader.rules.query_flip)
-    return np.concatenate([number_views(own, 1) + view for own, view in zip(rows, chosen, strict=True)])
-
-
-@torch.no_grad()
-def _query_example(
-    model: FewShotMethod, loader: EpisodeLoader, n: int, query: int, *, predicted: int, precision: str, shuffled: bool
-) -> QueryExample:
+def _query_example(test: AskedAgain, n: int, query: int, predicted: int) -> QueryExample:
     """Compute one query of episode n again; `predicted` is the place of a class in the episode."""
-    plan, episode = evaluated_episode(loader, n, shuffled=shuffled)
-    truth = int(plan.query_labels[query])
-    with autocast(loader.device, precision):
-        logits, alignments, decoded = _compare(model, _with_one_query(episode, query))
-    others = sorted(set(range(plan.way)) - {predicted}, key=lambda place: -logits[place])
+    plan, episode = test.episode(n)
+    found = test.compared(plan, episode, query)
+    truth, scores = int(plan.query_labels[query]), found.scores
+    others = sorted(set(range(plan.way)) - {predicted}, key=lambda place: -scores[place])
     places = [predicted, truth if truth != predicted else others[0]]
-    shots = [(place, _nearest_shot(alignments, place, plan)) for place in places]
-    pictures = _ExamplePictures(loader.shards, model, plan, episode, query=query, shots=shots)
+    shots = [(place, _nearest_shot(found.alignments, place, plan)) for place in places]
+    pictures = _ExamplePictures(test.loader, plan, test.shown(n, episode), query=query, shots=shots)
     return QueryExample(
         n,
         query=pictures.clip(0),
         right=truth == predicted,
-        predicted=pictures.compared_class(0, logits[places[0]], alignments),
-        other=pictures.compared_class(1, logits[places[1]], alignments),
-        decoded=None if decoded is None else pictures.decoded(decoded),
-        unlabelled="unlabelled" in model.reads and len(plan.unlabelled_rows) > 0,
+        predicted=pictures.compared_class(0, scores[places[0]], found.alignments),
+        other=pictures.compared_class(1, scores[places[1]], found.alignments),
+        decoded=None if found.decoded is None else pictures.decoded(found.decoded),
+        motion=pictures.kind,
+        sees_frames="frames" in streams_of(test.model),
+        unlabelled="unlabelled" in test.model.reads and len(plan.unlabelled_rows) > 0,
     )
-
-
-def _compare(model: FewShotMethod, episode: Episode) -> tuple[list[float], dict[str, Alignment], Reconstruction | None]:
-    """Compare the only query of an episode with its classes.
-
-    Returns:
-        Logits [way], what was matched, and what was decoded.
-    """
-    of_support, of_query = model.read(episode)
-    support, query = model.embed(of_support).map(episode.group), model.embed(of_query)
-    unlabelled = model.read_unlabelled(episode) if "unlabelled" in model.reads else None
-    text = episode.class_text if "class_text" in model.reads else None
-    more = None if unlabelled is None else model.embed(unlabelled)
-    logits = model.match(support, query, class_text=text, unlabelled=more)
-    alignments = align(model, query, support, class_text=text)
-    return logits[0].tolist(), alignments, reconstruct(model, of_query, episode)
-
-
-def _with_one_query(episode: Episode, query: int) -> Episode:
-    assert episode.query is not None
-    one = slice(query, query + 1)
-    motion = None if episode.query_motion is None else episode.query_motion[one]
-    return replace(episode, query=episode.query[one], query_labels=episode.query_labels[one], query_motion=motion)
 
 
 def _nearest_shot(alignments: dict[str, Alignment], place: int, plan: EpisodePlan) -> int:
     """Choose a support video of a class: the nearest where each was compared, else the first."""
-    frames = alignments.get("frames")
-    if frames is None or frames.similarity.shape[1] == plan.way:
+    first = next(iter(alignments.values()), None)
+    if first is None or first.similarity.shape[1] == plan.way:
         return 0
-    total = frames.total[0].view(plan.way, plan.shot)
+    total = first.total[0].view(plan.way, plan.shot)
     return int(total[place].argmax())
 
 
 class _ExamplePictures:
-    """Pictures of a query and of one support video of some classes; motion is on one scale."""
+    """Pictures of a query and of one support video of some classes; motion is on one scale.
+
+    Stored motion is shown if the episode has it, else the changes between frames.
+
+    Attributes:
+        kind: Which motion: "flow", "difference" or "change".
+    """
 
     def __init__(
         self,
-        shards: ShardSet,
-        model: FewShotMethod,
+        loader: EpisodeLoader,
         plan: EpisodePlan,
         episode: Episode,
         *,
         query: int,
-        shots: Sequence[tuple[int, int]],
+        shots: Shots,
     ) -> None:
-        assert model.trunk is not None
-        assert episode.support is not None
-        assert episode.query is not None
-        self._shards, self._plan, self._shots = shards, plan, shots
-        self._colours = {"mean": model.trunk.mean, "std": model.trunk.std}
-        clips = [episode.query[query], *(episode.support[place, shot] for place, shot in shots)]
+        self._shards, self._plan, self._shots = loader.shards, plan, shots
+        self._colours = {"mean": loader.mean, "std": loader.std}
         rows = [plan.query_rows[query], *(plan.support_rows[place * plan.shot + shot] for place, shot in shots)]
-        self._clips = [middle_frames(clip) for clip in clips]
         self._rows = [int(row) for row in rows]
-        self._changes = [clip[1:] - clip[:-1] for clip in self._clips]  # [T - 1, 3, h, w] each
-        self._full = full_motion(self._changes) if self._changes[0].numel() else 1.0
+        self._frames = [middle_frames(clip) for clip in _clips(episode.query, episode.support, query, shots)]
+        self._motion = changes = [clip[1:] - clip[:-1] for clip in self._frames]  # [T - 1, 3, h, w] each
+        self._full_change = full_motion(changes)
+        self.kind: Motion = "change"
+        if episode.query_motion is not None:
+            self._motion = _clips(episode.query_motion, episode.support_motion, query, shots)  # [T, c, h, w] each
+            self.kind = "flow" if self._motion[0].shape[1] == 2 else "difference"
+        self._full = full_motion(self._motion)
 
     def clip(self, number: int) -> Clip:
         """Draw the query (0) or the support video of one of the classes (from 1)."""
         shards, row = self._shards, self._rows[number]
-        pictures = pictures_of(self._clips[number], **self._colours)
-        motion = motion_pictures(self._changes[number], self._full)
+        pictures = pictures_of(self._frames[number], **self._colours)
+        motion = step_pictures(self._motion[number], self._full)
         label, brighter = shards.dataset.classes[int(shards.labels[row])], brightening(pictures)
         frames = brightened(pictures, brighter)
         return Clip(shards.name(row), label, _addresses(frames), _addresses(motion), brighter)
@@ -342,12 +301,17 @@ class _ExamplePictures:
 
     def _drawn(self, one: Reconstruction, steps: Tensor) -> list[Picture]:
         """Draw T - 1 steps [T - 1, c, h, w] of what a decoder makes, or is to make."""
-        if one.kind == "flow":
-            return flow_pictures(steps, full_motion([one.target[0].norm(dim=1)]))
-        if one.kind == "difference":
-            return motion_pictures(steps, self._full)
-        brighter = brightening(pictures_of(self._clips[0], **self._colours))  # as the query's frames are shown
-        return brightened(pictures_of(steps, **self._colours), brighter)
+        if one.kind == "frames":
+            brighter = brightening(pictures_of(self._frames[0], **self._colours))  # as the query's frames are shown
+            return brightened(pictures_of(steps, **self._colours), brighter)
+        return step_pictures(steps, self._full_change if one.kind == "difference" else full_motion([one.target[0]]))
+
+
+def _clips(of_query: Tensor | None, of_support: Tensor | None, query: int, shots: Shots) -> list[Tensor]:
+    """Take a query of [Q, ...], and support videos of [way, shot, ...] at some places."""
+    assert of_query is not None
+    assert of_support is not None
+    return [of_query[query], *(of_support[place, shot] for place, shot in shots)]
 
 
 def _addresses(pictures: Iterable[NDArray[np.uint8]]) -> list[str]:

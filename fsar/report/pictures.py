@@ -78,13 +78,20 @@ def middle_frames(clip: Tensor) -> Tensor:
     return clip if clip.ndim == 4 else clip[:, clip.shape[1] // 2]
 
 
-def full_motion(changes: Sequence[Tensor]) -> float:
-    """Find the change that has the full colour.
+def full_motion(motion: Sequence[Tensor]) -> float:
+    """Find the motion that has the full colour, of steps [n, c, h, w]: 1 where there are none.
 
-    It is a percentile, since one pixel that changes more would bleach all others.
+    It is a length of displacements (c = 2), or a change of a colour (c = 3).  It is a percentile,
+    since one pixel that changes more would bleach all others.
     """
-    sizes = np.concatenate([change.float().abs().cpu().numpy().ravel() for change in changes])
-    return max(float(np.percentile(sizes, FULL)), 1e-6)
+    sizes = [(steps.norm(dim=1) if steps.shape[1] == 2 else steps.abs()).float().cpu().numpy() for steps in motion]
+    values = np.concatenate([size.ravel() for size in sizes])
+    return max(float(np.percentile(values, FULL)), 1e-6) if values.size else 1.0
+
+
+def step_pictures(steps: Tensor, full: float) -> list[Picture]:
+    """Turn displacements [n, 2, h, w] or changes of colours [n, 3, h, w] into pictures."""
+    return flow_pictures(steps, full) if steps.shape[1] == 2 else motion_pictures(steps, full)
 
 
 def motion_pictures(change: Tensor, full: float) -> list[Picture]:

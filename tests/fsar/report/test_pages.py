@@ -137,6 +137,21 @@ def test_sections_say_what_was_matched() -> None:
     assert "unlabelled videos count in the scores, not in the lines" in told
 
 
+def test_sections_say_what_motion_is_shown() -> None:
+    (query,) = fake_examples("jump").queries
+    sections = templates().get_template("examples.html").module
+    colours, together, unseen = "red right, yellow down, cyan left, violet up", "both streams", "not seen by the model"
+    said = {
+        "of frames": sections.queries([query]),
+        "of both": sections.queries([replace(query, motion="flow")]),
+        "of motion": sections.queries([replace(query, motion="flow", sees_frames=False, decoded=None)]),
+        "of differences": sections.queries([replace(query, motion="difference", sees_frames=False, decoded=None)]),
+    }
+    for text, names in ((colours, {"of both", "of motion"}), (together, {"of both"})):
+        assert {name for name, section in said.items() if text in section} == names
+    assert {name for name, section in said.items() if unseen in section} == {"of motion", "of differences"}
+
+
 def test_a_sheet_shows_a_picture_that_is_very_narrow() -> None:
     row = Row(("rgb",), [np.zeros((400, 1, 3), np.uint8)], ["1"])
     assert write_page("t", [], [Block("h", "f", (400, 1), [row])]).count("<img") == 1
@@ -153,10 +168,11 @@ def pages(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             weights = top / name / "checkpoints" / "last.safetensors"
             save_state(weights, build_model(config), None, {"n": 0}, trained_on=seen)
             (top / name / "config.toml").write_text(config.to_toml())
-    made = {name: top / f"{name}.html" for name in ("evaluation", "several", "sheet")}
+    made = {name: top / f"{name}.html" for name in ("evaluation", "motion", "several", "sheet")}
     shared = ["--shards", str(tiny_path)]
     for command, words in (
         (evaluate_cli, ["--weights", top / "molo", *shared, "--report", made["evaluation"], "--out", top / "r.json"]),
+        (evaluate_cli, ["--method", "motion", "--way", 2, "--groups", "any", *shared, "--report", made["motion"]]),
         (evaluate_cli, ["--compare", top / "molo", top / "otam", *shared, "--report", made["several"]]),
         (peek, [tiny_path, "--videos", 3, "--frames", 4, "--out", made["sheet"]]),
     ):
@@ -175,8 +191,11 @@ def test_the_commands_write_pages_that_say_their_figures(pages: dict[str, Path])
     assert text.count("<section class=example>") >= 2
     assert "reconstructed" in text
     assert text.count(" queries (") == len(list(re.finditer("<figcaption><b>", text)))
+    motion = pages["motion"].read_text()
+    assert motion.count("<section class=example>") >= 2
+    assert motion.count("violet up") == 1
     several = pages["several"].read_text()
-    assert several.count("<svg") == 2 * 1 + 1  # accuracies of both, one difference
+    assert several.count("<svg") == 3 + 2  # accuracies of both and of stored motion, differences from the first
     sheet = pages["sheet"].read_text()
     assert sheet.count("<section>") == 3
     assert sheet.count("<img") == 3 * 3 * 4 + 1  # three series, four frames, the colour wheel
