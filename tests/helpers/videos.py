@@ -11,9 +11,9 @@ import numpy as np
 from preprocess.decode import ffmpeg_program
 
 
-def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Smooth random colours: [height, width, 3] uint8."""
-    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+def texture(rng: np.random.Generator, height: int, width: int, *, cells: tuple[int, int] = (6, 8)) -> np.ndarray:
+    """Smooth random colours of so many `cells` down and across: [height, width, 3] uint8."""
+    coarse = rng.integers(0, 256, (*cells, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 

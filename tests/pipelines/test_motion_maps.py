@@ -137,6 +137,30 @@ def test_frames_are_the_same_with_and_without_motion(tiny_shards: ShardSet) -> N
     assert len(other.motion) == len(other.views)
 
 
+def test_motion_is_of_the_part_that_frames_show(tiny_shards: ShardSet) -> None:
+    rules = replace(RULES, resize=64, crop=40, random_crop=True, query_flip=True)  # frames are stored in 64 x 64
+    plans = [EpisodeStream(tiny_shards, "train", rules, seed=1).plan(n) for n in range(4)]
+    shown = [
+        (plan.reads[view.reads], view, motion.cut)
+        for plan in plans
+        for view, motion in zip(plan.views, plan.motion, strict=True)
+    ]
+    assert len({cut.box for _, _, cut in shown}) > 12
+    for reads, view, cut in shown:
+        first = view.indices[0]
+        assert cut.box == (reads.tops[first] / 64, reads.lefts[first] / 64, 40 / 64, 40 / 64)
+        assert cut.flip == view.flip
+
+
+def test_the_same_part_of_a_frame_at_any_size_has_the_same_motion(tiny_shards: ShardSet) -> None:
+    found = []
+    for resize, crop in ((72, 56), (144, 112), (72, 72)):
+        with open_loader(tiny_shards, replace(RULES, streams="motion", resize=resize, crop=crop)) as loader:
+            found.append(next(iter(loader)).query_motion)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2], atol=0.01)  # another part
+
+
 def test_backwards_is_the_order_and_the_sign_reversed(tiny_shards: ShardSet) -> None:
     stream = EpisodeStream(tiny_shards, "train", replace(RULES, query_reversal=True), seed=1)
     still = EpisodeStream(tiny_shards, "train", RULES, seed=1)

@@ -87,6 +87,16 @@ def test_frames_are_those_of_the_jpeg_set_without_its_loss(videos: Path, raw: Sh
                 assert np.abs(decode(payload).astype(int) - frame).mean() < 4  # sharp 4:2:0 colours at quality 90
         for series in ("diff1", "flow1"):
             assert jpeg.series(series).sha256 == raw.series(series).sha256
+        rules = EpisodeRules(way=2, frames=4, resize=48, crop=40, random_frames=True, random_crop=True, streams="both")
+        episodes = []
+        for shards in (raw, jpeg):
+            with EpisodeLoader(shards, "train", rules, executor="portable") as loader:
+                episodes.append(next(loader.episodes()))
+        one, other = episodes
+        assert one.query_motion.any()
+        assert torch.equal(one.support_motion, other.support_motion)
+        assert torch.equal(one.query_motion, other.query_motion)
+        assert 0 < (one.query - other.query).abs().mean() < 4 / 255 / 0.225  # the loss of the frames above
 
 
 @pytest.mark.parametrize("size", [(48, 64), (47, 33), (33, 48)])

@@ -20,10 +20,12 @@ import fsspec
 import numpy as np
 import pytest
 import requests
+import torch
 from click.testing import CliRunner
 from folders import command_line, digests, flip_bit
 from moto.server import ThreadedMotoServer
 
+from fsar import EpisodeLoader, EpisodeRules
 from fsar.cli.train import cli as train_cli
 from pipelines.decoding.jpeg import PortableExecutor
 from pipelines.decoding.raw import RawExecutor
@@ -117,6 +119,15 @@ def test_a_shard_set_at_a_url_is_read_as_one_in_a_folder(s3: str, tiny_path: Pat
             assert (one.decode(reads_of(here, series)) == other.decode(reads_of(there, series))).all()
             one.close()
             other.close()
+        rules = EpisodeRules(way=2, queries=2, frames=4, resize=64, crop=48, groups="any", streams="both")
+        loaders = (EpisodeLoader(shards, "train", rules, executor="portable", threads=1) for shards in (here, there))
+        episodes = []
+        for loader in loaders:
+            with loader:
+                episodes.append(next(loader.episodes()))
+        assert episodes[0].query_motion.any()
+        for name in ("support", "query", "support_motion", "query_motion"):
+            assert torch.equal(*(getattr(episode, name) for episode in episodes))
         folder = there.files
     assert not folder.exists()
     words = ["--shards", "s3://bucket/shards", "--cache-dir", str(tmp_path / "cache"), "--cache-size", "1GB"]

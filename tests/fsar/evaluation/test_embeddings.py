@@ -18,6 +18,8 @@ from fsar.evaluation.accuracy import Answers, answer, collect
 from fsar.evaluation.cache_keys import model_sha256
 from fsar.evaluation.embeddings import EmbeddingStore, clips_of, embed_rows, shuffle_clips
 from fsar.methods import FewShotMethod, method_options
+from fsar.run.build import build_model
+from fsar.run.config import build_config
 from pipelines.episodes.views import choose_views, draw_views, number_views
 from shards_spec import ShardSet
 from shards_spec.errors import ConfigError, FsarError
@@ -47,8 +49,10 @@ def in_views(loader: EpisodeLoader, model: FewShotMethod, *, shuffled: bool = Fa
             rows = np.concatenate([plan.support_rows, plan.query_rows])
             counts = (len(plan.support_rows), len(plan.query_rows), 0)
             chosen = np.concatenate(choose_views(plan.n, counts, loader.views, seed=loader.stream.seed, flips=False))
-            clips = clips_of(loader, draw_views(loader.stream, (rows << 16) + chosen))
-            yield plan, loader.assemble(plan, shuffle_clips(clips, rows.tolist()) if shuffled else clips)
+            drawn = draw_views(loader.stream, (rows << 16) + chosen)
+            clips = clips_of(loader, drawn)
+            motion = clips_of(loader, drawn, "motion") if loader.rules.reads_motion else None
+            yield plan, loader.assemble(plan, shuffle_clips(clips, rows.tolist()) if shuffled else clips, motion=motion)
 
     return collect(model, episodes())
 
@@ -71,6 +75,25 @@ def test_memory_and_store_give_the_answers_of_the_direct_way(
         assert all(same(direct, answer(model, loader, EPISODES, store=store)) for store in others)
     assert len(np.unique(direct.said)) > 1
     assert len(list(path.glob("*/part-*"))) == 2  # one of centre views, one of random ones; read afterwards
+
+
+def test_two_streams_in_memory_and_store_give_the_answers_of_the_direct_way(
+    tiny_shards: ShardSet, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = {"method": "otam", "trunk": "tiny", "trunk_weights": "random", "streams": "both"}
+    model, path, kept = build_model(build_config(config)), tmp_path / "e.zarr", []
+    model.set_rule(0.3)
+    with open_loader(tiny_shards, replace(RANDOM, streams="both"), views=2) as loader:
+        direct = in_views(loader, model)
+        for store in (None, Counting(path), Counting(path)):
+            found = answer(model, loader, EPISODES, store=store)
+            assert np.array_equal(found.said, direct.said)
+            assert all(np.array_equal(found.of_streams[name], direct.of_streams[name]) for name in found.of_streams)
+            kept += [store.made] if store else []
+    videos = len(np.unique(np.concatenate([direct.support.ravel(), direct.query.ravel()])))
+    assert kept == [2 * 2 * videos, 0]
+    assert not np.array_equal(direct.of_streams["frames"], direct.of_streams["motion"])
 
 
 def test_frames_are_shuffled_in_views_too(tiny_shards: ShardSet) -> None:

@@ -184,6 +184,28 @@ def test_evaluation_is_shared_out(alone: Path, tiny_path: Path, folder: Path) ->
             assert (folder / "3.zarr" / path.relative_to(folder / "1.zarr")).read_bytes() == path.read_bytes()
 
 
+def test_evaluation_of_two_streams_is_shared_out(tiny_path: Path, folder: Path) -> None:
+    """Each episode's share of motion is found by the process that has the episode."""
+    model = ["--method", "prototype", "--trunk", "tiny", "--trunk-weights", "random", "--shards", str(tiny_path)]
+    asked = ["--way", "2", "--shot", "2", "--groups", "any", "--episodes", "7", "--streams", "both"]
+    asked += [
+        "--stream-weight",
+        "support",
+        "--option",
+        "resize=64",
+        "--option",
+        "crop=64",
+        "--no-motion-control",
+        "--out",
+    ]
+    for count in (1, 2):
+        left = together(Command("fsar.cli.evaluate", [*model, *asked, f"streams-{count}.json"]), count, folder)
+        assert [one.code for one in left] == [0] * count, left[0].err
+    one, two = (json.loads((folder / f"streams-{count}.json").read_text()) for count in (1, 2))
+    assert one == two
+    assert 0 < one["share_of_motion"] < 1
+
+
 def test_an_interrupt_that_another_has_told_of_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "join", object)
     monkeypatch.setattr(launching, "_first_to_say", lambda *_: False)
