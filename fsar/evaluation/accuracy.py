@@ -203,7 +203,7 @@ def collect_embedded(
         if isinstance(model, TwoStreams):
             if calibrate:
                 model.fusion = _calibrated(model, compared, labels)
-            logits, weights = _mixed(model, loader, rows, own, compared)
+            logits, weights = _mixed(model, loader, rows, own, compared, precision=precision)
         else:
             (logits,), weights = (each.logits for each in compared.values()), None
     finally:
@@ -248,7 +248,8 @@ def _compared(
     embedding = embed_rows(loader, method, videos, precision=precision, shuffled=shuffled, store=store)
     places = places_in_embedding(loader, rows, videos)
     logits = torch.zeros(len(own), rows.query.shape[1], rows.classes.shape[1])
-    batches = episode_logits(method, embedding, places, own=own, texts=loader.texts, precision=precision)
+    texts = loader.texts if method.stream == "frames" else None  # texts of classes go with frames
+    batches = episode_logits(method, embedding, places, own=own, texts=texts, precision=precision)
     done = 0
     with tqdm(total=len(own), unit="episode", desc=label, leave=False) as bar:
         for batch in batches:  # [B, Q, way]
@@ -265,7 +266,13 @@ def _calibrated(model: TwoStreams, compared: Mapping[Stream, _Compared], labels:
 
 
 def _mixed(
-    model: TwoStreams, loader: EpisodeLoader, rows: EpisodeVideos, own: range, compared: Mapping[Stream, _Compared]
+    model: TwoStreams,
+    loader: EpisodeLoader,
+    rows: EpisodeVideos,
+    own: range,
+    compared: Mapping[Stream, _Compared],
+    *,
+    precision: str,
 ) -> tuple[Tensor, NDArray[np.float64]]:
     """Mix both streams' logits [own, Q, way]; return them, and the share of motion [N]."""
     frames, motion = compared["frames"].logits, compared["motion"].logits
@@ -275,7 +282,8 @@ def _mixed(
     mixed, weights = torch.zeros_like(frames), np.zeros(len(rows))
     for number, n in enumerate(own):
         support = {name: _support(each, n) for name, each in compared.items()}
-        fusion = of_support({name: each.method for name, each in compared.items()}, support, groups[rows.support[n]])
+        with autocast(loader.device, precision):
+            fusion = of_support({name: one.method for name, one in compared.items()}, support, groups[rows.support[n]])
         mixed[number], weights[n] = fusion.logits(frames[number], motion[number]), fusion.weight
     shared = torch.from_numpy(weights)
     ranks.add_up([shared])

@@ -62,7 +62,7 @@ def middle_of_best(found: list[float]) -> float:
         elif runs[-1]:
             runs.append([])
     longest = max(runs, key=len)
-    return (longest[0] + longest[-1]) / 2
+    return round((longest[0] + longest[-1]) / 2, 2)
 
 
 def of_support(
@@ -85,15 +85,20 @@ def of_support(
     """
     way, shot = groups.shape
     labels, flat = np.repeat(np.arange(way), shot), groups.ravel()
-    apart = (flat[:, None] != flat) | (labels[:, None] != labels)
     real = torch.ones(way, shot, dtype=torch.bool) if mask is None else mask.cpu()
-    allowed = torch.from_numpy(apart.reshape(-1, way, shot)) & real  # [S, way, shot]
-    usable = real.flatten() & allowed.any(dim=2).all(dim=1)
-    if not bool(usable.any()):
+    of_others = (flat[:, None] != flat) | (labels[:, None] != labels)
+    for apart in (of_others, ~np.eye(way * shot, dtype=bool)):
+        allowed = torch.from_numpy(apart.reshape(-1, way, shot)) & real  # [S, way, shot]
+        usable = real.flatten() & allowed.any(dim=2).all(dim=1)
+        if bool(usable.any()):
+            break
+    else:
         return Fusion()
     logits = {name: left_out(method, support[name], allowed)[usable].cpu().float() for name, method in methods.items()}
     frames, motion = logits["frames"], logits["motion"]
     spreads = spread(frames), spread(motion)
+    if apart is not of_others:  # videos of one group tell the spreads, and nothing else
+        return Fusion(0.5, *spreads)
     found = accuracies(spreads, frames, motion, torch.from_numpy(labels)[usable])
     best = [share for share, value in zip(SHARES, found, strict=True) if value == max(found)]
     return Fusion(sum(best) / len(best), *spreads)

@@ -21,7 +21,7 @@ from fsar.evaluation.accuracy import Result, evaluate
 from fsar.evaluation.overlap import training_record
 from fsar.evaluation.shared_episodes import fuse
 from fsar.loader import EpisodeLoader
-from fsar.methods import TwoStreams
+from fsar.methods import Fusion, TwoStreams
 from fsar.run import ranks
 from fsar.run.build import build_model, check_unlabelled, class_text_of, open_episodes
 from fsar.run.config import RunConfig
@@ -210,6 +210,8 @@ class Trainer:
         n, split = self.progress.n, self.config.select_on
         calibrate = self.two is not None and split != "test"
         result = self.evaluate(self.val_episodes, self.config.val_episodes, label="validate", calibrate=calibrate)
+        if self.two is not None:
+            self.two.fusion = Fusion()  # training has equal shares: a checkpoint does not hold what was chosen here
         log.write("val", n, split=split, accuracy=result.accuracy)
         tqdm.write(f"after {n} episodes, {split}: {result}")
         if result.accuracy > self.best_accuracy:

@@ -123,15 +123,16 @@ def test_bounds_decode_every_payload(setting: episodes.Setting, monkeypatch: pyt
     monkeypatch.setattr(
         "benchmarks.measure.bounds.simplejpeg.decode_jpeg", lambda payload, *_, **__: seen.append(payload)
     )
-    with PortableBound(plans, setting.shards, threads=2) as bound:
+    with PortableBound([plan.reads for plan in plans], setting.shards, threads=2) as bound:
         bound.run(3)
-    expected = [payload for plan in (*plans, plans[0]) for payload in payloads_of(plan, setting.shards)]
+    expected = [payload for plan in (*plans, plans[0]) for payload in payloads_of(plan.reads, setting.shards)]
     assert sorted(seen) == sorted(expected)
 
 
 @pytest.mark.skipif(not dali_is_installed(), reason="DALI is not installed")
 def test_dali_bound_delivers_what_is_asked(setting: episodes.Setting) -> None:
-    bound = DaliBound([setting.stream().plan(n) for n in range(2)], setting.shards, threads=1, device=setting.device)
+    reads = [setting.stream().plan(n).reads for n in range(2)]
+    bound = DaliBound(reads, setting.shards, threads=1, device=setting.device)
     runs = []
     original = bound._pipeline.run
     bound._pipeline.run = lambda: runs.append(original())
