@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from pipelines.episodes.motion import Cut, MotionView
+from pipelines.episodes.motion import Cut, MotionView, Weights
 from shards_spec.pictures import FLOW_ZERO
 
 SIDE = 32  # cells a side of a motion map
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-MOST_ROWS = 128  # whose 8-bit codes 16 bits can add up
+MOST_PLACES = 128  # whose 8-bit codes 16 bits can add up
 
 
 def motion_maps(fields: Sequence[Tensor], views: Sequence[MotionView], *, camera: str, channels: int) -> Tensor:
@@ -37,9 +39,26 @@ def motion_maps(fields: Sequence[Tensor], views: Sequence[MotionView], *, camera
     for number, view in enumerate(views):
         if view.indices:
             first, last = view.indices[0], view.indices[-1] + 1  # a clip's fields lie side by side
-            codes = _channels_first(fields[view.reads][first:last], channels)
-            maps[number] = segment_maps(codes, view, camera=camera)
+            maps[number] = segment_maps(fields[view.reads][first:last], view, camera=camera, channels=channels)
     return maps
+
+
+def segment_maps(codes: Tensor, view: MotionView, *, camera: str, channels: int) -> Tensor:
+    """Make the map [T, c, 32, 32] of a clip of uint8 codes [n, 2h, w, 1] of flow, or [n, h, w, 3].
+
+    All but the median is linear in the codes. So a clip of the whole frame is averaged over cells
+    first, and one of a part is summed by segments first: each is the cheaper way.
+    """
+    weights = torch.from_numpy(view.weights).to(codes.device, non_blocking=True)  # [T, n]
+    whole = view.cut.box == WHOLE
+    cells = whole_cells(_channels_first(codes, channels)) if whole or camera == "median" else None
+    if whole and cells is not None:
+        maps = _summed(weights, cells.means())
+    else:
+        maps = area_means(_channels_first(summed_codes(codes, view.weights), channels), view.cut)
+    if camera == "median" and cells is not None:
+        maps -= (weights @ cells.medians())[..., None, None]
+    return mirrored(maps) if view.cut.flip else maps
 
 
 def _channels_first(fields: Tensor, channels: int) -> Tensor:
@@ -49,22 +68,23 @@ def _channels_first(fields: Tensor, channels: int) -> Tensor:
     return rearrange(fields, "n h w c -> n c h w")
 
 
-def segment_maps(codes: Tensor, view: MotionView, *, camera: str) -> Tensor:
-    """Make the map [T, c, 32, 32] of a clip of uint8 codes [n, c, h, w].
+def summed_codes(codes: Tensor, weights: Weights) -> Tensor:
+    """Sum uint8 codes [n, ...], less that of no motion, by weights [T, n] -> float32 [T, ...].
 
-    All but the median is linear in the codes. So a clip of the whole frame is averaged over cells
-    first, and one of a part is summed by segments first: each is the cheaper way.
+    The weights of a segment have one sign. A CPU adds each field to its segment's running mean, so
+    that no field becomes float32 first.
     """
-    weights = torch.from_numpy(view.weights).to(codes.device, non_blocking=True)  # [T, n]
-    whole = view.cut.box == WHOLE
-    cells = whole_cells(codes) if whole or camera == "median" else None  # [n, c, 32, 32]
-    if whole and cells is not None:
-        maps = _summed(weights, cells)
-    else:
-        maps = area_means(_summed(weights, codes.float().sub_(FLOW_ZERO)), view.cut)
-    if camera == "median" and cells is not None:
-        maps -= (weights @ medians(cells))[..., None, None]
-    return mirrored(maps) if view.cut.flip else maps
+    if codes.device.type != "cpu":
+        return _summed(torch.from_numpy(weights).to(codes.device), codes.float().sub_(FLOW_ZERO))
+    fields, sums = codes.numpy(), np.zeros((len(weights), *codes.shape[1:]), np.float32)
+    for segment, row in zip(sums, weights, strict=True):
+        total = 0.0
+        for place in np.flatnonzero(row).tolist():
+            total += float(row[place])
+            cv2.accumulateWeighted(fields[place], segment, float(row[place]) / total)
+        segment -= FLOW_ZERO
+        segment *= total
+    return torch.from_numpy(sums)
 
 
 def _summed(weights: Tensor, values: Tensor) -> Tensor:
@@ -80,29 +100,49 @@ def mirrored(maps: Tensor) -> Tensor:
     return turned
 
 
-def medians(cells: Tensor) -> Tensor:
-    """Return the median [n, c] of cells [n, c, h, w]: the mean of the middle two."""
-    values = cells.flatten(2)
-    middle = values.shape[2] // 2
-    if values.device.type == "cpu":  # NumPy's is fifteen times as fast as torch's
-        parted = np.partition(values.numpy(), (middle - 1, middle), axis=2)
-        return torch.from_numpy((parted[..., middle - 1] + parted[..., middle]) / 2)
-    return (values.median(dim=2).values - (-values).median(dim=2).values) / 2
+class Cells(NamedTuple):
+    """Sums of the codes of 32 x 32 cells of whole fields.
+
+    Attributes:
+        sums: [n, c, 32, 32], int16 where a cell holds whole places; else float32 means, of one.
+        places: Places of a cell.
+    """
+
+    sums: Tensor
+    places: int
+
+    def means(self) -> Tensor:
+        """Return the mean [n, c, 32, 32] of each cell, less the code of no motion."""
+        return self.sums / self.places - FLOW_ZERO
+
+    def medians(self) -> Tensor:
+        """Return the median mean [n, c] over the cells: the mean of the middle two."""
+        values = self.sums.flatten(2)
+        middle = values.shape[2] // 2
+        if values.device.type == "cpu":  # NumPy's is many times as fast as torch's
+            parted = np.partition(values.numpy(), middle, axis=2)
+            upper, lower = parted[..., middle], parted[..., :middle].max(axis=2)
+            twice = torch.from_numpy(upper + lower)
+        else:
+            twice = values.sort(dim=2).values[..., middle - 1 : middle + 1].sum(dim=2)
+        return twice / (2 * self.places) - FLOW_ZERO
 
 
-def whole_cells(codes: Tensor) -> Tensor:
-    """Average uint8 codes [n, c, h, w], less the code of no motion, over 32 x 32 cells."""
-    height, width = codes.shape[-2:]
-    together = height // SIDE
-    if height % SIDE or together > MOST_ROWS:
-        return area_means(codes.float().sub_(FLOW_ZERO), Cut(WHOLE))
-    rows = rearrange(codes, "n c (cell row) w -> n c cell row w", row=together)  # [n, c, 32, rows of a cell, w]
-    summed = rows[:, :, :, 0].short()
-    for row in range(1, together):
-        summed += rows[:, :, :, row]
-    across = cells_table(width, 0.0, 1.0, str(codes.device))
-    cells: Tensor = summed.float().sub_(together * FLOW_ZERO) @ (across.T / together)
-    return cells
+def whole_cells(codes: Tensor) -> Cells:
+    """Sum uint8 codes [n, c, h, w] over 32 x 32 cells."""
+    height, width = (side // SIDE for side in codes.shape[-2:])
+    uneven = codes.shape[-2] % SIDE or codes.shape[-1] % SIDE
+    if uneven or height * width > MOST_PLACES:
+        return Cells(area_means(codes.float(), Cut(WHOLE)), 1)
+    rows = rearrange(codes, "n c (cell row) w -> n c cell row w", row=height)
+    down = rows[:, :, :, 0].short()  # [n, c, 32, w]
+    for row in range(1, height):
+        down += rows[:, :, :, row]
+    columns = down.numpy() if down.device.type == "cpu" else down  # NumPy takes every k-th faster than torch
+    sums = columns[..., 0::width]
+    for column in range(1, width):
+        sums = sums + columns[..., column::width]
+    return Cells(torch.as_tensor(sums), height * width)
 
 
 def area_means(fields: Tensor, cut: Cut) -> Tensor:
