@@ -19,7 +19,7 @@ from shards_spec.errors import FsarError
 
 SHELL = ("", "sh", "bash")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-VARYING = re.compile(r"\b[0-9a-f]{12}\b|[+-]*\d[\d.,]*|\b(yes|no)(?= \()|-+:")
+VARYING = re.compile(r"efficientnet-lite0|\btiny\b|\b[0-9a-f]{12}\b|[+-]*\d[\d.,]*|\b(yes|no)(?= \()|-+:")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
