@@ -123,13 +123,13 @@ class AskedAgain:
     def compared(self, plan: EpisodePlan, episode: Episode, query: int) -> Compared:
         """Compare the query at a place of an episode with its classes."""
         one, shards = _with_one_query(episode, query), self.loader.shards
+        groups = group_keys(len(shards.groups), shards.groups)[plan.support_rows]
         with autocast(self.loader.device, self.precision):
             found = {
                 name: _of_stream(method, motion_only(one) if name == "motion" else one)
                 for name, method in streams_of(self.model).items()
             }
-        groups = group_keys(len(shards.groups), shards.groups)[plan.support_rows]
-        logits = _mixed(self.model, found, groups.reshape(plan.way, plan.shot))
+            logits = _mixed(self.model, found, groups.reshape(plan.way, plan.shot))
         decoded = found["frames"].decoded if "frames" in found else None
         return Compared(logits[0].tolist(), _alignments(found), decoded)
 
