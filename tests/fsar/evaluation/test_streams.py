@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,14 @@ from fsar.cli import evaluate, train
 from fsar.evaluation.accuracy import answer
 from fsar.evaluation.fusion import calibrated, middle_of_best, of_support
 from fsar.evaluation.logits import decide
+from fsar.evaluation.shared_episodes import fuse
 from fsar.methods import Embedding, create_method
 from fsar.methods.class_text import ClassText
 from fsar.run.build import build_model
 from fsar.run.config import build_config
 from shards_spec import ShardSet
+from shards_spec.cli.shards import cli as shards_cli
+from shards_spec.errors import ConfigError
 from shards_spec.files import read_json
 
 
@@ -83,7 +88,29 @@ def test_the_support_is_looked_at_as_queries_are() -> None:
     groups = np.array([[0, 1], [0, 1], [2, 2]])  # a video of the third class has nothing of its own to look at
     support = {"frames": Embedding(scenes), "motion": Embedding(good)}
     assert of_support({"frames": model, "motion": model}, support, groups).weight > 0.5
-    assert of_support({"frames": model, "motion": model}, support, np.zeros((3, 2), np.int64)).weight == 0.5
+    unknown = of_support({"frames": model, "motion": model}, support, np.zeros((3, 2), np.int64))
+    assert unknown.weight == 0.5
+    assert unknown.frames == pytest.approx(unknown.motion, rel=0.5)  # the spreads are known all the same
+
+
+def test_a_given_share_needs_no_class_of_training(tiny_path: Path, tmp_path: Path) -> None:
+    """Each query's own spread would make every disagreement of two classes a tie."""
+    shutil.copytree(tiny_path, tmp_path / "shards")
+    dataset = read_json(tmp_path / "shards" / "dataset.json")
+    dataset["splits"] = {"test": dataset["splits"]["test"]}
+    (tmp_path / "shards" / "dataset.json").write_text(json.dumps(dataset))
+    assert call(shards_cli, "reindex", str(tmp_path / "shards")) == 0
+    table = {"method": "otam", "trunk": "tiny", "trunk_weights": "random", "streams": "both", "stream_weight": "0.5"}
+    table |= {"test_way": 2, "groups": "any", "resize": 64, "crop": 64, "val_episodes": 3}
+    config = build_config(table)
+    model = build_model(config)
+    with ShardSet.open(tmp_path / "shards") as shards:
+        assert fuse(model, shards, config, device=torch.device("cpu")) is None
+        assert model.fusion.weight == 0.5
+        assert min(model.fusion.frames, model.fusion.motion) > 0
+        model.set_rule("train")
+        with pytest.raises(ConfigError, match="has no classes of training or validation"):
+            fuse(model, shards, config, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("method", ["clip-fsar", "hyrsm"])
